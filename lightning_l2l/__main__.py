@@ -1,0 +1,3 @@
+from lightning_l2l.cli import main
+
+main()

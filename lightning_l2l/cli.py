@@ -1,0 +1,214 @@
+"""The command line: python -m lightning_l2l {fit,validate,test} --config NAME.yaml."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile, Namespace
+from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
+
+from lightning_l2l.callbacks import (
+    BestCheckpoint,
+    Comparison,
+    HyperparameterMetrics,
+    Interrupt,
+    LastCheckpoint,
+    MetaProgressBar,
+)
+from lightning_l2l.checkpoint import (
+    check_same_settings,
+    find_checkpoint,
+    read_checkpoint,
+)
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.meta_learner import MetaLearner
+from lightning_l2l.optimizees import EpisodeDataModule
+
+PACKAGE = Path(__file__).parent
+CONFIG_FOLDERS = (
+    PACKAGE.parent / "configs",
+    PACKAGE / "configs",
+)  # in a checkout, in an installed wheel
+
+
+class ConfigByName(ActionConfigFile):
+    """--config: a path, or the bare name of one of the package's own configs."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Resolves the name and applies the file."""
+        super().__call__(parser, cfg, str(find_config(values)), option_string)
+
+
+def find_config(name: str) -> Path:
+    """Returns the file that --config means.
+
+    Raises:
+        InvalidInputError: there is none; the message lists those there are.
+    """
+    for folder in (Path(), *CONFIG_FOLDERS):
+        if (folder / name).is_file() and (folder == Path() or "/" not in name):
+            return folder / name
+    known = sorted({path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")})
+    raise InvalidInputError(
+        f"--config is {name}, which is neither a file nor one of the package's own: choose {', '.join(known)}."
+    )
+
+
+class OneSentenceParser(LightningArgumentParser):
+    """Says what is wrong in one sentence, without the usage that would bury it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raises ``InvalidInputError``, which ``main`` prints."""
+        raise InvalidInputError(" ".join(message.split())) from ex
+
+
+class LearningToLearnCLI(LightningCLI):
+    """LightningCLI with this package's callbacks, defaults and ways of naming configs and checkpoints."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            MetaLearner,
+            EpisodeDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveStageConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            trainer_defaults={
+                "log_every_n_steps": 1,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "callbacks": [
+                    LastCheckpoint(),
+                    Interrupt(),
+                    MetaProgressBar(),
+                    HyperparameterMetrics(),
+                ],
+            },
+            args=args,
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Makes --config find configs by name."""
+        parser = OneSentenceParser(**kwargs)
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=ConfigByName,
+            help="A config's path, or the name of a shipped one.",
+        )
+        return parser
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands there are."""
+        commands = LightningCLI.subcommands()
+        return {name: commands[name] | {"weights_only"} for name in ("fit", "validate", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Callbacks that have settings."""
+        parser.add_lightning_class_args(Comparison, "comparison")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.set_defaults({"early_stopping.monitor": "val/meta_loss", "early_stopping.patience": 20})
+
+    def before_instantiate_classes(self) -> None:
+        """Finds the checkpoint, and goes on in its run's folder."""
+        config = self.config[self.subcommand]
+        if self.subcommand == "test":
+            config.verbose = False  # the race's table says it all
+        runs = runs_folder(config.trainer.logger)
+        if config.ckpt_path is None:
+            if self.subcommand != "fit":
+                raise InvalidInputError(
+                    f"--ckpt_path is missing, but {self.subcommand} needs a trained rule: give best, last or a path."
+                )
+        else:
+            path = find_checkpoint(config.ckpt_path, runs).resolve()
+            config.ckpt_path = str(path)
+            check_same_settings(read_checkpoint(path), config.model, resumes=self.subcommand == "fit")
+            if runs and path.parent.name == "checkpoints":
+                runs, config.trainer.logger.init_args.version = (
+                    path.parents[2],
+                    path.parents[1].name,
+                )
+        if runs:  # callbacks remember absolute paths, so that the same run is the same from any folder
+            (
+                config.trainer.logger.init_args.save_dir,
+                config.trainer.logger.init_args.name,
+            ) = str(runs.parent), runs.name
+
+    def after_instantiate_classes(self) -> None:
+        """Adds the rule's and the data's settings to the hyperparameters, for checkpoints and TensorBoard."""
+        config = self.config[self.subcommand]
+        self.model.save_hyperparameters({"rule": config.model.rule.as_dict()})
+        self.datamodule.save_hyperparameters({"data": config.data.as_dict()})
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the config as given: Lightning would let the checkpoint's settings silently beat it."""
+
+    def after_fit(self) -> None:
+        """Says how to go on."""
+        best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
+        if self.trainer.is_global_zero and best.best_model_path:
+            configs = " ".join(f"--config {name}" for name in config_names(sys.argv))
+            path = os.path.relpath(best.best_model_path)
+            print(f"Best {best.monitor}: {best.best_model_score:.4g}. Race it against the tuned baselines with")
+            print(f"  python -m lightning_l2l test {configs} --ckpt_path {path}")
+
+
+class SaveStageConfig(SaveConfigCallback):
+    """Keeps the settings of each command in the run's folder: config.yaml of fit, test.yaml of test."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Writes the file."""
+        self.config_filename = "config.yaml" if stage == "fit" else f"{stage}.yaml"
+        super().setup(trainer, pl_module, stage)
+
+
+def runs_folder(logger: Any) -> Path | None:
+    """Where runs of this name are kept; None without a TensorBoardLogger."""
+    if not isinstance(logger, Namespace) or not str(logger.get("class_path", "")).endswith("TensorBoardLogger"):
+        return None
+    return Path(logger.init_args.save_dir).resolve() / (logger.init_args.name or "lightning_logs")
+
+
+def config_names(arguments: list[str]) -> list[str]:
+    """The values of --config on the command line."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    flags = ("--config", "-c")
+    return [b if a in flags else a.split("=", 1)[1] for a, b in pairs if a in flags or a.startswith("--config=")]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line; bad input ends with one sentence and exit status 2."""
+    arguments = sys.argv[1:] if args is None else args
+    arguments = ["--print_config=comments" if a == "--print_config" else a for a in arguments]
+    quieten()
+    try:
+        LearningToLearnCLI(arguments)
+    except InvalidInputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def quieten() -> None:
+    """Silences notices that a user can do nothing about."""
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*overridden `on_after_batch_transfer`.*")
+    warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*no `predict.*")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: "Tip" not in record.getMessage()
+    )

@@ -1,0 +1,159 @@
+"""Learned against tuned hand-designed rules on the same held-out episodes: learning rates, curves, table, figure."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+from torch import Tensor
+
+from lightning_l2l.optimizees import Episodes
+from lightning_l2l.rules import NAG, SGD, Adam, HandDesignedRule, RMSprop
+from lightning_l2l.unroll import learning_curves
+
+BASELINES: tuple[type[HandDesignedRule], ...] = (SGD, NAG, RMSprop, Adam)
+LAST = 10  # steps whose mean loss is called final
+COLUMNS = ("experiment", "variant", "rule", "learning_rate", "episodes", "horizon")
+NUMBERS = ("initial", "at_20", "at_100", "last10", "sum")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One rule in a race.
+
+    Attributes:
+        rule: its name.
+        learning_rate: the tuned one; None for a learned rule.
+        curves: f(θ_0) .. f(θ_T) of every episode, [N, T + 1].
+    """
+
+    rule: str
+    learning_rate: float | None
+    curves: Tensor
+
+    def numbers(self) -> dict[str, float | None]:
+        """Means over the episodes: the loss before the first step, after 20 and 100, over the last ten, and summed.
+
+        ``at_20`` and ``at_100`` are None where the horizon is shorter; the sum is of steps 1 to the horizon.
+        """
+        mean = self.curves.double().mean(0)
+
+        def after(step: int) -> float | None:
+            return mean[step].item() if step < len(mean) else None
+
+        last = mean[1:][-LAST:].mean().item()
+        return dict(
+            zip(
+                NUMBERS,
+                (after(0), after(20), after(100), last, mean[1:].sum().item()),
+                strict=True,
+            )
+        )
+
+
+def learning_rates(rates_per_decade: int) -> Tensor:
+    """The grid on which learning rates are tuned: 1e-4 to 10, in equal ratios."""
+    return torch.logspace(-4, 1, 5 * rates_per_decade + 1)
+
+
+def final_loss(curves: Tensor) -> Tensor:
+    """Mean of the last ten steps of curves [..., T + 1]; infinite where that is not a number."""
+    return curves[..., 1:][..., -LAST:].mean(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+def tune(baseline: type[HandDesignedRule], episodes: Episodes, steps: int, rates: Tensor) -> float:
+    """Finds the learning rate with the best mean final loss (arXiv:1606.04474, section 3), all rates in one batch.
+
+    Args:
+        baseline: class of the rule.
+        episodes: E episodes to tune on.
+        steps: the horizon.
+        rates: what to choose from, [R].
+    """
+    each = rates.to(episodes.theta).repeat_interleave(len(episodes))[:, None]  # [R · E, 1]
+    curves = learning_curves(baseline(each), episodes.repeat(len(rates)), steps)
+    return rates[final_loss(curves).view(len(rates), len(episodes)).mean(1).argmin()].item()
+
+
+def results_rows(entries: Sequence[Entry], experiment: str, variant: str) -> list[dict[str, object]]:
+    """One row a rule, as ``results.csv`` holds it; a number the horizon is too short for is left empty."""
+    rows = []
+    for entry in entries:
+        episodes, steps = entry.curves.shape
+        values = (
+            experiment,
+            variant,
+            entry.rule,
+            entry.learning_rate,
+            episodes,
+            steps - 1,
+        )
+        numbers: dict[str, object] = {
+            name: None if value is None else f"{value:.6g}" for name, value in entry.numbers().items()
+        }
+        rows.append(dict(zip(COLUMNS, values, strict=True)) | numbers)
+    return rows
+
+
+def write_results(entries: Sequence[Entry], folder: Path, experiment: str, variant: str) -> None:
+    """Writes results.csv, curves.npz (mean and standard deviation per step of each rule) and curves.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS + NUMBERS)
+        writer.writeheader()
+        writer.writerows(results_rows(entries, experiment, variant))
+    arrays = {"variant": np.array(variant)}
+    for entry in entries:
+        arrays[f"{entry.rule}_mean"] = entry.curves.mean(0).numpy()
+        arrays[f"{entry.rule}_std"] = entry.curves.std(0, correction=0).numpy()
+    np.savez(folder / "curves.npz", **arrays)  # type: ignore[arg-type]
+    curves_figure(entries, f"{experiment} ({variant})").savefig(folder / "curves.png", dpi=150)
+
+
+def results_table(entries: Sequence[Entry], experiment: str, variant: str) -> Table:
+    """The table that the terminal shows; the best of each column is bold."""
+    episodes, steps = entries[0].curves.shape
+    table = Table(title=f"{experiment} ({variant}): mean loss over {episodes} fresh episodes of {steps - 1} steps")
+    table.add_column("rule")
+    table.add_column("learning rate", justify="right")
+    for name in NUMBERS:
+        table.add_column(name, justify="right")
+    rows = [entry.numbers() for entry in entries]
+    best = {name: min((x for row in rows if (x := row[name]) is not None), default=None) for name in NUMBERS}
+    for entry, row in zip(entries, rows, strict=True):
+        rate = "learned" if entry.learning_rate is None else f"{entry.learning_rate:.3g}"
+        cells = ["" if row[n] is None else f"{row[n]:.4g}" for n in NUMBERS]
+        marks = ["[bold]" * (row[n] is not None and row[n] == best[n] and n != "initial") for n in NUMBERS]
+        table.add_row(
+            entry.rule,
+            rate,
+            *(mark + cell for mark, cell in zip(marks, cells, strict=True)),
+        )
+    return table
+
+
+def curves_figure(entries: Sequence[Entry], title: str) -> Figure:
+    """Loss against step on a log scale: the mean, and a band that holds the middle two thirds of the episodes."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for entry in entries:
+        steps = np.arange(entry.curves.shape[1])
+        low, high = entry.curves.float().nan_to_num(torch.inf).quantile(torch.tensor([1 / 6, 5 / 6]), dim=0)
+        (line,) = axes.plot(
+            steps,
+            entry.curves.mean(0),
+            label=entry.rule,
+            zorder=3 - (entry.learning_rate is not None),
+        )
+        axes.fill_between(steps, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+    finite = torch.stack([e.curves.mean(0) for e in entries])
+    finite = finite[finite.isfinite()]
+    if len(finite):  # a rule that diverges must not flatten the others
+        axes.set_ylim(float(finite.min()) / 1.5, float(entries[0].curves[:, 0].mean()) * 2)
+    axes.set(title=title, xlabel="step", ylabel="loss", yscale="log")
+    axes.legend()
+    return figure

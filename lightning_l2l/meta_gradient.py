@@ -1,0 +1,73 @@
+"""How ∂L/∂φ is had from an unroll.
+
+Each function takes K steps and returns an objective whose gradient with respect to φ is that of the meta-loss
+L(φ) = mean over episodes of Σ_t w_t f(θ_t), so that the caller decides when and how (DDP, precision) to go backward.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_l2l.rules import UpdateRule
+from lightning_l2l.unroll import Optimizees, Run, Trajectory, unroll
+
+
+class Truncation(NamedTuple):
+    run: Run  # where the runs stand after K steps, cut from the graph
+    losses: Tensor  # f(θ_{t+1}) .. f(θ_{t+K}), [K, N], cut from the graph
+    update_size: Tensor  # root mean square of the updates, []
+    objective: Tensor  # [], call backward on it
+
+
+MetaGradient = Callable[[UpdateRule, Optimizees, Run, Tensor], Truncation]
+
+
+def first_order(rule: UpdateRule, episodes: Optimizees, run: Run, weights: Tensor) -> Truncation:
+    """The paper's meta-gradient, which takes ∇_t as independent of φ (arXiv:1606.04474, section 2).
+
+    No second backward pass through the optimizee is needed. The gradient ∇_s that is fed to the rule is also
+    ∂f(θ_s)/∂θ_s, and θ_s is θ_t plus the updates between them, so ∂L/∂g_t = G_t = Σ_{s>t} w_s ∇_s, a suffix sum of
+    gradients already at hand, and ∂L/∂φ = Σ_t ⟨G_t, ∂g_t/∂φ⟩: the gradient of Σ_t ⟨G_t, g_t⟩ with G_t held constant.
+
+    Args:
+        rule: the update rule, whose parameters are φ.
+        episodes: N episodes.
+        run: where the runs stand.
+        weights: w_{t+1} .. w_{t+K} of the losses, [K].
+    """
+    tape = rule.tape(run.theta, len(weights))
+    with torch.no_grad():
+        end, trajectory = unroll(tape, episodes, run, len(weights))
+        suffix_sum = torch.zeros_like(end.grad)
+        cotangents = []
+        for weight, grad in zip(weights.flip(0), trajectory.grads[::-1], strict=True):
+            suffix_sum = torch.addcmul(suffix_sum, weight / len(end.loss), grad)
+            cotangents.append(suffix_sum)
+        meta_grads = tape.backward(cotangents[::-1])
+    # a function linear in φ has the wanted gradient, and lets DDP's hooks see a backward pass through every parameter
+    terms = [(grad * phi).sum() for grad, phi in zip(meta_grads, rule.parameters(), strict=True)]
+    objective = torch.stack(terms).sum()
+    return _cut(end, trajectory, objective)
+
+
+def second_order(rule: UpdateRule, episodes: Optimizees, run: Run, weights: Tensor) -> Truncation:
+    """The exact meta-gradient of the truncation, through ∇_t = ∇f(θ_t) as well.
+
+    Needs an optimizee that is twice differentiable, and memory for the graph of every step of it.
+
+    Args:
+        rule: the update rule, whose parameters are φ.
+        episodes: N episodes.
+        run: where the runs stand.
+        weights: w_{t+1} .. w_{t+K} of the losses, [K].
+    """
+    end, trajectory = unroll(rule, episodes, run, len(weights))
+    objective = (weights @ trajectory.losses).mean()
+    return _cut(end, trajectory, objective)
+
+
+def _cut(end: Run, trajectory: Trajectory, objective: Tensor) -> Truncation:
+    update_size = torch.stack([update.detach().square().mean() for update in trajectory.updates]).mean().sqrt()
+    return Truncation(end.detach(), trajectory.losses.detach(), update_size, objective)

@@ -1,0 +1,160 @@
+"""Meta-training as a LightningModule."""
+
+import time
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_l2l import meta_gradient
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.optimizees import EpisodeDataModule, Episodes
+from lightning_l2l.optimizees.base import require_positive
+from lightning_l2l.rules import UpdateRule, deal_to_cores
+from lightning_l2l.schedule import cosine_decay
+from lightning_l2l.unroll import learning_curves, start
+
+LAST = 10  # steps whose mean loss is called final
+
+
+class MetaLearner(LightningModule):
+    """Learns an update rule: Adam on φ descends L(φ) = E_f[Σ_t w_t f(θ_t)] (arXiv:1606.04474, section 2, equation 3).
+
+    Each meta-batch is a number of episodes side by side, run over their whole horizon and cut into truncations of
+    ``unroll`` steps. Each truncation gives one step of Adam; θ and the rule's state are carried to the next.
+
+    Args:
+        rule: the update rule to learn.
+        unroll: K, steps between two meta-steps; must divide the horizon.
+        learning_rate: of Adam on φ at the start.
+        final_learning_rate: of Adam on φ at the end, approached along half a cosine; null keeps it constant.
+        gradient_clip: largest norm of the meta-gradient; it is scaled down to it.
+        loss_weights: w_1 .. w_T, one for each step of the horizon; null weighs every step 1, as the paper does.
+        second_order: differentiate through the optimizee's gradients as well, which the paper leaves out.
+    """
+
+    def __init__(
+        self,
+        rule: UpdateRule,
+        unroll: int = 20,
+        learning_rate: float = 0.001,
+        final_learning_rate: float | None = None,
+        gradient_clip: float = 1.0,
+        loss_weights: list[float] | None = None,
+        second_order: bool = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.save_hyperparameters(ignore=["rule"])
+        self.rule = rule
+        self.unroll = unroll
+        self.learning_rate = learning_rate
+        self.final_learning_rate = learning_rate if final_learning_rate is None else final_learning_rate
+        self.gradient_clip = gradient_clip
+        self.loss_weights = loss_weights
+        self.meta_gradient = meta_gradient.second_order if second_order else meta_gradient.first_order
+        self.skipped_steps = 0
+        for key in ("unroll", "learning_rate", "final_learning_rate", "gradient_clip"):
+            require_positive(f"model.{key}", getattr(self, key))
+
+    def setup(self, stage: str) -> None:
+        """Checks what needs the data to be known."""
+        horizon = self.datamodule.horizon
+        if stage == "fit" and horizon % self.unroll:
+            raise InvalidInputError(
+                f"data.horizon is {horizon}, which model.unroll={self.unroll} does not divide: make the horizon a "
+                "multiple of the unroll."
+            )
+        if stage == "fit" and self.trainer.precision in ("16-mixed", "16-true"):
+            raise InvalidInputError(
+                f"trainer.precision is {self.trainer.precision}, whose range is too small for meta-gradients: use "
+                "bf16-mixed."
+            )
+        if self.loss_weights is not None and len(self.loss_weights) != horizon:
+            raise InvalidInputError(
+                f"model.loss_weights has {len(self.loss_weights)} entries, but data.horizon is {horizon}: give one for "
+                "each step."
+            )
+
+    @property
+    def datamodule(self) -> EpisodeDataModule:
+        """Where the episodes come from."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
+    def step_weights(self) -> Tensor:
+        """w_1 .. w_T, [T]."""
+        weights = self.loss_weights or [1.0] * self.datamodule.horizon
+        return torch.tensor(weights, device=self.device, dtype=self.rule_dtype)
+
+    @property
+    def rule_dtype(self) -> torch.dtype:
+        """The floating point type of φ, in which episodes are run."""
+        return next(self.rule.parameters()).dtype
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Adam on φ, its learning rate decayed once a meta-batch."""
+        optimizer = torch.optim.Adam(self.rule.parameters(), lr=self.learning_rate)
+        decay = cosine_decay(
+            self.trainer.estimated_stepping_batches,
+            self.final_learning_rate / self.learning_rate,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, decay)}}
+
+    def on_after_batch_transfer(self, batch: Episodes, dataloader_idx: int) -> Episodes:
+        """Gives the episodes the rule's floating point type."""
+        return batch.to(self.device, self.rule_dtype)
+
+    def training_step(self, episodes: Episodes, batch_idx: int) -> None:
+        """Runs the episodes over their horizon, with one meta-step for each truncation."""
+        began = time.perf_counter()
+        rule = deal_to_cores(self.rule, episodes.theta)
+        run = start(rule, episodes)
+        truncations = []
+        for weights in self.step_weights.split(self.unroll):
+            truncation = self.meta_gradient(rule, episodes, run, weights)
+            norm = self.meta_step(truncation.objective)
+            truncations.append((weights @ truncation.losses.mean(1), norm, truncation.update_size))
+            run = truncation.run
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+        losses, norms, sizes = torch.tensor(truncations).T
+        metrics = {
+            "train/meta_loss": losses.sum(),
+            "train/meta_gradient_norm": norms.mean(),
+            "train/update_size": sizes.mean(),
+            "train/meta_learning_rate": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
+            "train/episodes_per_second": len(episodes) * self.trainer.world_size / (time.perf_counter() - began),
+            "train/skipped_steps": float(self.skipped_steps),
+        }
+        self.log_dict(metrics, batch_size=len(episodes))
+
+    def meta_step(self, objective: Tensor) -> Tensor:
+        """Takes one step of Adam on φ and returns the meta-gradient's norm; skips the step where that is not finite."""
+        optimizer = self.optimizers()
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        self.manual_backward(objective)
+        norm = torch.nn.utils.clip_grad_norm_(self.rule.parameters(), self.gradient_clip)
+        if norm.isfinite():  # the same in every process, since DDP has averaged the gradients
+            optimizer.step()  # type: ignore[union-attr]
+        else:
+            self.skipped_steps += 1
+        return norm
+
+    def validation_step(self, episodes: Episodes, batch_idx: int) -> Tensor:
+        """Runs whole horizons without meta-gradients; returns the learning curves f(θ_0) .. f(θ_T), [N, T + 1]."""
+        return self._evaluate(episodes, "val")
+
+    def test_step(self, episodes: Episodes, batch_idx: int) -> Tensor:
+        """As ``validation_step``, on fresh episodes."""
+        return self._evaluate(episodes, "test")
+
+    def _evaluate(self, episodes: Episodes, stage: str) -> Tensor:
+        curves = learning_curves(self.rule, episodes, self.datamodule.horizon)
+        metrics = {
+            f"{stage}/meta_loss": (curves[:, 1:] @ self.step_weights).mean(),
+            f"{stage}/final_loss": curves[:, 1:][:, -LAST:].mean(),
+        }
+        self.log_dict(metrics, batch_size=len(episodes), sync_dist=True)
+        return curves

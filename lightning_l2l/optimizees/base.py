@@ -1,0 +1,189 @@
+"""Episodes, and the DataModule that deals them out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import islice
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_l2l.errors import InvalidInputError
+
+Split = Literal["train", "val", "tune", "test"]
+"""Meta-training, validation, tuning of the baselines' learning rates, and test: their episodes never meet."""
+
+
+@dataclass(frozen=True)
+class Episodes(ABC):
+    """N runs side by side: where each starts, and everything its losses need.
+
+    A subclass adds fields and writes ``loss``. A tensor field has the N episodes in its first dimension; any other
+    field is shared by all of them.
+
+    Attributes:
+        theta: the parameters θ_0 at which each run starts, [N, P].
+    """
+
+    theta: Tensor
+
+    @abstractmethod
+    def loss(self, theta: Tensor, step: int) -> Tensor:
+        """Returns each episode's own loss f(θ), [N].
+
+        Args:
+            theta: parameters, [N, P]. Episode n's loss depends on row n alone.
+            step: number t of the minibatch, 0 to the horizon.
+        """
+
+    def value_and_grad(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Returns the loss of each episode, [N], and its gradient, [N, P].
+
+        The sum's gradient holds each episode's own in its row, at its own scale: averaging over the episodes first
+        would feed the update rule gradients N times too small.
+        """
+
+        def total(theta: Tensor) -> tuple[Tensor, Tensor]:
+            losses = self.loss(theta, step)
+            return losses.sum(), losses
+
+        grad, losses = torch.func.grad(total, has_aux=True)(theta)
+        return losses, grad
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None, **_: Any) -> Self:
+        """Moves every tensor, and whatever else can be moved, to a device; floating point tensors also to a type."""
+        moved = {}
+        for name, value in self._fields().items():
+            if isinstance(value, Tensor):
+                moved[name] = value.to(device, dtype if value.is_floating_point() else None)
+            elif hasattr(value, "to"):
+                moved[name] = value.to(device)
+        return replace(self, **moved)
+
+    def repeat(self, times: int) -> Self:
+        """Returns the N episodes ``times`` over, all of them and then all again: [N, ...] becomes [times · N, ...]."""
+        tensors = {name: value for name, value in self._fields().items() if isinstance(value, Tensor)}
+        return replace(
+            self,
+            **{name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in tensors.items()},
+        )
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __len__(self) -> int:
+        return len(self.theta)
+
+
+class EpisodeDataModule(LightningDataModule, ABC):
+    """Deals out episodes. An episode is a number: its dataset is a range, and the same number gives the same episode.
+
+    That makes reproducing a run, sharding it over processes and resuming it free. Every epoch of meta-training sees
+    episodes of its own.
+
+    Args:
+        horizon: T, the number of steps of one run.
+        episodes_per_batch: N, how many episodes run side by side on one device; one meta-batch.
+        train_episodes: episodes in an epoch of meta-training, over all devices.
+        val_episodes: episodes that each validation runs.
+        tuning_episodes: episodes on which the baselines' learning rates are tuned.
+        test_episodes: fresh episodes that the test runs.
+        seed: another seed gives other episodes in every split.
+    """
+
+    def __init__(
+        self,
+        horizon: int = 100,
+        episodes_per_batch: int = 1,
+        train_episodes: int = 100,
+        val_episodes: int = 20,
+        tuning_episodes: int = 20,
+        test_episodes: int = 100,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.horizon = horizon
+        self.episodes_per_batch = episodes_per_batch
+        self.train_episodes = train_episodes
+        self.val_episodes = val_episodes
+        self.tuning_episodes = tuning_episodes
+        self.test_episodes = test_episodes
+        self.seed = seed
+        for key in (
+            "horizon",
+            "episodes_per_batch",
+            *(f"{s}_episodes" for s in ("train", "val", "tuning", "test")),
+        ):
+            require_positive(f"data.{key}", getattr(self, key))
+        if train_episodes % episodes_per_batch:
+            raise InvalidInputError(
+                f"data.train_episodes is {train_episodes}, which data.episodes_per_batch={episodes_per_batch} does not "
+                "divide: make it a multiple, so that every meta-batch is full."
+            )
+
+    @property
+    def variant(self) -> str:
+        """Which form of the optimizee this is, for the results."""
+        return "default"
+
+    @abstractmethod
+    def episodes(self, split: Split, numbers: Sequence[int]) -> Episodes:
+        """Builds the episodes of a split with these numbers, drawing all that is random from ``self.random``."""
+
+    def random(self, split: Split, number: int) -> np.random.Generator:
+        """The source of all randomness of one episode: a stream that no other episode of any split shares."""
+        return np.random.default_rng([self.seed, get_args(Split).index(split), number])
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train", self.train_episodes)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("val", self.val_episodes)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test", self.test_episodes)
+
+    def tuning_episodes_batch(self) -> Episodes:
+        """All episodes on which learning rates are tuned, in one batch."""
+        return self.episodes("tune", range(self.tuning_episodes))
+
+    def _loader(self, split: Split, count: int) -> DataLoader:
+        collate = partial(self._collate, split)
+        return EpisodeLoader(range(count), batch_size=self.episodes_per_batch, collate_fn=collate)  # type: ignore[arg-type]
+
+    def _collate(self, split: Split, numbers: Sequence[int]) -> Episodes:
+        if split == "train" and self.trainer is not None:  # an epoch's episodes follow those of the epoch before
+            numbers = [self.trainer.current_epoch * self.train_episodes + number for number in numbers]
+        return self.episodes(split, numbers)
+
+
+class EpisodeLoader(DataLoader):
+    """A DataLoader that knows how far it is, so that a run stopped in the middle of an epoch goes on from there."""
+
+    position = 0
+
+    def __iter__(self) -> Iterator[Episodes]:  # type: ignore[override]
+        skip = self.position % len(self)
+        self.position = skip
+        for numbers in islice(iter(self.batch_sampler), skip, None):  # type: ignore[arg-type]
+            self.position += 1
+            yield self.collate_fn([self.dataset[number] for number in numbers])
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint keeps: the number of batches dealt; an epoch that is over counts as none."""
+        return {"position": self.position % len(self)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Goes on after that many batches."""
+        self.position = state_dict["position"]
+
+
+def require_positive(key: str, value: float) -> None:
+    """Raises ``InvalidInputError`` unless a setting is above zero."""
+    if value <= 0:
+        raise InvalidInputError(f"{key} is {value}, but it must be positive: give a value above 0.")

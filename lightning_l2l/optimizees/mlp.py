@@ -1,0 +1,40 @@
+"""The paper's small classifier (arXiv:1606.04474, section 3.2)."""
+
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor, nn
+
+from lightning_l2l.errors import InvalidInputError
+
+ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+class MLP(nn.Sequential):
+    """A multilayer perceptron on flattened images: [B, C, H, W] in, logits [B, classes] out.
+
+    Args:
+        inputs: number of pixels C · H · W.
+        hidden_sizes: units of each hidden layer; the paper trains on one layer of 20.
+        classes: number of labels.
+        activation: sigmoid, relu or tanh.
+    """
+
+    def __init__(
+        self,
+        inputs: int = 784,
+        hidden_sizes: tuple[int, ...] = (20,),
+        classes: int = 10,
+        activation: Literal["sigmoid", "relu", "tanh"] = "sigmoid",
+    ) -> None:
+        sizes = [inputs, *hidden_sizes]
+        if min(sizes) <= 0:
+            raise InvalidInputError(f"inputs and hidden_sizes are {sizes}, but layers need at least one unit.")
+        hidden: list[nn.Module] = []
+        for size, next_size in pairwise(sizes):
+            hidden += [nn.Linear(size, next_size), ACTIVATIONS[activation]()]
+        super().__init__(nn.Flatten(), *hidden, nn.Linear(sizes[-1], classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the logits of a batch of images, [B, classes]."""
+        return super().forward(images)

@@ -1,0 +1,79 @@
+"""Random quadratic functions (arXiv:1606.04474, section 3.1)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_l2l.optimizees.base import (
+    EpisodeDataModule,
+    Episodes,
+    Split,
+    require_positive,
+)
+
+
+@dataclass(frozen=True)
+class QuadraticEpisodes(Episodes):
+    """f(θ) = ‖Wθ − y‖² with W [N, D, D] and y [N, D]; the same at every step."""
+
+    matrix: Tensor
+    target: Tensor
+
+    def loss(self, theta: Tensor, step: int) -> Tensor:
+        return self._residual(theta).square().sum(-1)
+
+    def value_and_grad(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The closed form, 2 Wᵀ(Wθ − y), which autograd would take three times as long to find."""
+        residual = self._residual(theta)
+        return residual.square().sum(-1), 2 * (residual[:, None] @ self.matrix)[:, 0]
+
+    def _residual(self, theta: Tensor) -> Tensor:
+        return (self.matrix @ theta[..., None])[..., 0] - self.target
+
+
+class Quadratics(EpisodeDataModule):
+    """Each episode is a random quadratic function f(θ) = ‖Wθ − y‖².
+
+    ``uniform`` draws W and y from U[0, 1], as the paper's figure and its authors' code do: curves start at D/3.
+    ``gaussian`` draws them from N(0, 1), as the paper's text says.
+
+    Args:
+        distribution: of the entries of W and y: uniform or gaussian.
+        dimension: D, number of coordinates of θ.
+        init_std: standard deviation of θ_0 ~ N(0, init_std²).
+        kwargs: see ``EpisodeDataModule``.
+    """
+
+    def __init__(
+        self,
+        distribution: Literal["uniform", "gaussian"] = "uniform",
+        dimension: int = 10,
+        init_std: float = 0.01,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        require_positive("data.dimension", dimension)
+        self.distribution = distribution
+        self.dimension = dimension
+        self.init_std = init_std
+
+    @property
+    def variant(self) -> str:
+        """Which distribution, for the results."""
+        return self.distribution
+
+    def episodes(self, split: Split, numbers: Sequence[int]) -> QuadraticEpisodes:
+        """Builds the quadratic functions with these numbers."""
+        drawn = np.stack([self._draw(self.random(split, number)) for number in numbers])  # [N, D, D + 2]
+        matrix, target, theta = torch.from_numpy(drawn).split([self.dimension, 1, 1], dim=-1)
+        return QuadraticEpisodes(theta[..., 0].contiguous(), matrix.contiguous(), target[..., 0].contiguous())
+
+    def _draw(self, random: np.random.Generator) -> np.ndarray:
+        draw = random.random if self.distribution == "uniform" else random.standard_normal
+        function = draw((self.dimension, self.dimension + 1), dtype=np.float32)
+        theta = self.init_std * random.standard_normal((self.dimension, 1), dtype=np.float32)
+        return np.concatenate([function, theta], axis=1)

@@ -1,0 +1,97 @@
+"""The one loop in which anything is ever optimized: meta-training, validation, baselines and tests all run it."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lightning_l2l.rules import State, Tape, UpdateRule, deal_to_cores
+
+
+class Optimizees(Protocol):
+    """What the loop asks of N episodes side by side."""
+
+    @property
+    def theta(self) -> Tensor:
+        """Where the runs start, θ_0, [N, P]."""
+        ...
+
+    def value_and_grad(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Returns the loss of each episode at θ on its minibatch number ``step``, [N], and its gradient, [N, P]."""
+        ...
+
+
+class Run(NamedTuple):
+    """Where N runs stand after t steps: all that is needed to go on."""
+
+    step: int  # t
+    theta: Tensor  # θ_t, [N, P]
+    state: State  # h_t of the update rule
+    loss: Tensor  # f(θ_t) on minibatch t, [N]
+    grad: Tensor  # ∇_t, the gradient of that loss, [N, P]
+
+    def detach(self) -> "Run":
+        """Cuts the graph here: where one truncation ends and the next goes on with the same θ and state."""
+        return pytree.tree_map_only(Tensor, Tensor.detach, self)
+
+
+class Trajectory(NamedTuple):
+    """What K steps from θ_t to θ_{t+K} left behind, for the meta-gradient and for learning curves."""
+
+    losses: Tensor  # f(θ_{t+1}) .. f(θ_{t+K}), [K, N]
+    grads: list[Tensor]  # ∇_{t+1} .. ∇_{t+K}, each [N, P]
+    updates: list[Tensor]  # g_t .. g_{t+K-1}, each [N, P]
+
+
+def start(rule: UpdateRule, episodes: Optimizees) -> Run:
+    """Begins a run: θ_0, the rule's first state, and the loss and gradient at θ_0."""
+    loss, grad = episodes.value_and_grad(episodes.theta, 0)
+    return Run(0, episodes.theta, rule.init(episodes.theta), loss, grad)
+
+
+def unroll(rule: UpdateRule | Tape, episodes: Optimizees, run: Run, steps: int) -> tuple[Run, Trajectory]:
+    """Takes K steps θ_{t+1} = θ_t + g_t, evaluating the loss and the gradient once after each.
+
+    With gradients enabled, everything here is differentiable with respect to φ, through θ_t and ∇_t too.
+
+    Args:
+        rule: the update rule, or a tape of it that remembers its steps.
+        episodes: what is optimized; asked for minibatches t+1 to t+K.
+        run: where the runs stand.
+        steps: K.
+
+    Returns:
+        Where the runs stand now, and what happened on the way.
+    """
+    losses, grads, updates = [], [], []
+    for _ in range(steps):
+        update, state = rule.update(run.grad, run.state)
+        theta = run.theta + update
+        loss, grad = episodes.value_and_grad(theta, run.step + 1)
+        run = Run(run.step + 1, theta, state, loss, grad)
+        losses.append(loss)
+        grads.append(grad)
+        updates.append(update)
+    return run, Trajectory(torch.stack(losses), grads, updates)
+
+
+@torch.no_grad()
+def learning_curves(rule: UpdateRule, episodes: Optimizees, steps: int) -> Tensor:
+    """Runs the whole horizon without a meta-gradient.
+
+    Args:
+        rule: the update rule.
+        episodes: N episodes.
+        steps: the horizon T.
+
+    Returns:
+        f(θ_0) .. f(θ_T) of every episode, [N, T + 1].
+    """
+    rule = deal_to_cores(rule, episodes.theta)
+    run = start(rule, episodes)
+    losses = [run.loss]
+    for _ in range(steps):  # one step at a time, so that nothing but the losses is kept
+        run, trajectory = unroll(rule, episodes, run, 1)
+        losses.append(trajectory.losses[0])
+    return torch.stack(losses, dim=1)
