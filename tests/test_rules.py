@@ -1,0 +1,132 @@
+"""Update rules against known answers, and one list of rules over one list of properties."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.rules import NAG, SGD, Adam, CoordinatewiseLSTM, RMSprop, Tape
+from lightning_l2l.rules.lstm import preprocess_gradient
+from lightning_l2l.rules.sliced import Sliced
+
+RULES = {
+    "SGD": lambda: SGD(0.1),
+    "NAG": lambda: NAG(0.1),
+    "RMSprop": lambda: RMSprop(0.1),
+    "Adam": lambda: Adam(0.1),
+    "LSTM": lambda: CoordinatewiseLSTM(hidden_size=5),
+    "LSTM on plain gradients": lambda: CoordinatewiseLSTM(hidden_size=5, num_layers=1, preprocessing=None),
+}
+
+
+@pytest.fixture(params=RULES)
+def rule(request):
+    return RULES[request.param]().double()
+
+
+def run(rule, grads):
+    """The steps that a rule takes on gradients [T, N, P]."""
+    state, steps = rule.init(torch.zeros_like(grads[0])), []
+    for grad in grads:
+        step, state = rule.update(grad, state)
+        steps.append(step)
+    return torch.stack(steps)
+
+
+@pytest.mark.parametrize(
+    ("grad", "want"),
+    [
+        (1.0, (0.0, 1.0)),
+        (math.exp(-10), (-1.0, 1.0)),
+        (0.0, (-1.0, 0.0)),
+        (-math.e, (0.1, -1.0)),
+        (math.exp(-11), (-1.0, math.exp(-1))),
+        (-math.exp(-12), (-1.0, -math.exp(-2))),
+    ],
+)
+def test_preprocessing_has_the_values_of_appendix_a(grad, want):
+    result = preprocess_gradient(torch.tensor([grad], dtype=torch.float64), p=10)
+    torch.testing.assert_close(result[:, 0], torch.tensor(want, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+def test_permuting_coordinates_permutes_steps(rule):
+    grads = torch.randn(6, 2, 7, dtype=torch.float64)
+    order = torch.randperm(7)
+    torch.testing.assert_close(run(rule, grads[..., order]), run(rule, grads)[..., order])
+
+
+def test_a_coordinates_step_ignores_the_others(rule):
+    grads = torch.randn(4, 1, 3, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda g: run(rule, g)[:, 0], grads)[:, :, :, 0]  # [T, P, T, P]
+    across = jacobian.transpose(1, 2)[:, :, ~torch.eye(3, dtype=torch.bool)]
+    assert jacobian.abs().max() > 0
+    assert across.abs().max() == 0
+
+
+def test_episodes_do_not_mix(rule):
+    grads = torch.randn(5, 3, 4, dtype=torch.float64)
+    torch.testing.assert_close(run(rule, grads)[:, 1:2], run(rule, grads[:, 1:2]))
+
+
+@pytest.mark.parametrize(
+    ("rule", "optimizer"),
+    [
+        (SGD(0.03), lambda p: torch.optim.SGD(p, lr=0.03)),
+        (NAG(0.03), lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9, nesterov=True)),
+        (RMSprop(0.03), lambda p: torch.optim.RMSprop(p, lr=0.03)),
+        (Adam(0.03), lambda p: torch.optim.Adam(p, lr=0.03)),
+    ],
+    ids=["SGD", "NAG", "RMSprop", "Adam"],
+)
+def test_hand_designed_rules_step_as_torch_optim_does(rule, optimizer):
+    theta = torch.nn.Parameter(torch.randn(2, 5, dtype=torch.float64))
+    ours, state, optimizer = theta.detach().clone(), rule.init(theta), optimizer([theta])
+    for _ in range(20):
+        theta.grad = torch.randn_like(theta)
+        optimizer.step()
+        step, state = rule.double().update(theta.grad, state)
+        ours = ours + step
+        torch.testing.assert_close(ours, theta.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_a_tensor_of_rates_gives_each_episode_its_own():
+    grads = torch.randn(3, 2, 4)
+    both = run(Adam(torch.tensor([[0.1], [0.02]])), grads)
+    torch.testing.assert_close(both[:, 0], run(Adam(0.1), grads)[:, 0])
+    torch.testing.assert_close(both[:, 1], run(Adam(0.02), grads)[:, 1])
+
+
+@pytest.mark.parametrize("make", [lambda: SGD(0.0), lambda: Adam(-1.0), lambda: CoordinatewiseLSTM(hidden_size=0)])
+def test_non_positive_settings_are_refused(make):
+    with pytest.raises(InvalidInputError, match="must be positive"):
+        make()
+
+
+@pytest.mark.parametrize("name", ["LSTM", "LSTM on plain gradients"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("slices", [1, 3])
+def test_the_written_out_backward_pass_is_autograds(name, dtype, tolerance, slices):
+    rule = RULES[name]().to(dtype)
+    grads, cotangents = torch.randn(2, 6, 2, 5, dtype=dtype)
+    sliced = Sliced(rule, slices, threads=2)
+    results = []
+    for tape, owner in ((Tape(rule), rule), (sliced.tape(grads[0], 6), sliced), (sliced.tape(grads[0], 6), sliced)):
+        state, steps = owner.init(grads[0]), []
+        for grad in grads:
+            step, state = tape.update(grad, state)
+            steps.append(step)
+        results.append((torch.stack(steps), tape.backward(list(cotangents))))
+    (want_steps, want), *others = results
+    for steps, got in others:  # the second time on buffers used before
+        torch.testing.assert_close(steps, want_steps.detach(), rtol=tolerance, atol=tolerance)
+        for a, b in zip(got, want, strict=True):
+            assert (a - b).norm() <= tolerance * b.norm()
+
+
+def test_slices_take_the_same_steps_without_gradients():
+    rule = CoordinatewiseLSTM()
+    grads = torch.randn(4, 3, 11)
+    with torch.no_grad():
+        torch.testing.assert_close(run(Sliced(rule, 4, threads=2), grads), run(rule, grads))
+    torch.testing.assert_close(run(Sliced(rule, 4, threads=2), grads), run(rule, grads))
