@@ -158,7 +158,6 @@ class HyperparameterMetrics(Callback):
         """Logs the settings."""
         if isinstance(trainer.logger, TensorBoardLogger):
             settings = {**pl_module.hparams, **trainer.datamodule.hparams}  # type: ignore[attr-defined]
-            settings["variant"] = trainer.datamodule.variant  # type: ignore[attr-defined]
             trainer.logger.log_hyperparams(settings, {self.METRIC: torch.nan})
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

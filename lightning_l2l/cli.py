@@ -10,7 +10,6 @@ from typing import Any
 from jsonargparse import ActionConfigFile, Namespace
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.cli import (
-    ArgsType,
     LightningArgumentParser,
     LightningCLI,
     SaveConfigCallback,
@@ -74,7 +73,8 @@ class OneSentenceParser(LightningArgumentParser):
 class LearningToLearnCLI(LightningCLI):
     """LightningCLI with this package's callbacks, defaults and ways of naming configs and checkpoints."""
 
-    def __init__(self, args: ArgsType = None) -> None:
+    def __init__(self, arguments: list[str]) -> None:
+        self.arguments = arguments
         super().__init__(
             MetaLearner,
             EpisodeDataModule,
@@ -94,7 +94,7 @@ class LearningToLearnCLI(LightningCLI):
                     HyperparameterMetrics(),
                 ],
             },
-            args=args,
+            args=arguments,
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -119,7 +119,13 @@ class LearningToLearnCLI(LightningCLI):
         parser.add_lightning_class_args(Comparison, "comparison")
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
-        parser.set_defaults({"early_stopping.monitor": "val/meta_loss", "early_stopping.patience": 20})
+        parser.set_defaults(
+            {
+                "early_stopping.monitor": "val/meta_loss",
+                "early_stopping.patience": 20,
+                "early_stopping.check_on_train_epoch_end": False,  # a resumed epoch may have been validated before
+            }
+        )
 
     def before_instantiate_classes(self) -> None:
         """Finds the checkpoint, and goes on in its run's folder."""
@@ -160,7 +166,7 @@ class LearningToLearnCLI(LightningCLI):
         """Says how to go on."""
         best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
         if self.trainer.is_global_zero and best.best_model_path:
-            configs = " ".join(f"--config {name}" for name in config_names(sys.argv))
+            configs = " ".join(f"--config {name}" for name in config_names(self.arguments))
             path = os.path.relpath(best.best_model_path)
             print(f"Best {best.monitor}: {best.best_model_score:.4g}. Race it against the tuned baselines with")
             print(f"  python -m lightning_l2l test {configs} --ckpt_path {path}")
@@ -171,7 +177,7 @@ class SaveStageConfig(SaveConfigCallback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Writes the file."""
-        self.config_filename = "config.yaml" if stage == "fit" else f"{stage}.yaml"
+        self.config_filename = "config.yaml" if stage == "fit" else f"{trainer.state.fn.value}.yaml"
         super().setup(trainer, pl_module, stage)
 
 
@@ -208,7 +214,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", ".*overridden `on_after_batch_transfer`.*")
     warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", ".*no `predict.*")
+    warnings.filterwarnings("ignore", ".*was deprecated in v4.*")  # of jsonargparse, by Lightning
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip" not in record.getMessage()
     )

@@ -150,10 +150,11 @@ def curves_figure(entries: Sequence[Entry], title: str) -> Figure:
             zorder=3 - (entry.learning_rate is not None),
         )
         axes.fill_between(steps, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
-    finite = torch.stack([e.curves.mean(0) for e in entries])
-    finite = finite[finite.isfinite()]
+    means = torch.stack([entry.curves.mean(0) for entry in entries])
+    finite = means[means.isfinite()]
     if len(finite):  # a rule that diverges must not flatten the others
-        axes.set_ylim(float(finite.min()) / 1.5, float(entries[0].curves[:, 0].mean()) * 2)
+        start = min(float(mean[0]) for mean in means if mean[0].isfinite())
+        axes.set_ylim(float(finite.min()) / 1.5, 2 * start)
     axes.set(title=title, xlabel="step", ylabel="loss", yscale="log")
     axes.legend()
     return figure

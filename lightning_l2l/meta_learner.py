@@ -61,6 +61,7 @@ class MetaLearner(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Checks what needs the data to be known."""
+        self.save_hyperparameters({"variant": self.datamodule.variant})
         horizon = self.datamodule.horizon
         if stage == "fit" and horizon % self.unroll:
             raise InvalidInputError(
@@ -97,10 +98,9 @@ class MetaLearner(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam on φ, its learning rate decayed once a meta-batch."""
         optimizer = torch.optim.Adam(self.rule.parameters(), lr=self.learning_rate)
-        decay = cosine_decay(
-            self.trainer.estimated_stepping_batches,
-            self.final_learning_rate / self.learning_rate,
-        )
+        # Lightning's own estimate would start the loader before a checkpoint can tell it where to go on
+        meta_batches = (self.trainer.max_epochs or 1) * self.datamodule.train_batches(self.trainer.world_size)
+        decay = cosine_decay(meta_batches, self.final_learning_rate / self.learning_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, decay)}}
 
     def on_after_batch_transfer(self, batch: Episodes, dataloader_idx: int) -> Episodes:

@@ -1,5 +1,6 @@
 """Episodes, and the DataModule that deals them out."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -147,6 +148,10 @@ class EpisodeDataModule(LightningDataModule, ABC):
 
     def test_dataloader(self) -> DataLoader:
         return self._loader("test", self.test_episodes)
+
+    def train_batches(self, processes: int) -> int:
+        """Meta-batches in an epoch of meta-training."""
+        return math.ceil(self.train_episodes / (self.episodes_per_batch * processes))
 
     def tuning_episodes_batch(self) -> Episodes:
         """All episodes on which learning rates are tuned, in one batch."""
