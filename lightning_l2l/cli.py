@@ -99,7 +99,7 @@ class LearningToLearnCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Makes --config find configs by name."""
-        parser = OneSentenceParser(**kwargs)
+        parser = OneSentenceParser(**kwargs, allow_abbrev=False)
         parser.add_argument(
             "-c",
             "--config",
@@ -202,9 +202,21 @@ def main(args: list[str] | None = None) -> None:
     quieten()
     try:
         LearningToLearnCLI(arguments)
-    except InvalidInputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        invalid = _invalid_input(error)
+        if invalid is None:
+            raise
+        print(f"error: {invalid}", file=sys.stderr)
         sys.exit(2)
+
+
+def _invalid_input(error: BaseException | None) -> InvalidInputError | None:
+    """Finds what a user can fix among the errors that led to this one: the parser wraps those of constructors."""
+    found = None
+    while error is not None:
+        found = error if isinstance(error, InvalidInputError) else found
+        error = error.__cause__ or error.__context__
+    return found
 
 
 def quieten() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_l2l.rules import UpdateRule
-from lightning_l2l.unroll import Optimizees, Run, Trajectory, unroll
+from lightning_l2l.unroll import Optimizees, Run, Trajectory, full_precision, unroll
 
 
 class Truncation(NamedTuple):
@@ -45,7 +45,8 @@ def first_order(rule: UpdateRule, episodes: Optimizees, run: Run, weights: Tenso
         for weight, grad in zip(weights.flip(0), trajectory.grads[::-1], strict=True):
             suffix_sum = torch.addcmul(suffix_sum, weight / len(end.loss), grad)
             cotangents.append(suffix_sum)
-        meta_grads = tape.backward(cotangents[::-1])
+        with full_precision(run.theta):
+            meta_grads = tape.backward(cotangents[::-1])
     # a function linear in φ has the wanted gradient, and lets DDP's hooks see a backward pass through every parameter
     terms = [(grad * phi).sum() for grad, phi in zip(meta_grads, rule.parameters(), strict=True)]
     objective = torch.stack(terms).sum()

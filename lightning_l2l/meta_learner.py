@@ -1,6 +1,7 @@
 """Meta-training as a LightningModule."""
 
 import time
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
@@ -94,6 +95,18 @@ class MetaLearner(LightningModule):
     def rule_dtype(self) -> torch.dtype:
         """The floating point type of φ, in which episodes are run."""
         return next(self.rule.parameters()).dtype
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of a rule of another shape."""
+        kept = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
+        own = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        if kept != own:
+            name = next(iter(dict(kept.items() ^ own.items())))
+            path = self.trainer.ckpt_path
+            raise InvalidInputError(
+                f"--ckpt_path is {path}, in which {name} has shape {kept.get(name)}, but {own.get(name)} here: give the "
+                "model.rule it was trained with."
+            )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam on φ, its learning rate decayed once a meta-batch."""

@@ -46,8 +46,7 @@ class Trajectory(NamedTuple):
 
 def start(rule: UpdateRule, episodes: Optimizees) -> Run:
     """Begins a run: θ_0, the rule's first state, and the loss and gradient at θ_0."""
-    loss, grad = episodes.value_and_grad(episodes.theta, 0)
-    return Run(0, episodes.theta, rule.init(episodes.theta), loss, grad)
+    return Run(0, episodes.theta, rule.init(episodes.theta), *_evaluate(episodes, episodes.theta, 0))
 
 
 def unroll(rule: UpdateRule | Tape, episodes: Optimizees, run: Run, steps: int) -> tuple[Run, Trajectory]:
@@ -66,14 +65,25 @@ def unroll(rule: UpdateRule | Tape, episodes: Optimizees, run: Run, steps: int) 
     """
     losses, grads, updates = [], [], []
     for _ in range(steps):
-        update, state = rule.update(run.grad, run.state)
+        with full_precision(run.theta):
+            update, state = rule.update(run.grad, run.state)
         theta = run.theta + update
-        loss, grad = episodes.value_and_grad(theta, run.step + 1)
+        loss, grad = _evaluate(episodes, theta, run.step + 1)
         run = Run(run.step + 1, theta, state, loss, grad)
         losses.append(loss)
         grads.append(grad)
         updates.append(update)
     return run, Trajectory(torch.stack(losses), grads, updates)
+
+
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """Where the Trainer asks for mixed precision, the optimizee runs in it and the update rule does not."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def _evaluate(episodes: Optimizees, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    loss, grad = episodes.value_and_grad(theta, step)
+    return loss.to(theta.dtype), grad.to(theta.dtype)
 
 
 @torch.no_grad()

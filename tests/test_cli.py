@@ -191,7 +191,7 @@ def test_precision_is_the_trainers(precision):
         (["--model.unrol=5"], ["unrol"]),
         (["--data.distribution=cauchy"], ["distribution", "uniform", "gaussian"]),
         (["--model.unroll=many"], ["unroll", "many"]),
-        (["--trainer.precision=16-mixed"], ["trainer.precision is 16-mixed", "bf16-mixed"]),
+        (["--trainer.precision=16-true"], ["trainer.precision is 16-true", "bf16-mixed"]),
         (["--ckpt_path=nowhere.ckpt"], ["--ckpt_path is nowhere.ckpt", "no such file"]),
         (["--ckpt_path=last"], ["--ckpt_path is last", "run fit first"]),
     ],

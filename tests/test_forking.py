@@ -32,7 +32,7 @@ class LearnedMomentum(UpdateRule):
         return -rate * (grad + share * momentum) / (1 + 0.01 * grad.norm(dim=1, keepdim=True)), (momentum,)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class RosenbrockEpisodes(Episodes):
     """f(x, y) = (a − x)² + (y − x²)²."""
 

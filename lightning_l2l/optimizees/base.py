@@ -20,7 +20,7 @@ Split = Literal["train", "val", "tune", "test"]
 """Meta-training, validation, tuning of the baselines' learning rates, and test: their episodes never meet."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Episodes(ABC):
     """N runs side by side: where each starts, and everything its losses need.
 

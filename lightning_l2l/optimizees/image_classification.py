@@ -29,7 +29,7 @@ from lightning_l2l.optimizees.image_sources import (
 from lightning_l2l.optimizees.mlp import MLP
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ClassificationEpisodes(Episodes):
     """Cross-entropy of a network at parameters θ on minibatch t.
 

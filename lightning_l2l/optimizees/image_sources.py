@@ -19,7 +19,7 @@ DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer after which a download give
 SPLIT_SEED = 0  # of the permutations that part training images from validation images
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class LabelledImages:
     """Images with labels, parted into disjoint ranges for meta-training, validation and test.
 
@@ -115,8 +115,6 @@ def load_npz(path: Path) -> LabelledImages:
                 )
             x_train, y_train, x_test, y_test = (file[key] for key in keys)
     except (OSError, zipfile.BadZipFile, ValueError, AttributeError, EOFError) as error:
-        if isinstance(error, InvalidInputError):
-            raise
         reason = "is not there" if isinstance(error, FileNotFoundError) else "is not an .npz file that can be read"
         raise InvalidInputError(f"data.source is {path}, which {reason}: give the path of an .npz file.") from error
     for name, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):

@@ -16,7 +16,7 @@ from lightning_l2l.optimizees.base import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class QuadraticEpisodes(Episodes):
     """f(θ) = ‖Wθ − y‖² with W [N, D, D] and y [N, D]; the same at every step."""
 
