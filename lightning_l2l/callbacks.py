@@ -245,10 +245,10 @@ class Comparison(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the table and writes the files."""
         entries = self._entries(pl_module)
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # which all processes must ask for
         if not trainer.is_global_zero:
             return
         names = experiment_name(trainer), trainer.datamodule.variant  # type: ignore[attr-defined]
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         write_results(entries, folder, *names)
         self._to_tensorboard(trainer, entries, "test/curves")
         console = Console(width=None if sys.stdout.isatty() else 120)

@@ -102,10 +102,9 @@ class MetaLearner(LightningModule):
         own = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
         if kept != own:
             name = next(iter(dict(kept.items() ^ own.items())))
-            path = self.trainer.ckpt_path
             raise InvalidInputError(
-                f"--ckpt_path is {path}, in which {name} has shape {kept.get(name)}, but {own.get(name)} here: give the "
-                "model.rule it was trained with."
+                f"--ckpt_path is {self.trainer.ckpt_path}, in which {name} has shape {kept.get(name)}, but here "
+                f"{own.get(name)}: give the model.rule it was trained with."
             )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

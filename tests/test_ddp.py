@@ -1,27 +1,37 @@
 """Two processes on the CPU do what one does with both halves."""
 
+import csv
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 import torch
 from conftest import TINY, weights
+
+ONE = ["--trainer.devices=1", "--data.episodes_per_batch=4"]
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.episodes_per_batch=2"]
+
+
+def run(command: str, name: str, *flags: str) -> None:
+    arguments = [command, "--config", "quadratic.yaml", *TINY, "--trainer.precision=64-true", *flags]
+    arguments += [f"--trainer.logger.init_args.name={name}"]
+    subprocess.run([sys.executable, "-m", "lightning_l2l", *arguments], check=True, timeout=300)
 
 
 def test_two_processes_give_the_meta_gradient_of_one():
     """φ after a few meta-steps shows it: in float64, since Adam divides by |∇| and makes much of float32's rounding."""
-    for name, flags in {
-        "one": ["--trainer.devices=1", "--data.episodes_per_batch=4"],
-        "two": ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.episodes_per_batch=2"],
-    }.items():
-        command = [sys.executable, "-m", "lightning_l2l", "fit", "--config", "quadratic.yaml", *TINY, *flags]
-        command += [f"--trainer.logger.init_args.name={name}", "--trainer.precision=64-true"]
-        subprocess.run(command, check=True, timeout=300)
+    run("fit", "one", *ONE)
+    run("fit", "two", *TWO)
     one, two = (weights(f"runs/{name}/version_0/checkpoints/last.ckpt") for name in ("one", "two"))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-9, atol=1e-12)
-    subprocess.run(
-        [sys.executable, "-m", "lightning_l2l", "test", "--config", "quadratic.yaml", *TINY, "--ckpt_path=best"]
-        + ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.logger.init_args.name=two"],
-        check=True,
-        timeout=300,
-    )
+    run("test", "one", *ONE, "--ckpt_path=best")
+    run("test", "two", *TWO, "--ckpt_path=best")
+    rows = []
+    for name in ("one", "two"):
+        with Path(f"runs/{name}/version_0/results.csv").open() as file:
+            rows.append(list(csv.DictReader(file)))
+    for one_row, two_row in zip(*rows, strict=True):
+        assert one_row["episodes"] == two_row["episodes"] == "8"
+        assert float(two_row["sum"]) == pytest.approx(float(one_row["sum"]), rel=1e-5)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_l2l.errors import InvalidInputError
 
@@ -159,7 +159,11 @@ class EpisodeDataModule(LightningDataModule, ABC):
 
     def _loader(self, split: Split, count: int) -> DataLoader:
         collate = partial(self._collate, split)
-        return EpisodeLoader(range(count), batch_size=self.episodes_per_batch, collate_fn=collate)  # type: ignore[arg-type]
+        sampler: DistributedSampler | None = None
+        if self.trainer is not None and self.trainer.world_size > 1:  # in turn: Lightning's own sampler would shuffle
+            processes, rank = self.trainer.world_size, self.trainer.global_rank
+            sampler = DistributedSampler(range(count), processes, rank, shuffle=False)  # type: ignore[arg-type]
+        return EpisodeLoader(range(count), batch_size=self.episodes_per_batch, sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
 
     def _collate(self, split: Split, numbers: Sequence[int]) -> Episodes:
         if split == "train" and self.trainer is not None:  # an epoch's episodes follow those of the epoch before
