@@ -1,7 +1,10 @@
 """The meta-gradient against finite differences, against autograd and against another library."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
+from conftest import skip
 
 from lightning_l2l.meta_gradient import first_order, second_order
 from lightning_l2l.optimizees import ImageClassification, Quadratics
@@ -100,7 +103,10 @@ def test_the_last_truncations_meta_gradient_stops_at_its_start():
 
 
 def test_second_order_agrees_with_learn2learn():
-    learn2learn = pytest.importorskip("learn2learn", reason="learn2learn is an extra: uv sync --extra learn2learn")
+    if not find_spec("learn2learn"):
+        skip("learn2learn is an extra: uv sync --extra learn2learn")
+    import learn2learn
+
     rule, episodes = problem()
     model = torch.nn.Module()
     model.theta = torch.nn.Parameter(episodes.theta.clone())

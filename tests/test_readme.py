@@ -1,0 +1,38 @@
+"""The README's commands do what it says, here with small settings."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import TINY, TINY_MNIST
+
+from lightning_l2l.cli import main
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"```bash\n(.*?)```", README.read_text(), flags=re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+
+
+def test_the_readme_gives_the_two_commands():
+    assert "pip install uv && uv run python -m lightning_l2l fit --config mnist.yaml" in COMMANDS
+    assert "uv run pytest" in COMMANDS
+
+
+def test_the_readmes_commands_run_in_their_order():
+    ran = 0
+    for command in COMMANDS:
+        _, found, arguments = command.partition("uv run python -m lightning_l2l ")
+        if not found:
+            continue
+        flags = TINY_MNIST if "mnist" in command else TINY
+        if "--print_config" in command:
+            with pytest.raises(SystemExit) as stopped:
+                main(shlex.split(arguments))
+            assert stopped.value.code == 0
+        else:
+            more = ["--trainer.max_epochs=3"] if "last" in command else []
+            main([*shlex.split(arguments), *flags, *more])
+        ran += 1
+    assert ran == 5
+    assert Path("runs/mnist/version_0/results.csv").is_file()
