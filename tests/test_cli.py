@@ -249,7 +249,7 @@ def test_a_checkpoint_of_another_shape_is_refused(fails):
     sentence = fails(*tiny("test", "--ckpt_path=best", "--model.rule.init_args.hidden_size=5"))
     assert "model.rule.init_args.hidden_size is 5, but the checkpoint was trained with 4" in sentence
     sentence = fails(*tiny("fit", "--ckpt_path=last", "--model.learning_rate=0.5"))
-    assert "model.learning_rate is 0.5, but the checkpoint was trained with 0.004" in sentence
+    assert "model.learning_rate is 0.5, but the checkpoint was trained with 0.003" in sentence
 
 
 def test_a_renamed_setting_does_not_hide_another_shape(fails):
