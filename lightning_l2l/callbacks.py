@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,6 +62,7 @@ class Interrupt(Callback):
 
     def __init__(self) -> None:
         self.requested = False
+        self.before: Any = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over SIGINT."""
@@ -73,7 +75,8 @@ class Interrupt(Callback):
                 file=sys.stderr,
             )
 
-        self.before = signal.signal(signal.SIGINT, handle)
+        if threading.current_thread() is threading.main_thread():  # the only one that may
+            self.before = signal.signal(signal.SIGINT, handle)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Stops here if Ctrl-C was pressed."""
@@ -83,8 +86,9 @@ class Interrupt(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives SIGINT back."""
-        if stage == "fit" and hasattr(self, "before"):
+        if self.before is not None:
             signal.signal(signal.SIGINT, self.before)
+            self.before = None
 
 
 class MetaProgressBar(ProgressBar):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -166,10 +167,9 @@ class LearningToLearnCLI(LightningCLI):
         """Says how to go on."""
         best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
         if self.trainer.is_global_zero and best.best_model_path:
-            configs = " ".join(f"--config {name}" for name in config_names(self.arguments))
-            path = os.path.relpath(best.best_model_path)
-            print(f"Best {best.monitor}: {best.best_model_score:.4g}. Race it against the tuned baselines with")
-            print(f"  python -m lightning_l2l test {configs} --ckpt_path {path}")
+            flags = shlex.join(without_ckpt_path(self.arguments[1:]))
+            print("Race the learned rule with the lowest val/meta_loss against the tuned baselines with")
+            print(f"  python -m lightning_l2l test {flags} --ckpt_path {os.path.relpath(best.best_model_path)}")
 
 
 class SaveStageConfig(SaveConfigCallback):
@@ -188,11 +188,13 @@ def runs_folder(logger: Any) -> Path | None:
     return Path(logger.init_args.save_dir).resolve() / (logger.init_args.name or "lightning_logs")
 
 
-def config_names(arguments: list[str]) -> list[str]:
-    """The values of --config on the command line."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    flags = ("--config", "-c")
-    return [b if a in flags else a.split("=", 1)[1] for a, b in pairs if a in flags or a.startswith("--config=")]
+def without_ckpt_path(arguments: list[str]) -> list[str]:
+    """The command line without --ckpt_path and its value."""
+    kept = [argument for argument in arguments if not argument.startswith("--ckpt_path=")]
+    if "--ckpt_path" in kept:
+        index = kept.index("--ckpt_path")
+        del kept[index : index + 2]
+    return kept
 
 
 def main(args: list[str] | None = None) -> None:
