@@ -80,7 +80,7 @@ class Interrupt(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Stops here if Ctrl-C was pressed."""
-        if self.requested:
+        if trainer.strategy.reduce_boolean_decision(self.requested, all=False):  # a signal may reach one process
             rank_zero_info("\nResume with the same command and --ckpt_path last.")
             raise KeyboardInterrupt
 
@@ -264,7 +264,7 @@ class Comparison(Callback):
         rates = learning_rates(self.rates_per_decade)
         episodes = data.tuning_episodes_batch().to(pl_module.device, pl_module.rule_dtype)
         rank_zero_info(f"Tuning the baselines: {len(rates)} learning rates on {len(episodes)} episodes ...")
-        with torch.no_grad():
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
             self.tuned = {b.__name__: tune(b, episodes, data.horizon, rates) for b in BASELINES}
         rank_zero_info("  " + ", ".join(f"{name} {rate:.3g}" for name, rate in self.tuned.items()))
 
@@ -272,7 +272,8 @@ class Comparison(Callback):
         for baseline in BASELINES:
             rule = baseline(self.tuned[baseline.__name__]).to(episodes.theta)
             horizon = trainer.datamodule.horizon  # type: ignore[attr-defined]
-            self._add(baseline.__name__, learning_curves(rule, episodes, horizon))
+            with trainer.precision_plugin.forward_context():
+                self._add(baseline.__name__, learning_curves(rule, episodes, horizon))
 
     def _add(self, name: str, curves: Tensor) -> None:
         self.curves.setdefault(name, []).append(curves)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 
 from lightning_l2l.errors import InvalidInputError
 
@@ -32,53 +33,70 @@ def find_checkpoint(name: str, runs: Path | None) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, resumes: bool) -> dict[str, Any]:
     """Reads a checkpoint without executing anything in it.
+
+    Args:
+        path: the file.
+        resumes: whether training goes on from it, which needs more than the weights.
 
     Raises:
         InvalidInputError: it is truncated, or not one of this package.
     """
+    invalid = InvalidInputError(
+        f"--ckpt_path is {path}, which is truncated or not a checkpoint of this package: give another."
+    )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if not any(key.startswith("rule.") for key in checkpoint["state_dict"]):
-            raise KeyError("rule")
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        KeyError,
-        TypeError,
-    ) as error:
-        raise InvalidInputError(
-            f"--ckpt_path is {path}, which is truncated or not a checkpoint of this package: give another."
-        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise invalid from error
+    needed = {"state_dict", "pytorch-lightning_version"} | ({"loops", "optimizer_states"} if resumes else set())
+    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
+        raise invalid
+    weights = checkpoint["state_dict"]
+    if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
+        raise invalid
+    if not any(str(name).startswith("rule.") for name in weights):
+        raise invalid
     return checkpoint
 
 
-def check_same_settings(checkpoint: dict[str, Any], model: Any, resumes: bool) -> None:
-    """Refuses settings of the model that contradict the checkpoint instead of letting either silently win.
+def check_same_settings(checkpoint: dict[str, Any], model: Any, data: Any = None) -> None:
+    """Refuses settings that contradict the checkpoint instead of letting either silently win.
 
     Args:
         checkpoint: as ``read_checkpoint`` returned it.
-        model: the settings given now.
-        resumes: whether training goes on, for which all settings count; otherwise only those of the rule do.
+        model: the settings of the model given now.
+        data: where training goes on: those of the data, for then all settings count. Otherwise only the rule's do.
 
     Raises:
         InvalidInputError: names the first setting that differs.
     """
-    kept = _flatten(checkpoint.get("hyper_parameters", {}))
-    given = _flatten(model.as_dict() if hasattr(model, "as_dict") else model)
-    for key in sorted(kept.keys() & given.keys()):
-        if kept[key] != given[key] and (resumes or key.startswith("rule.")):
+    kept = _flatten(checkpoint.get("hyper_parameters", {}), "model.")
+    given = _flatten(plain(model), "model.")
+    if data is not None:
+        kept |= _flatten(checkpoint.get("datamodule_hyper_parameters", {}).get("data", {}), "data.")
+        given |= _flatten(plain(data), "data.")
+    for key in sorted(kept.keys() & given.keys() - {"data.init_args.root"}):
+        if kept[key] != given[key] and (data is not None or key.startswith("model.rule.")):
             raise InvalidInputError(
-                f"model.{key} is {given[key]}, but the checkpoint was trained with {kept[key]}: give that, or start "
+                f"{key} is {given[key]}, but the checkpoint was trained with {kept[key]}: give that, or start "
                 "anew without --ckpt_path."
             )
 
 
-def _flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
+def plain(settings: Any) -> Any:
+    """Settings as dictionaries, lists, strings, numbers and None, which a checkpoint may hold safely."""
+    if isinstance(settings, Namespace):
+        return {key: plain(value) for key, value in vars(settings).items()}
+    if isinstance(settings, dict):
+        return {str(key): plain(value) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [plain(value) for value in settings]
+    return settings if isinstance(settings, bool | int | float | str | None) else str(settings)
+
+
+def _flatten(settings: Any, prefix: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         return {prefix.removesuffix("."): settings}
     flat: dict[str, Any] = {}

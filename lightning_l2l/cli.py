@@ -15,6 +15,7 @@ from pytorch_lightning.cli import (
     LightningCLI,
     SaveConfigCallback,
 )
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_l2l.callbacks import (
     BestCheckpoint,
@@ -27,6 +28,7 @@ from lightning_l2l.callbacks import (
 from lightning_l2l.checkpoint import (
     check_same_settings,
     find_checkpoint,
+    plain,
     read_checkpoint,
 )
 from lightning_l2l.errors import InvalidInputError
@@ -34,10 +36,7 @@ from lightning_l2l.meta_learner import MetaLearner
 from lightning_l2l.optimizees import EpisodeDataModule
 
 PACKAGE = Path(__file__).parent
-CONFIG_FOLDERS = (
-    PACKAGE.parent / "configs",
-    PACKAGE / "configs",
-)  # in a checkout, in an installed wheel
+CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # in an installed wheel, in a checkout
 
 
 class ConfigByName(ActionConfigFile):
@@ -88,6 +87,7 @@ class LearningToLearnCLI(LightningCLI):
                 "log_every_n_steps": 1,
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
+                "devices": 1,  # more would change how many meta-steps a config takes
                 "callbacks": [
                     LastCheckpoint(),
                     Interrupt(),
@@ -142,7 +142,8 @@ class LearningToLearnCLI(LightningCLI):
         else:
             path = find_checkpoint(config.ckpt_path, runs).resolve()
             config.ckpt_path = str(path)
-            check_same_settings(read_checkpoint(path), config.model, resumes=self.subcommand == "fit")
+            checkpoint = read_checkpoint(path, resumes=self.subcommand == "fit")
+            check_same_settings(checkpoint, config.model, config.data if self.subcommand == "fit" else None)
             if runs and path.parent.name == "checkpoints":
                 runs, config.trainer.logger.init_args.version = (
                     path.parents[2],
@@ -157,8 +158,8 @@ class LearningToLearnCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Adds the rule's and the data's settings to the hyperparameters, for checkpoints and TensorBoard."""
         config = self.config[self.subcommand]
-        self.model.save_hyperparameters({"rule": config.model.rule.as_dict()})
-        self.datamodule.save_hyperparameters({"data": config.data.as_dict()})
+        self.model.save_hyperparameters({"rule": plain(config.model.rule)})
+        self.datamodule.save_hyperparameters({"data": plain(config.data)})
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the config as given: Lightning would let the checkpoint's settings silently beat it."""
@@ -212,11 +213,11 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(2)
 
 
-def _invalid_input(error: BaseException | None) -> InvalidInputError | None:
+def _invalid_input(error: BaseException | None) -> BaseException | None:
     """Finds what a user can fix among the errors that led to this one: the parser wraps those of constructors."""
-    found = None
+    found: BaseException | None = None
     while error is not None:
-        found = error if isinstance(error, InvalidInputError) else found
+        found = error if isinstance(error, InvalidInputError | MisconfigurationException) else found
         error = error.__cause__ or error.__context__
     return found
 

@@ -10,14 +10,13 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_l2l import meta_gradient
+from lightning_l2l.comparison import final_loss
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees import EpisodeDataModule, Episodes
 from lightning_l2l.optimizees.base import require_positive
 from lightning_l2l.rules import UpdateRule, deal_to_cores
 from lightning_l2l.schedule import cosine_decay
 from lightning_l2l.unroll import learning_curves, start
-
-LAST = 10  # steps whose mean loss is called final
 
 
 class MetaLearner(LightningModule):
@@ -57,6 +56,10 @@ class MetaLearner(LightningModule):
         self.loss_weights = loss_weights
         self.meta_gradient = meta_gradient.second_order if second_order else meta_gradient.first_order
         self.skipped_steps = 0
+        if not list(rule.parameters()):
+            raise InvalidInputError(
+                f"model.rule is {type(rule).__name__}, which has no parameters to learn: give a learned rule."
+            )
         for key in ("unroll", "learning_rate", "final_learning_rate", "gradient_clip"):
             require_positive(f"model.{key}", getattr(self, key))
 
@@ -69,10 +72,15 @@ class MetaLearner(LightningModule):
                 f"data.horizon is {horizon}, which model.unroll={self.unroll} does not divide: make the horizon a "
                 "multiple of the unroll."
             )
-        if stage == "fit" and self.trainer.precision in ("16-mixed", "16-true"):
+        if stage == "fit" and self.trainer.precision in ("16-mixed", "16-true", "bf16-true"):
             raise InvalidInputError(
-                f"trainer.precision is {self.trainer.precision}, whose range is too small for meta-gradients: use "
+                f"trainer.precision is {self.trainer.precision}, which is too coarse for meta-gradients: use "
                 "bf16-mixed."
+            )
+        if stage == "fit" and (self.trainer.max_epochs or 0) < 1:
+            raise InvalidInputError(
+                f"trainer.max_epochs is {self.trainer.max_epochs}, but the learning rate's decay needs an end: give a "
+                "number above 0."
             )
         if self.loss_weights is not None and len(self.loss_weights) != horizon:
             raise InvalidInputError(
@@ -166,7 +174,7 @@ class MetaLearner(LightningModule):
         curves = learning_curves(self.rule, episodes, self.datamodule.horizon)
         metrics = {
             f"{stage}/meta_loss": (curves[:, 1:] @ self.step_weights).mean(),
-            f"{stage}/final_loss": curves[:, 1:][:, -LAST:].mean(),
+            f"{stage}/final_loss": final_loss(curves).mean(),
         }
         self.log_dict(metrics, batch_size=len(episodes), sync_dist=True)
         return curves

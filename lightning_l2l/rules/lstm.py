@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.rules.base import State, UpdateRule
 from lightning_l2l.rules.lstm_tape import LSTMTape, activate, double_candidate
+from lightning_l2l.rules.tape import Tape
 
 
 def preprocess_gradient(grad: Tensor, p: float = 10.0) -> Tensor:
@@ -103,9 +104,9 @@ class CoordinatewiseLSTM(UpdateRule):
         """The step that the last layer's hidden state [H, C] stands for, [1, C]."""
         return self.output_scale * torch.addmm(self.output.bias[:, None], self.output.weight, hidden)
 
-    def tape(self, theta: Tensor, steps: int) -> LSTMTape:
-        """The same steps with the backward pass written out, faster than by autograd."""
-        return LSTMTape(self, theta, steps)
+    def tape(self, theta: Tensor, steps: int) -> Tape:
+        """The same steps with the backward pass written out, faster than by autograd; a subclass may differ."""
+        return LSTMTape(self, theta, steps) if type(self) is CoordinatewiseLSTM else super().tape(theta, steps)
 
 
 def _lstm_layer(inputs: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
