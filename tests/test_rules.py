@@ -130,3 +130,18 @@ def test_slices_take_the_same_steps_without_gradients():
     with torch.no_grad():
         torch.testing.assert_close(run(Sliced(rule, 4, threads=2), grads), run(rule, grads))
     torch.testing.assert_close(run(Sliced(rule, 4, threads=2), grads), run(rule, grads))
+
+
+class ClippedLSTM(CoordinatewiseLSTM):
+    """A fork's own steps."""
+
+    def update(self, grad, state):
+        step, state = super().update(grad, state)
+        return step.clamp(-0.01, 0.01), state
+
+
+def test_a_subclass_is_trained_on_its_own_steps():
+    rule, grad = ClippedLSTM(hidden_size=5), torch.randn(1, 6)
+    torch.nn.init.constant_(rule.output.bias, 5.0)
+    step, _ = rule.tape(grad, 1).update(grad, rule.init(grad))
+    assert step.abs().max() <= 0.01
