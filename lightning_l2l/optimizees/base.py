@@ -49,12 +49,15 @@ class Episodes(ABC):
         would feed the update rule gradients N times too small.
         """
 
-        def total(theta: Tensor) -> tuple[Tensor, Tensor]:
+        differentiable = torch.is_grad_enabled()  # by φ, through θ: for meta-gradients of second order
+        if torch.is_inference_mode_enabled():  # where autograd is off for good
+            grad, (_, losses) = torch.func.grad_and_value(self._total_loss, has_aux=True)(theta, step)
+            return losses, grad
+        with torch.enable_grad():
+            theta = theta if differentiable and theta.requires_grad else theta.detach().requires_grad_()
             losses = self.loss(theta, step)
-            return losses.sum(), losses
-
-        grad, losses = torch.func.grad(total, has_aux=True)(theta)
-        return losses, grad
+            (grad,) = torch.autograd.grad(losses.sum(), theta, create_graph=differentiable)
+        return losses if differentiable else losses.detach(), grad
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None, **_: Any) -> Self:
         """Moves every tensor, and whatever else can be moved, to a device; floating point tensors also to a type."""
@@ -73,6 +76,10 @@ class Episodes(ABC):
             self,
             **{name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in tensors.items()},
         )
+
+    def _total_loss(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        losses = self.loss(theta, step)
+        return losses.sum(), losses
 
     def _fields(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
