@@ -87,6 +87,7 @@ class LearningToLearnCLI(LightningCLI):
                 "log_every_n_steps": 1,
                 "num_sanity_val_steps": 0,
                 "enable_model_summary": False,
+                "inference_mode": False,  # optimizees need autograd in validation and test, too
                 "devices": 1,  # more would change how many meta-steps a config takes
                 "callbacks": [
                     LastCheckpoint(),
@@ -203,6 +204,7 @@ def main(args: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if args is None else args
     arguments = ["--print_config=comments" if a == "--print_config" else a for a in arguments]
     quieten()
+    show_log()
     try:
         LearningToLearnCLI(arguments)
     except Exception as error:
@@ -233,3 +235,11 @@ def quieten() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip" not in record.getMessage()
     )
+
+
+def show_log() -> None:
+    """Prints what the package itself has to say, such as how long it compiled."""
+    log = logging.getLogger("lightning_l2l")
+    if not log.handlers and os.environ.get("LOCAL_RANK", "0") == "0":
+        log.setLevel(logging.INFO)
+        log.addHandler(logging.StreamHandler())

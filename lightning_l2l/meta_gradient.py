@@ -40,13 +40,8 @@ def first_order(rule: UpdateRule, episodes: Optimizees, run: Run, weights: Tenso
     tape = rule.tape(run.theta, len(weights))
     with torch.no_grad():
         end, trajectory = unroll(tape, episodes, run, len(weights))
-        suffix_sum = torch.zeros_like(end.grad)
-        cotangents = []
-        for weight, grad in zip(weights.flip(0), trajectory.grads[::-1], strict=True):
-            suffix_sum = torch.addcmul(suffix_sum, weight / len(end.loss), grad)
-            cotangents.append(suffix_sum)
         with full_precision(run.theta):
-            meta_grads = tape.backward(cotangents[::-1])
+            meta_grads = tape.backward(trajectory.grads, weights / len(end.loss))
     # a function linear in φ has the wanted gradient, and lets DDP's hooks see a backward pass through every parameter
     terms = [(grad * phi).sum() for grad, phi in zip(meta_grads, rule.parameters(), strict=True)]
     objective = torch.stack(terms).sum()
@@ -70,5 +65,5 @@ def second_order(rule: UpdateRule, episodes: Optimizees, run: Run, weights: Tens
 
 
 def _cut(end: Run, trajectory: Trajectory, objective: Tensor) -> Truncation:
-    update_size = torch.stack([update.detach().square().mean() for update in trajectory.updates]).mean().sqrt()
+    update_size = trajectory.update_sizes.square().mean().sqrt()
     return Truncation(end.detach(), trajectory.losses.detach(), update_size, objective)

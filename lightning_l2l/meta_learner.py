@@ -14,7 +14,7 @@ from lightning_l2l.comparison import final_loss
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees import EpisodeDataModule, Episodes
 from lightning_l2l.optimizees.base import require_positive
-from lightning_l2l.rules import UpdateRule, deal_to_cores
+from lightning_l2l.rules import UpdateRule, fastest
 from lightning_l2l.schedule import cosine_decay
 from lightning_l2l.unroll import learning_curves, start
 
@@ -33,6 +33,9 @@ class MetaLearner(LightningModule):
         gradient_clip: largest norm of the meta-gradient; it is scaled down to it.
         loss_weights: w_1 .. w_T, one for each step of the horizon; null weighs every step 1, as the paper does.
         second_order: differentiate through the optimizee's gradients as well, which the paper leaves out.
+        memory: gigabytes that the activations of one unroll may take; beyond them they are computed again, slice by
+            slice, which is slower; 0 always does that.
+        compiled: run the LSTM by a kernel that is compiled on this machine, where it has a C++ compiler.
     """
 
     def __init__(
@@ -44,6 +47,8 @@ class MetaLearner(LightningModule):
         gradient_clip: float = 1.0,
         loss_weights: list[float] | None = None,
         second_order: bool = False,
+        memory: float = 4.0,
+        compiled: bool = True,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -55,6 +60,8 @@ class MetaLearner(LightningModule):
         self.gradient_clip = gradient_clip
         self.loss_weights = loss_weights
         self.meta_gradient = meta_gradient.second_order if second_order else meta_gradient.first_order
+        self.memory = memory
+        self.compiled = compiled
         self.skipped_steps = 0
         if not list(rule.parameters()):
             raise InvalidInputError(
@@ -130,7 +137,7 @@ class MetaLearner(LightningModule):
     def training_step(self, episodes: Episodes, batch_idx: int) -> None:
         """Runs the episodes over their horizon, with one meta-step for each truncation."""
         began = time.perf_counter()
-        rule = deal_to_cores(self.rule, episodes.theta)
+        rule = self.fastest_rule(episodes)
         run = start(rule, episodes)
         truncations = []
         for weights in self.step_weights.split(self.unroll):
@@ -149,6 +156,12 @@ class MetaLearner(LightningModule):
             "train/skipped_steps": float(self.skipped_steps),
         }
         self.log_dict(metrics, batch_size=len(episodes))
+
+    def fastest_rule(self, episodes: Episodes) -> UpdateRule:
+        """The rule as it is run: autograd sees through it to second order only if it is left as it is."""
+        if self.meta_gradient is meta_gradient.second_order:
+            return self.rule
+        return fastest(self.rule, episodes.theta, self.unroll, self.memory, self.compiled)
 
     def meta_step(self, objective: Tensor) -> Tensor:
         """Takes one step of Adam on φ and returns the meta-gradient's norm; skips the step where that is not finite."""
@@ -171,7 +184,7 @@ class MetaLearner(LightningModule):
         return self._evaluate(episodes, "test")
 
     def _evaluate(self, episodes: Episodes, stage: str) -> Tensor:
-        curves = learning_curves(self.rule, episodes, self.datamodule.horizon)
+        curves = learning_curves(self.rule, episodes, self.datamodule.horizon, self.compiled)
         metrics = {
             f"{stage}/meta_loss": (curves[:, 1:] @ self.step_weights).mean(),
             f"{stage}/final_loss": final_loss(curves).mean(),

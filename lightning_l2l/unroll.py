@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lightning_l2l.rules import State, Tape, UpdateRule, deal_to_cores
+from lightning_l2l.rules import State, Tape, UpdateRule, fastest
 
 
 class Optimizees(Protocol):
@@ -41,7 +41,7 @@ class Trajectory(NamedTuple):
 
     losses: Tensor  # f(θ_{t+1}) .. f(θ_{t+K}), [K, N]
     grads: list[Tensor]  # ∇_{t+1} .. ∇_{t+K}, each [N, P]
-    updates: list[Tensor]  # g_t .. g_{t+K-1}, each [N, P]
+    update_sizes: Tensor  # root mean squares of g_t .. g_{t+K-1}, cut from the graph, [K]
 
 
 def start(rule: UpdateRule, episodes: Optimizees) -> Run:
@@ -63,7 +63,7 @@ def unroll(rule: UpdateRule | Tape, episodes: Optimizees, run: Run, steps: int) 
     Returns:
         Where the runs stand now, and what happened on the way.
     """
-    losses, grads, updates = [], [], []
+    losses, grads, sizes = [], [], []
     for _ in range(steps):
         with full_precision(run.theta):
             update, state = rule.update(run.grad, run.state)
@@ -72,8 +72,8 @@ def unroll(rule: UpdateRule | Tape, episodes: Optimizees, run: Run, steps: int) 
         run = Run(run.step + 1, theta, state, loss, grad)
         losses.append(loss)
         grads.append(grad)
-        updates.append(update)
-    return run, Trajectory(torch.stack(losses), grads, updates)
+        sizes.append(update.detach().square().mean().sqrt())
+    return run, Trajectory(torch.stack(losses), grads, torch.stack(sizes))
 
 
 def full_precision(tensor: Tensor) -> torch.autocast:
@@ -87,21 +87,23 @@ def _evaluate(episodes: Optimizees, theta: Tensor, step: int) -> tuple[Tensor, T
 
 
 @torch.no_grad()
-def learning_curves(rule: UpdateRule, episodes: Optimizees, steps: int) -> Tensor:
+def learning_curves(rule: UpdateRule, episodes: Optimizees, steps: int, compiled: bool = True) -> Tensor:
     """Runs the whole horizon without a meta-gradient.
 
     Args:
         rule: the update rule.
         episodes: N episodes.
         steps: the horizon T.
+        compiled: whether to use a kernel where the rule has one.
 
     Returns:
         f(θ_0) .. f(θ_T) of every episode, [N, T + 1].
     """
-    rule = deal_to_cores(rule, episodes.theta)
+    rule = fastest(rule, episodes.theta, compiled=compiled)
     run = start(rule, episodes)
     losses = [run.loss]
+    stepper = rule.in_place()
     for _ in range(steps):  # one step at a time, so that nothing but the losses is kept
-        run, trajectory = unroll(rule, episodes, run, 1)
+        run, trajectory = unroll(stepper, episodes, run, 1)
         losses.append(trajectory.losses[0])
     return torch.stack(losses, dim=1)

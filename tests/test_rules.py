@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import skip
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.rules import NAG, SGD, Adam, CoordinatewiseLSTM, RMSprop, Tape
@@ -103,20 +104,43 @@ def test_non_positive_settings_are_refused(make):
         make()
 
 
-@pytest.mark.parametrize("name", ["LSTM", "LSTM on plain gradients"])
+LSTMS = [name for name in RULES if "LSTM" in name]
+WAYS = {
+    "written out": lambda rule: rule,
+    "in slices": lambda rule: Sliced(rule, 3, threads=2),
+    "replayed": lambda rule: Sliced(rule, 3, threads=2, replay=True),
+    "compiled": lambda rule: compiled(rule, threads=2),
+}
+
+
+def compiled(rule, threads):
+    """The rule by its kernel, in parts even where there is little to do."""
+    made = rule.compiled(torch.zeros(1), threads)
+    if made is None:
+        skip("there is no C++ compiler")
+    made._threads = lambda grad: threads
+    return made
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", LSTMS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("slices", [1, 3])
-def test_the_written_out_backward_pass_is_autograds(name, dtype, tolerance, slices):
+def test_every_way_back_is_autograds(name, way, dtype, tolerance):
+    if way == "compiled" and dtype == torch.float64:
+        return  # which the kernel leaves to the others
     rule = RULES[name]().to(dtype)
-    grads, cotangents = torch.randn(2, 6, 2, 5, dtype=dtype)
-    sliced = Sliced(rule, slices, threads=2)
+    for bias in rule.biases:
+        torch.nn.init.normal_(bias)
+    grads = torch.randn(7, 2, 75, dtype=dtype) * torch.logspace(-6, 2, 75)  # two blocks of the kernel and a bit
+    weights = torch.rand(6, dtype=dtype)
+    faster = WAYS[way](rule)
     results = []
-    for tape, owner in ((Tape(rule), rule), (sliced.tape(grads[0], 6), sliced), (sliced.tape(grads[0], 6), sliced)):
+    for tape, owner in ((Tape(rule), rule), *((faster.tape(grads[0], 6), faster) for _ in range(2))):
         state, steps = owner.init(grads[0]), []
-        for grad in grads:
+        for grad in grads[:-1]:
             step, state = tape.update(grad, state)
             steps.append(step)
-        results.append((torch.stack(steps), tape.backward(list(cotangents))))
+        results.append((torch.stack(steps), tape.backward(list(grads[1:]), weights)))
     (want_steps, want), *others = results
     for steps, got in others:  # the second time on buffers used before
         torch.testing.assert_close(steps, want_steps.detach(), rtol=tolerance, atol=tolerance)
@@ -124,12 +148,22 @@ def test_the_written_out_backward_pass_is_autograds(name, dtype, tolerance, slic
             assert (a - b).norm() <= tolerance * b.norm()
 
 
-def test_slices_take_the_same_steps_without_gradients():
-    rule = CoordinatewiseLSTM()
-    grads = torch.randn(4, 3, 11)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", LSTMS)
+def test_every_way_takes_the_same_steps_without_gradients(name, way):
+    rule = RULES[name]()
+    grads = torch.randn(4, 3, 111)
     with torch.no_grad():
-        torch.testing.assert_close(run(Sliced(rule, 4, threads=2), grads), run(rule, grads))
-    torch.testing.assert_close(run(Sliced(rule, 4, threads=2), grads), run(rule, grads))
+        torch.testing.assert_close(run(WAYS[way](rule), grads), run(rule, grads), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LSTMS)
+def test_the_kernel_lets_what_is_not_a_number_through(name):
+    rule, grads = RULES[name](), torch.randn(3, 1, 40)
+    grads[0, 0, 5], grads[0, 0, 6] = torch.nan, torch.inf
+    with torch.no_grad():
+        got, want = run(compiled(rule, 1), grads), run(rule, grads)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 class ClippedLSTM(CoordinatewiseLSTM):

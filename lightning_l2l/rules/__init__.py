@@ -1,9 +1,9 @@
 """Update rules: what turns a gradient into a step, learned or designed by hand, behind one interface."""
 
 from lightning_l2l.rules.base import State, UpdateRule
+from lightning_l2l.rules.fastest import fastest
 from lightning_l2l.rules.hand_designed import NAG, SGD, Adam, HandDesignedRule, RMSprop
 from lightning_l2l.rules.lstm import CoordinatewiseLSTM
-from lightning_l2l.rules.sliced import deal_to_cores
 from lightning_l2l.rules.tape import Tape
 
 __all__ = [
@@ -16,5 +16,5 @@ __all__ = [
     "State",
     "Tape",
     "UpdateRule",
-    "deal_to_cores",
+    "fastest",
 ]

@@ -55,3 +55,19 @@ class UpdateRule(nn.Module, ABC):
             steps: K, at most.
         """
         return Tape(self)
+
+    def in_place(self) -> "UpdateRule | Tape":
+        """Returns what takes the same steps where no meta-gradient is wanted; it may overwrite the states it is given.
+
+        φ must not change while it is used.
+        """
+        return self
+
+    def compiled(self, theta: Tensor, threads: int) -> "UpdateRule | None":
+        """Returns a rule that takes the same steps by code compiled for this machine; None where there is none.
+
+        Args:
+            theta: like the θ it will run on, [N, P].
+            threads: how many cores may work on one step.
+        """
+        return None

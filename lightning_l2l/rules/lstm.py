@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.rules.base import State, UpdateRule
+from lightning_l2l.rules.compiled_lstm import CompiledLSTM
 from lightning_l2l.rules.lstm_tape import LSTMTape, activate, double_candidate
 from lightning_l2l.rules.tape import Tape
 
@@ -107,6 +108,12 @@ class CoordinatewiseLSTM(UpdateRule):
     def tape(self, theta: Tensor, steps: int) -> Tape:
         """The same steps with the backward pass written out, faster than by autograd; a subclass may differ."""
         return LSTMTape(self, theta, steps) if type(self) is CoordinatewiseLSTM else super().tape(theta, steps)
+
+    def compiled(self, theta: Tensor, threads: int) -> UpdateRule | None:
+        """The same steps by the compiled kernel, in float32 on a CPU; a subclass may differ."""
+        if type(self) is not CoordinatewiseLSTM or theta.device.type != "cpu" or theta.dtype != torch.float32:
+            return None
+        return CompiledLSTM.of(self, threads)
 
 
 def _lstm_layer(inputs: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,26 +1,13 @@
-"""Coordinates dealt to the cores: a coordinatewise rule run on slices, each small enough for the cache."""
+"""Coordinates in slices: a coordinatewise rule run on parts small enough for the cache, or for the memory."""
 
-import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from lightning_l2l.rules.base import State, UpdateRule
+from lightning_l2l.rules.cores import map_on_cores
 from lightning_l2l.rules.tape import Tape
-
-SLICE = 4096  # coordinates whose gates stay in a core's cache
-
-
-def deal_to_cores(rule: UpdateRule, theta: Tensor) -> UpdateRule:
-    """Returns the rule to run at θ [N, P]: sliced where that gives the same steps sooner, else as it is."""
-    slices = round(theta.numel() / SLICE)
-    if not rule.coordinatewise or theta.device.type != "cpu" or slices < 2:
-        return rule
-    threads = torch.get_num_threads()
-    return Sliced(rule, threads * -(-slices // threads), threads)
 
 
 class Sliced(UpdateRule):
@@ -32,13 +19,18 @@ class Sliced(UpdateRule):
         rule: a rule for which ``rule.coordinatewise`` holds.
         slices: how many.
         threads: how many slices run side by side.
+        replay: keep nothing of a step but its gradient, and take the steps of one slice after the other again when the
+            meta-gradient is wanted: memory stays flat, at the price of a second forward pass.
     """
 
-    def __init__(self, rule: UpdateRule, slices: int, threads: int) -> None:
+    coordinatewise = True
+
+    def __init__(self, rule: UpdateRule, slices: int, threads: int = 1, replay: bool = False) -> None:
         super().__init__()
         self.rule = rule
         self.slices = slices
         self.threads = threads
+        self.replay = replay
 
     def init(self, theta: Tensor) -> State:
         return tuple(self.rule.init(part) for part in self.split(theta))
@@ -48,37 +40,17 @@ class Sliced(UpdateRule):
 
     def update_with(self, rules: Iterable[UpdateRule | Tape], grad: Tensor, state: State) -> tuple[Tensor, State]:
         """As ``update``, with a rule or tape for each slice."""
-        stepped = self.map(
-            lambda rule, grad, state: rule.update(grad, state),
-            rules,
-            self.split(grad),
-            state,
-        )
+        stepped = map_on_cores(self.threads, lambda rule, *step: rule.update(*step), rules, self.split(grad), state)
         updates, states = zip(*stepped, strict=True)
         return torch.cat(updates, dim=1).view_as(grad), states
 
     def tape(self, theta: Tensor, steps: int) -> Tape:
         """One tape a slice: they go backward side by side, too."""
-        return SlicedTape(self, theta, steps)
+        return ReplayTape(self) if self.replay else SlicedTape(self, theta, steps)
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Cuts [N, P] into [1, slice] for every slice."""
         return tensor.reshape(1, -1).tensor_split(self.slices, dim=1)
-
-    def map(self, function: Callable, *iterables: Iterable) -> list:
-        """Calls the function for every slice, several at a time, and returns the results in the slices' order."""
-        if self.threads == 1:
-            return [function(*arguments) for arguments in zip(*iterables, strict=True)]
-        grad_enabled, inference = (
-            torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(),
-        )
-
-        def call(*arguments: object) -> object:  # both modes belong to a thread
-            with torch.inference_mode(inference), torch.set_grad_enabled(grad_enabled):
-                return function(*arguments)
-
-        return list(_pool(self.threads, os.getpid()).map(call, *iterables))
 
 
 class SlicedTape(Tape):
@@ -92,21 +64,36 @@ class SlicedTape(Tape):
     def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
         return self.sliced.update_with(self.tapes, grad, state)
 
-    def backward(self, cotangents: list[Tensor]) -> list[Tensor]:
-        of_slices = zip(*map(self.sliced.split, cotangents), strict=True)
-        grads = self.sliced.map(
-            lambda tape, cotangents: tape.backward(list(cotangents)),
-            self.tapes,
-            of_slices,
-        )
-        return [torch.stack(grad).sum(0) for grad in zip(*grads, strict=True)]
+    def backward(self, grads: list[Tensor], weights: Tensor) -> list[Tensor]:
+        return self.sum_over_slices(lambda tape, grads: tape.backward(list(grads), weights), self.tapes, grads)
+
+    def sum_over_slices(self, function: Callable, of_slices: Iterable, *lists: list[Tensor]) -> list[Tensor]:
+        """Calls the function with what belongs to each slice, and adds up what it returns for each parameter."""
+        lists_of_slices = [zip(*map(self.sliced.split, tensors), strict=True) for tensors in lists]
+        results = map_on_cores(self.sliced.threads, function, of_slices, *lists_of_slices)
+        return [torch.stack(grads).sum(0) for grads in zip(*results, strict=True)]
 
 
-@cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """One thread a core, each of whose operations stays on it. Threads do not outlive a fork, hence ``process``."""
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    list(pool.map(lambda _: None, range(threads)))  # starts the threads now, and then undoes what they say of others
-    torch.set_num_threads(before)
-    return pool
+class ReplayTape(SlicedTape):
+    """Remembers the gradients alone, and runs each slice again before it goes back through it."""
+
+    def __init__(self, sliced: Sliced) -> None:
+        Tape.__init__(self, sliced)
+        self.sliced = sliced
+        self.state: State = ()
+        self.inputs: list[Tensor] = []
+
+    def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
+        if not self.inputs:
+            self.state = state
+        self.inputs.append(grad)
+        return self.sliced.update(grad, state)
+
+    def backward(self, grads: list[Tensor], weights: Tensor) -> list[Tensor]:
+        def replay(state: State, inputs: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+            tape = self.sliced.rule.tape(inputs[0], len(inputs))
+            for grad in inputs:
+                _, state = tape.update(grad, state)
+            return tape.backward(list(grads), weights)
+
+        return self.sum_over_slices(replay, self.state, self.inputs, grads)

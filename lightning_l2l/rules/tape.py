@@ -1,5 +1,6 @@
 """K steps of a rule, remembered so that the meta-gradient can go back through them."""
 
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,21 +22,36 @@ class Tape:
         self.updates: list[Tensor] = []
 
     def update(self, grad: Tensor, state: "State") -> tuple[Tensor, "State"]:
-        """As the rule's ``update``; the step returned is cut from the graph."""
+        """As the rule's ``update``; the step returned is cut from the graph.
+
+        Args:
+            grad: ∇_t, [N, P].
+            state: where the run starts, the first time; then what the last call returned, which a tape may reuse.
+        """
         with torch.enable_grad():
             update, state = self.rule.update(grad, state)
         self.updates.append(update)
         return update.detach(), state
 
-    def backward(self, cotangents: list[Tensor]) -> list[Tensor]:
-        """Computes Σ_t ⟨G_t, ∂g_t/∂φ⟩ for every parameter of the rule.
+    def backward(self, grads: list[Tensor], weights: Tensor) -> list[Tensor]:
+        """Computes Σ_t ⟨G_t, ∂g_t/∂φ⟩ for every parameter of the rule, where G_t = ∂L/∂g_t = Σ_{s>t} w_s ∇_s.
+
+        To be called once.
 
         Args:
-            cotangents: G_t = ∂L/∂g_t of every step taken, each [N, P].
+            grads: ∇_{t+1} .. ∇_{t+K}, the gradients after each step taken, each [N, P].
+            weights: w_{t+1} .. w_{t+K}, [K].
 
         Returns:
             One tensor for every parameter, in the order of ``rule.parameters()``.
         """
         parameters = list(self.rule.parameters())
-        grads = torch.autograd.grad(self.updates, parameters, cotangents, allow_unused=True)
+        cotangents = suffix_sums(grads, weights)
+        grads = torch.autograd.grad(self.updates, parameters, cotangents, allow_unused=True)  # type: ignore[assignment]
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
+
+
+def suffix_sums(grads: list[Tensor], weights: Tensor) -> list[Tensor]:
+    """Returns G_t = Σ_{s>t} w_s ∇_s of every step, in the steps' order."""
+    weighted = (weight * grad for weight, grad in zip(weights.flip(0), reversed(grads), strict=True))
+    return list(accumulate(weighted, torch.add))[::-1]

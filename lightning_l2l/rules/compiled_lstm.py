@@ -1,0 +1,165 @@
+"""The coordinatewise LSTM by its compiled kernel: float32 on a CPU."""
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_l2l.rules.base import State, UpdateRule
+from lightning_l2l.rules.compiler import load_kernel
+from lightning_l2l.rules.cores import map_on_cores
+from lightning_l2l.rules.tape import Tape
+
+if TYPE_CHECKING:
+    from lightning_l2l.rules.lstm import CoordinatewiseLSTM
+
+SOURCE = Path(__file__).with_name("lstm_kernel.cpp")
+BLOCKS_PER_THREAD = 32  # fewer are not worth waking a thread
+
+
+class BlockState(NamedTuple):
+    blocks: Tensor  # hidden state and cell of a block's coordinates, [blocks, layers, 2, H, coordinates in a block]
+
+
+class CompiledLSTM(UpdateRule):
+    """The same steps as ``rule``, to rounding; autograd does not see through them, but its tape does.
+
+    Args:
+        rule: the LSTM whose parameters are used, in float32 on the CPU.
+        kernel: the library made of lstm_kernel.cpp for its sizes.
+        threads: how many cores work on one step.
+    """
+
+    coordinatewise = True
+
+    def __init__(self, rule: "CoordinatewiseLSTM", kernel: ctypes.CDLL, threads: int) -> None:
+        super().__init__()
+        self.rule = rule
+        self.kernel = kernel
+        self.threads = threads
+        self.block_size = kernel.block_size()
+
+    @classmethod
+    def of(cls, rule: "CoordinatewiseLSTM", threads: int) -> "CompiledLSTM | None":
+        """Compiles the kernel for a rule's sizes; None where that cannot be done."""
+        inputs = 1 if rule.preprocessing is None else 2
+        kernel = load_kernel(SOURCE, hidden=rule.hidden_size, layers=rule.num_layers, inputs=inputs)
+        return None if kernel is None else cls(rule, kernel, threads)
+
+    def init(self, theta: Tensor) -> BlockState:
+        blocks = -(-theta.numel() // self.block_size)
+        return BlockState(theta.new_zeros(blocks, self.rule.num_layers, 2, self.rule.hidden_size, self.block_size))
+
+    def update(self, grad: Tensor, state: State) -> tuple[Tensor, BlockState]:
+        after = BlockState(torch.empty_like(state[0]))
+        return self.step(self.parameter_vector(), grad, state, after), after
+
+    def step(self, parameters: Tensor, grad: Tensor, before: State, after: State) -> Tensor:
+        """Returns the step [N, P] and fills ``after``, which may be ``before``."""
+        grad, update = grad.contiguous(), torch.empty_like(grad, memory_format=torch.contiguous_format)
+
+        def run(first: int, count: int) -> None:
+            self.kernel.forward(
+                *self._settings(parameters),
+                ctypes.c_long(count),
+                _address(grad, first),
+                _address(before[0], self._state_size * first),
+                _address(after[0], self._state_size * first),
+                _address(update, first),
+            )
+
+        map_on_cores(self._threads(grad), run, *zip(*self._parts(grad), strict=True))
+        return update
+
+    def meta_gradient(self, parameters: Tensor, grads: list[Tensor], weights: Tensor, before: State) -> Tensor:
+        """Runs K steps again and goes back through them; returns the gradient of all parameters, flat, float64.
+
+        Args:
+            parameters: φ, flat.
+            grads: ∇_t .. ∇_{t+K}, each [N, P] and contiguous.
+            weights: w_{t+1} .. w_{t+K}, [K].
+            before: the state h_t.
+        """
+        weights = weights.to(torch.float32).contiguous()
+
+        def run(first: int, count: int) -> Tensor:
+            result = torch.zeros(len(parameters), dtype=torch.float64)
+            self.kernel.backward(
+                *self._settings(parameters),
+                ctypes.c_long(count),
+                ctypes.c_long(len(weights)),
+                (ctypes.c_void_p * len(grads))(*(_address(grad, first).value for grad in grads)),
+                _address(weights),
+                _address(before[0], self._state_size * first),
+                _address(result),
+            )
+            return result
+
+        parts = zip(*self._parts(grads[0]), strict=True)
+        return torch.stack(map_on_cores(self._threads(grads[0]), run, *parts)).sum(0)
+
+    def tape(self, theta: Tensor, steps: int) -> Tape:
+        """Keeps the gradients alone: running a block again costs less than fetching from memory what it left."""
+        return CompiledTape(self)
+
+    def in_place(self) -> Tape:
+        """Spares memory's bandwidth, where the states of many coordinates do not fit in the cache."""
+        return CompiledTape(self, remember=False)
+
+    def parameter_vector(self) -> Tensor:
+        """φ, flat, in the order of ``parameters()``."""
+        return torch.cat([parameter.detach().flatten() for parameter in self.rule.parameters()])
+
+    @property
+    def _state_size(self) -> int:
+        return self.rule.num_layers * 2 * self.rule.hidden_size
+
+    def _settings(self, parameters: Tensor) -> tuple:
+        preprocessing = ctypes.c_float(self.rule.preprocessing or 0.0)
+        return _address(parameters), preprocessing, ctypes.c_float(self.rule.output_scale)
+
+    def _threads(self, grad: Tensor) -> int:
+        return max(1, min(self.threads, grad.numel() // (BLOCKS_PER_THREAD * self.block_size)))
+
+    def _parts(self, grad: Tensor) -> Iterator[tuple[int, int]]:
+        """First coordinate and number of coordinates of each thread's part: whole blocks."""
+        size = self.block_size * -(-grad.numel() // (self.block_size * self._threads(grad)))
+        for first in range(0, grad.numel(), size):
+            yield first, min(size, grad.numel() - first)
+
+
+class CompiledTape(Tape):
+    """Remembers the gradients and the first state, from which the kernel's backward pass runs the steps again."""
+
+    rule: CompiledLSTM
+
+    def __init__(self, rule: CompiledLSTM, remember: bool = True) -> None:
+        super().__init__(rule)
+        self.remember = remember
+        self.parameters = rule.parameter_vector()
+        self.inputs: list[Tensor] = []
+        self.first = self.last = BlockState(torch.empty(0))
+
+    def update(self, grad: Tensor, state: State) -> tuple[Tensor, BlockState]:
+        if self.remember and not self.inputs:  # the first state is wanted again, all others are used up
+            self.first, self.last = BlockState(*state), BlockState(torch.empty_like(state[0]))
+        elif not self.remember:
+            self.last = BlockState(*state)
+        self.inputs += [grad.contiguous()] * self.remember
+        return self.rule.step(self.parameters, grad, state, self.last), self.last
+
+    def backward(self, grads: list[Tensor], weights: Tensor) -> list[Tensor]:
+        every = [*self.inputs, *(grad.contiguous() for grad in grads[-1:])]
+        flat = self.rule.meta_gradient(self.parameters, every, weights, self.first).to(self.parameters.dtype)
+        parameters = list(self.rule.parameters())
+        return [
+            part.view_as(p) for part, p in zip(flat.split([p.numel() for p in parameters]), parameters, strict=True)
+        ]
+
+
+def _address(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
+    """Where an element lies, counted from the tensor's first."""
+    return ctypes.c_void_p(tensor.data_ptr() + offset * tensor.element_size())

@@ -1,0 +1,361 @@
+// The coordinatewise LSTM's steps and their backward pass, for float32 on a CPU.
+//
+// Coordinates are worked on in blocks, small enough that all a block needs stays in a core's cache: a unit's values in
+// one block are COLUMNS vectors side by side. Nothing of a forward step but the state is kept. The backward pass runs
+// a block's K steps again from the state before them, then goes back through them: cheaper than memory's bandwidth.
+//
+// The macros HIDDEN, LAYERS and INPUTS (1: the gradient as it is; 2: preprocessed) are given by whoever compiles this.
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+namespace {
+
+// A tile of sums, TILE_ROWS by two vectors, must fit in the processor's vector registers.
+#if defined(__AVX512F__)
+constexpr int LANES = 16, TILE_ROWS = 10;  // 32 registers
+#elif defined(__AVX2__)
+constexpr int LANES = 8, TILE_ROWS = 5;  // 16
+#elif defined(__aarch64__)
+constexpr int LANES = 4, TILE_ROWS = 10;  // 32
+#else
+constexpr int LANES = 4, TILE_ROWS = 5;  // 16
+#endif
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int bits __attribute__((vector_size(4 * LANES)));
+
+constexpr int BLOCK = 32, COLUMNS = BLOCK / LANES, GATES = 4 * HIDDEN;
+constexpr int GATE_VECTORS = (GATES + LANES - 1) / LANES;
+
+typedef vec Row[COLUMNS];  // one number for every coordinate of a block
+
+struct State {  // of one layer
+    Row hidden[HIDDEN], cell[HIDDEN];
+};
+
+struct Activations {  // of one layer, for the backward pass
+    Row gates[GATES];  // input, forget, output, candidate
+    Row tanh_cell[HIDDEN];
+};
+
+struct Step {
+    Row inputs[INPUTS];
+    Activations activations[LAYERS];
+    State after[LAYERS];
+};
+
+constexpr int inputs_of(int layer) { return layer ? HIDDEN : INPUTS; }
+
+// Where the parameters lie, in the module's order: all weights, all biases, the output's weight and bias.
+constexpr int weight_at(int layer) { return layer ? GATES * (INPUTS + HIDDEN + (layer - 1) * 2 * HIDDEN) : 0; }
+constexpr int bias_at(int layer) { return weight_at(LAYERS) + layer * GATES; }
+constexpr int OUTPUT_AT = bias_at(LAYERS);
+
+struct Rule {
+    const float *parameters;
+    float preprocessing;  // p of appendix A
+    float output_scale;
+
+    const float *weight(int layer) const { return parameters + weight_at(layer); }
+    const float *bias(int layer) const { return parameters + bias_at(layer); }
+    const float *output() const { return parameters + OUTPUT_AT; }
+};
+
+constexpr int largest_divisor(int number, int limit) {
+    while (number % limit) limit--;
+    return limit;
+}
+
+// 2^n e^r with n whole and |r| <= ln(2) / 2, by Taylor's series to r^6: relative error at most 1.2e-7.
+// Beyond |x| = 40, where sigmoid and tanh have long been flat, x is cut off; not a number stays so.
+inline vec exp_limited(vec x) {
+    const vec limit = vec{} + 40.0f;
+    x = limit < x ? limit : x;
+    x = -limit > x ? -limit : x;
+    const vec shifted = x * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to whole numbers
+    const vec n = shifted - 12582912.0f;
+    const vec r = x - n * 0.69314718f;
+    vec sum = r * (1 / 720.0f) + 1 / 120.0f;
+    sum = sum * r + 1 / 24.0f;
+    sum = sum * r + 1 / 6.0f;
+    sum = sum * r + 0.5f;
+    sum = sum * r + 1.0f;
+    sum = sum * r + 1.0f;
+    return sum * (vec)(((bits)shifted << 23) + 0x3f800000);
+}
+
+inline vec tanh(vec x) { return 2.0f / (1.0f + exp_limited(-2.0f * x)) - 1.0f; }
+
+// Two at the price of one division.
+inline void sigmoid(vec &a, vec &b) {
+    const vec below_a = 1.0f + exp_limited(-a), below_b = 1.0f + exp_limited(-b);
+    const vec inverse = 1.0f / (below_a * below_b);
+    a = inverse * below_b;
+    b = inverse * below_a;
+}
+
+// out[r] = first[r] + sum over k < DEPTH of a[r * row_stride + k * stride] x[k], for r < ROWS; without `first` from
+// `out` itself, so that several products can be added up.
+template <int ROWS, int DEPTH>
+inline void multiply(const float *a, int row_stride, int stride, const float *first, const Row *x, Row *out) {
+    constexpr int rows = largest_divisor(ROWS, TILE_ROWS), columns = COLUMNS < 2 ? COLUMNS : 2;
+    for (int r = 0; r < ROWS; r += rows)
+        for (int c = 0; c < COLUMNS; c += columns) {
+            vec sum[rows][columns];
+#pragma GCC unroll 10
+            for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+                for (int j = 0; j < columns; j++) sum[i][j] = first ? vec{} + first[r + i] : out[r + i][c + j];
+            for (int k = 0; k < DEPTH; k++)
+#pragma GCC unroll 10
+                for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+                    for (int j = 0; j < columns; j++)
+                        sum[i][j] += a[(r + i) * row_stride + k * stride] * x[k][c + j];
+#pragma GCC unroll 10
+            for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+                for (int j = 0; j < columns; j++) out[r + i][c + j] = sum[i][j];
+        }
+}
+
+// Appendix A: (log|g| / p, sign g), or (-1, e^p g) where the gradient is small.
+void read_gradient(const Rule &rule, const float *gradient, int count, Row *inputs) {
+    float *first = (float *)inputs, *second = first + BLOCK;
+    const float smallest = std::exp(-rule.preprocessing), largest = std::exp(rule.preprocessing);
+    for (int i = 0; i < BLOCK; i++) {
+        const float g = i < count ? gradient[i] : 0.0f;
+        if (INPUTS == 1) {
+            first[i] = g;
+            continue;
+        }
+        const float size = std::fabs(g), scaled = g * largest;
+        first[i] = std::log(size < smallest ? smallest : size) / rule.preprocessing;
+        second[i] = scaled > 1 ? 1 : scaled < -1 ? -1 : scaled;
+    }
+}
+
+template <int LAYER>
+void forward_layer(const Rule &rule, const Row *inputs, const State &before, State &after, Activations &activations) {
+    constexpr int width = inputs_of(LAYER) + HIDDEN;
+    const float *weight = rule.weight(LAYER);
+    Row *gates = activations.gates;
+    multiply<GATES, inputs_of(LAYER)>(weight, width, 1, rule.bias(LAYER), inputs, gates);
+    multiply<GATES, HIDDEN>(weight + inputs_of(LAYER), width, 1, nullptr, before.hidden, gates);
+    for (int h = 0; h < HIDDEN; h++)
+        for (int c = 0; c < COLUMNS; c++) {
+            vec in = gates[h][c], forget = gates[HIDDEN + h][c], out = gates[2 * HIDDEN + h][c];
+            vec candidate = 2.0f * gates[3 * HIDDEN + h][c];
+            sigmoid(in, forget);
+            sigmoid(out, candidate);
+            candidate = 2.0f * candidate - 1.0f;
+            const vec cell = forget * before.cell[h][c] + in * candidate, tanh_cell = tanh(cell);
+            gates[h][c] = in;
+            gates[HIDDEN + h][c] = forget;
+            gates[2 * HIDDEN + h][c] = out;
+            gates[3 * HIDDEN + h][c] = candidate;
+            activations.tanh_cell[h][c] = tanh_cell;
+            after.cell[h][c] = cell;
+            after.hidden[h][c] = out * tanh_cell;
+        }
+}
+
+template <int LAYER>
+void forward_layers(const Rule &rule, const Row *inputs, const State *before, State *after, Activations *activations) {
+    forward_layer<LAYER>(rule, inputs, before[LAYER], after[LAYER], activations[LAYER]);
+    if constexpr (LAYER + 1 < LAYERS)
+        forward_layers<LAYER + 1>(rule, after[LAYER].hidden, before, after, activations);
+}
+
+// One step of one block. `before` and `after` may be the same.
+void forward_step(const Rule &rule, const State *before, State *after, Step &step) {
+    forward_layers<0>(rule, step.inputs, before, after, step.activations);
+}
+
+// Where the backward pass of one block stands, and what it has gathered for the parameters.
+struct Backward {
+    Row hidden[LAYERS][HIDDEN], cell[LAYERS][HIDDEN];  // dL/dh and dL/dc
+    Row cotangent;                                     // dL/dg of the step
+    Row output[HIDDEN], output_bias;                   // of the output's parameters, still apart by coordinates
+    vec weights[INPUTS + HIDDEN + (LAYERS - 1) * 2 * HIDDEN][GATE_VECTORS];  // transposed
+    vec biases[LAYERS][GATE_VECTORS];
+
+    vec (*weights_of(int layer))[GATE_VECTORS] {
+        return weights + (layer ? INPUTS + HIDDEN + (layer - 1) * 2 * HIDDEN : 0);
+    }
+};
+
+// Swaps the off-diagonal D x D squares of every 2D x 2D square on the diagonal: for D = 1, 2, 4, ... a transposition.
+template <int D>
+inline void swap_squares(vec *m) {
+    if constexpr (D < LANES) {
+        bits keep, take;
+        for (int j = 0; j < LANES; j++) {
+            keep[j] = j & D ? LANES + j - D : j;
+            take[j] = j & D ? LANES + j : j + D;
+        }
+        for (int i = 0; i < LANES; i++)
+            if (!(i & D)) {
+                const vec a = m[i], b = m[i + D];
+#if defined(__clang__)
+                for (int j = 0; j < LANES; j++) {
+                    m[i][j] = keep[j] < LANES ? a[keep[j]] : b[keep[j] - LANES];
+                    m[i + D][j] = take[j] < LANES ? a[take[j]] : b[take[j] - LANES];
+                }
+#else
+                m[i] = __builtin_shuffle(a, b, keep);
+                m[i + D] = __builtin_shuffle(a, b, take);
+#endif
+            }
+        swap_squares<2 * D>(m);
+    }
+}
+
+void transpose(const Row *gates, vec (*transposed)[GATE_VECTORS]) {
+    for (int v = 0; v < GATE_VECTORS; v++)
+        for (int c = 0; c < COLUMNS; c++) {
+            vec square[LANES];
+            for (int i = 0; i < LANES; i++) square[i] = v * LANES + i < GATES ? gates[v * LANES + i][c] : vec{};
+            swap_squares<1>(square);
+            for (int i = 0; i < LANES; i++) transposed[c * LANES + i][v] = square[i];
+        }
+}
+
+// sums[k] += sum over coordinates of rows[k] gates, for k < ROWS.
+template <int ROWS>
+inline void add_outer(const Row *rows, const vec (*gates)[GATE_VECTORS], vec (*sums)[GATE_VECTORS]) {
+    constexpr int columns = largest_divisor(GATE_VECTORS, 5), tile = largest_divisor(ROWS, TILE_ROWS == 5 ? 2 : 4);
+    for (int k = 0; k < ROWS; k += tile)
+        for (int v = 0; v < GATE_VECTORS; v += columns) {
+            vec sum[tile][columns];
+#pragma GCC unroll 4
+            for (int i = 0; i < tile; i++)
+#pragma GCC unroll 5
+                for (int j = 0; j < columns; j++) sum[i][j] = sums[k + i][v + j];
+            for (int b = 0; b < BLOCK; b++)
+#pragma GCC unroll 4
+                for (int i = 0; i < tile; i++)
+#pragma GCC unroll 5
+                    for (int j = 0; j < columns; j++)
+                        sum[i][j] += ((const float *)rows[k + i])[b] * gates[b][v + j];
+#pragma GCC unroll 4
+            for (int i = 0; i < tile; i++)
+#pragma GCC unroll 5
+                for (int j = 0; j < columns; j++) sums[k + i][v + j] = sum[i][j];
+        }
+}
+
+template <int LAYER>
+void backward_layer(const Rule &rule, const Row *inputs, const State &before, Activations &activations, Backward &back) {
+    constexpr int width = inputs_of(LAYER) + HIDDEN;
+    Row *gates = activations.gates, *hidden = back.hidden[LAYER], *cell = back.cell[LAYER];
+    for (int h = 0; h < HIDDEN; h++)
+        for (int c = 0; c < COLUMNS; c++) {
+            const vec in = gates[h][c], forget = gates[HIDDEN + h][c], out = gates[2 * HIDDEN + h][c];
+            const vec candidate = gates[3 * HIDDEN + h][c], tanh_cell = activations.tanh_cell[h][c];
+            const vec dh = hidden[h][c], dc = cell[h][c] + dh * out * (1.0f - tanh_cell * tanh_cell);
+            gates[h][c] = dc * candidate * in * (1.0f - in);
+            gates[HIDDEN + h][c] = dc * before.cell[h][c] * forget * (1.0f - forget);
+            gates[2 * HIDDEN + h][c] = dh * tanh_cell * out * (1.0f - out);
+            gates[3 * HIDDEN + h][c] = dc * in * (1.0f - candidate * candidate);
+            cell[h][c] = dc * forget;
+            hidden[h][c] = vec{};
+        }
+    vec transposed[BLOCK][GATE_VECTORS];
+    transpose(gates, transposed);
+    for (int b = 0; b < BLOCK; b++)
+        for (int v = 0; v < GATE_VECTORS; v++) back.biases[LAYER][v] += transposed[b][v];
+    add_outer<inputs_of(LAYER)>(inputs, transposed, back.weights_of(LAYER));
+    add_outer<HIDDEN>(before.hidden, transposed, back.weights_of(LAYER) + inputs_of(LAYER));
+    const float *weight = rule.weight(LAYER);
+    multiply<HIDDEN, GATES>(weight + inputs_of(LAYER), 1, width, nullptr, gates, hidden);
+    if constexpr (LAYER > 0) multiply<HIDDEN, GATES>(weight, 1, width, nullptr, gates, back.hidden[LAYER - 1]);
+}
+
+template <int LAYER>
+void backward_layers(const Rule &rule, const State *before, Step &step, Backward &back) {
+    const Row *inputs = LAYER ? step.after[LAYER - 1].hidden : step.inputs;
+    backward_layer<LAYER>(rule, inputs, before[LAYER], step.activations[LAYER], back);
+    if constexpr (LAYER > 0) backward_layers<LAYER - 1>(rule, before, step, back);
+}
+
+void backward_step(const Rule &rule, const State *before, Step &step, Backward &back) {
+    for (int h = 0; h < HIDDEN; h++)
+        for (int c = 0; c < COLUMNS; c++) {
+            const vec cotangent = rule.output_scale * back.cotangent[c];
+            back.output[h][c] += cotangent * step.after[LAYERS - 1].hidden[h][c];
+            back.hidden[LAYERS - 1][h][c] += cotangent * rule.output()[h];
+        }
+    for (int c = 0; c < COLUMNS; c++) back.output_bias[c] += rule.output_scale * back.cotangent[c];
+    backward_layers<LAYERS - 1>(rule, before, step, back);
+}
+
+double sum(const Row &row) {
+    double total = 0;
+    for (int i = 0; i < BLOCK; i++) total += ((const float *)row)[i];
+    return total;
+}
+
+// Adds one block's share to the sums over all blocks, which are in double precision since there are many.
+void add_block(Backward &back, double *gradient) {
+    for (int layer = 0; layer < LAYERS; layer++) {
+        const int width = inputs_of(layer) + HIDDEN;
+        for (int k = 0; k < width; k++)
+            for (int g = 0; g < GATES; g++)
+                gradient[weight_at(layer) + g * width + k] += ((float *)back.weights_of(layer)[k])[g];
+        for (int g = 0; g < GATES; g++) gradient[bias_at(layer) + g] += ((float *)back.biases[layer])[g];
+    }
+    for (int h = 0; h < HIDDEN; h++) gradient[OUTPUT_AT + h] += sum(back.output[h]);
+    gradient[OUTPUT_AT + HIDDEN] += sum(back.output_bias);
+}
+
+int least(long a, int b) { return a < b ? a : b; }
+
+}  // namespace
+
+extern "C" {
+
+int block_size() { return BLOCK; }
+
+// Takes one step: `gradient` and `update` have `count` numbers, the states one entry a layer for each block.
+void forward(const float *parameters, float preprocessing, float output_scale, long count, const float *gradient,
+             const void *before, void *after, float *update) {
+    const Rule rule{parameters, preprocessing, output_scale};
+    Step step;
+    for (long start = 0; start < count; start += BLOCK) {
+        const long block = start / BLOCK * LAYERS;
+        const int size = least(count - start, BLOCK);
+        State *next = (State *)after + block;
+        read_gradient(rule, gradient + start, size, step.inputs);
+        forward_step(rule, (const State *)before + block, next, step);
+        Row output;
+        multiply<1, HIDDEN>(rule.output(), HIDDEN, 1, rule.output() + HIDDEN, next[LAYERS - 1].hidden, &output);
+        for (int i = 0; i < size; i++) update[start + i] = output_scale * ((float *)output)[i];
+    }
+}
+
+// Adds the meta-gradient of K steps to `meta_gradient`. gradients[t] is the input of step t, for t = 0 to K, the last
+// of which was the input of none; step t's cotangent is the sum over s > t of weights[s - 1] gradients[s].
+void backward(const float *parameters, float preprocessing, float output_scale, long count, long steps,
+              const float *const *gradients, const float *weights, const void *before, double *meta_gradient) {
+    const Rule rule{parameters, preprocessing, output_scale};
+    const std::unique_ptr<Step[]> tape(new Step[steps]);
+    const std::unique_ptr<Backward> back(new Backward);
+    for (long start = 0; start < count; start += BLOCK) {
+        const State *first = (const State *)before + start / BLOCK * LAYERS;
+        const int size = least(count - start, BLOCK);
+        for (long t = 0; t < steps; t++) {
+            read_gradient(rule, gradients[t] + start, size, tape[t].inputs);
+            forward_step(rule, t ? tape[t - 1].after : first, tape[t].after, tape[t]);
+        }
+        std::memset((void *)back.get(), 0, sizeof(Backward));
+        for (long t = steps - 1; t >= 0; t--) {
+            for (int i = 0; i < size; i++)
+                ((float *)back->cotangent)[i] += weights[t] * gradients[t + 1][start + i];
+            backward_step(rule, t ? tape[t - 1].after : first, tape[t], *back);
+        }
+        add_block(*back, meta_gradient);
+    }
+}
+}
