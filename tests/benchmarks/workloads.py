@@ -1,0 +1,102 @@
+"""What is timed: the paper's meta-training by this package, and the same work done the plain way."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lightning_l2l.meta_gradient import first_order
+from lightning_l2l.optimizees import MLP, Episodes, ImageClassification
+from lightning_l2l.optimizees.image_sources import LabelledImages
+from lightning_l2l.rules import CoordinatewiseLSTM, UpdateRule, fastest
+from lightning_l2l.unroll import learning_curves, start
+
+HORIZON, UNROLL = 100, 20
+
+
+def classification(episodes: int, horizon: int = HORIZON, units: int = 20) -> ImageClassification:
+    """The paper's MNIST classifier on images of noise, which cost what digits cost."""
+    sizes = {"episodes_per_batch": episodes, "train_episodes": episodes, "horizon": horizon}
+    data = ImageClassification(MLP(hidden_sizes=(units,)), **sizes)
+    images = torch.randint(256, (60_000, 1, 28, 28), dtype=torch.uint8)
+    data.images = LabelledImages(images, torch.randint(10, (60_000,)), {"train": (0, 60_000)}, "noise")
+    return data
+
+
+class Bare:
+    """This package's meta-training without Lightning: sampling, unroll, meta-gradient and Adam."""
+
+    def __init__(self, data, rule: UpdateRule, unroll: int = UNROLL) -> None:
+        self.data, self.rule, self.unroll = data, rule, unroll
+        self.adam = torch.optim.Adam(rule.parameters(), lr=1e-3)
+        self.meta_batch = 0
+
+    def sample(self) -> Episodes:
+        self.meta_batch += 1
+        size = self.data.episodes_per_batch
+        return self.data.episodes("train", range(self.meta_batch * size, (self.meta_batch + 1) * size))
+
+    def train(self) -> None:
+        episodes = self.sample()
+        rule = fastest(self.rule, episodes.theta, self.unroll)
+        run = start(rule, episodes)
+        for weights in torch.ones(self.data.horizon).split(self.unroll):
+            truncation = first_order(rule, episodes, run, weights)
+            self.adam.zero_grad()
+            truncation.objective.backward()
+            self.adam.step()
+            run = truncation.run
+
+    def evaluate(self) -> None:
+        learning_curves(self.rule, self.sample(), self.data.horizon)
+
+
+class Plain:
+    """Two LSTMCells over the rows of all coordinates, and autograd through the whole unroll."""
+
+    def __init__(self, data, preprocessing: bool) -> None:
+        self.data, self.preprocessing = data, preprocessing
+        self.first, self.second, self.head = nn.LSTMCell(1 + preprocessing, 20), nn.LSTMCell(20, 20), nn.Linear(20, 1)
+        modules = nn.ModuleList([self.first, self.second, self.head])
+        self.adam = torch.optim.Adam(modules.parameters(), lr=1e-3)
+        self.meta_batch = 0
+
+    def train(self) -> None:
+        self.meta_batch += 1
+        size = self.data.episodes_per_batch
+        episodes = self.data.episodes("train", range(self.meta_batch * size, (self.meta_batch + 1) * size))
+        theta = episodes.theta
+        states = [(theta.new_zeros(theta.numel(), 20),) * 2 for _ in range(2)]
+        for unroll in torch.arange(HORIZON).split(UNROLL):
+            theta = theta.detach().requires_grad_()
+            states = [tuple(part.detach() for part in state) for state in states]
+            total = torch.zeros(())
+            for step in unroll.tolist():
+                loss = episodes.loss(theta, step)
+                total = total + loss.mean()
+                (grad,) = torch.autograd.grad(loss.sum(), theta, retain_graph=True)
+                states[0] = self.first(self.inputs(grad.reshape(-1, 1)), states[0])
+                states[1] = self.second(states[0][0], states[1])
+                theta = theta + 0.1 * self.head(states[1][0]).view_as(theta)
+            self.adam.zero_grad()
+            (total + episodes.loss(theta, step + 1).mean()).backward()
+            self.adam.step()
+
+    def inputs(self, grad: Tensor) -> Tensor:
+        if not self.preprocessing:
+            return grad
+        small = grad.abs() < math.exp(-10)
+        size = torch.where(small, -1.0, grad.abs().clamp_min(math.exp(-10)).log() / 10)
+        return torch.cat([size, torch.where(small, grad * math.exp(10), grad.sign())], 1)
+
+
+def lstm_operations(coordinates: int, steps: int, inputs: int = 2, hidden: int = 20) -> float:
+    """Multiplications and additions of the LSTM's three matrix products (forward; backward for x and for W)."""
+    forward = 4 * hidden * (inputs + hidden) + 4 * hidden * 2 * hidden + hidden
+    backward = forward + 4 * hidden * hidden + 4 * hidden * 2 * hidden + hidden
+    return 2.0 * coordinates * steps * (forward + backward)
+
+
+def lstm(preprocessing: bool = True) -> CoordinatewiseLSTM:
+    """The paper's update rule."""
+    return CoordinatewiseLSTM(preprocessing=10.0 if preprocessing else None)
