@@ -26,6 +26,7 @@ from lightning_l2l.comparison import (
 )
 from lightning_l2l.optimizees import Episodes
 from lightning_l2l.optimizees.base import require_positive
+from lightning_l2l.rules import UpdateRule
 from lightning_l2l.unroll import learning_curves
 
 
@@ -296,8 +297,7 @@ class Comparison(Callback):
 
 def rule_name(pl_module: LightningModule) -> str:
     """What tables and figures call the learned rule."""
-    name = type(pl_module.rule).__name__
-    return "LSTM" if name == "CoordinatewiseLSTM" else name
+    return cast(UpdateRule, pl_module.rule).label
 
 
 def experiment_name(trainer: Trainer) -> str:

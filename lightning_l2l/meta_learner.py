@@ -159,9 +159,10 @@ class MetaLearner(LightningModule):
 
     def fastest_rule(self, episodes: Episodes) -> UpdateRule:
         """The rule as it is run: autograd sees through it to second order only if it is left as it is."""
+        rule = self.rule.bind(episodes.layout)
         if self.meta_gradient is meta_gradient.second_order:
-            return self.rule
-        return fastest(self.rule, episodes.theta, self.unroll, self.memory, self.compiled)
+            return rule
+        return fastest(rule, episodes.theta, self.unroll, self.memory, self.compiled)
 
     def meta_step(self, objective: Tensor) -> Tensor:
         """Takes one step of Adam on φ and returns the meta-gradient's norm; skips the step where that is not finite."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lightning_l2l.rules import State, Tape, UpdateRule, fastest
+from lightning_l2l.rules import Layout, State, Tape, UpdateRule, fastest
 
 
 class Optimizees(Protocol):
@@ -15,6 +15,11 @@ class Optimizees(Protocol):
     @property
     def theta(self) -> Tensor:
         """Where the runs start, θ_0, [N, P]."""
+        ...
+
+    @property
+    def layout(self) -> Layout:
+        """Which coordinates of θ belong to which named parameter."""
         ...
 
     def value_and_grad(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -99,7 +104,7 @@ def learning_curves(rule: UpdateRule, episodes: Optimizees, steps: int, compiled
     Returns:
         f(θ_0) .. f(θ_T) of every episode, [N, T + 1].
     """
-    rule = fastest(rule, episodes.theta, compiled=compiled)
+    rule = fastest(rule.bind(episodes.layout), episodes.theta, compiled=compiled)
     run = start(rule, episodes)
     losses = [run.loss]
     stepper = rule.in_place()

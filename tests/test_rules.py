@@ -7,7 +7,7 @@ import torch
 from conftest import skip
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.rules import NAG, SGD, Adam, CoordinatewiseLSTM, RMSprop, Tape
+from lightning_l2l.rules import NAG, SGD, Adam, CoordinatewiseLSTM, Grouped, RMSprop, Tape, fastest
 from lightning_l2l.rules.lstm import preprocess_gradient
 from lightning_l2l.rules.sliced import Sliced
 
@@ -179,3 +179,54 @@ def test_a_subclass_is_trained_on_its_own_steps():
     torch.nn.init.constant_(rule.output.bias, 5.0)
     step, _ = rule.tape(grad, 1).update(grad, rule.init(grad))
     assert step.abs().max() <= 0.01
+
+
+def grouped(**groups):
+    """A rule for each group: an LSTM of its own, and one whose steps are easily told apart."""
+    return Grouped({"a": CoordinatewiseLSTM(hidden_size=3), "b": CoordinatewiseLSTM(hidden_size=4)}, groups)
+
+
+LAYOUT = {"conv.weight": slice(0, 40), "conv.bias": slice(40, 43), "fc.weight": slice(43, 90), "fc.bias": slice(90, 91)}
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_each_group_steps_by_its_own_rule(compiled):
+    rule = grouped(a=["conv.weight", "fc.bias"], b=["conv.bias", "fc.weight"])
+    grads, weights = torch.randn(5, 2, 91), torch.rand(4)
+    faster = fastest(rule.bind(LAYOUT), grads[0], 4, compiled=compiled)
+    tape, state, steps = faster.tape(grads[0], 4), faster.init(grads[0]), []
+    for grad in grads[:-1]:
+        step, state = tape.update(grad, state)
+        steps.append(step)
+    got = tape.backward(list(grads[1:]), weights)
+    places = {"a": [*range(40), 90], "b": list(range(40, 90))}
+    want = []
+    for group, place in places.items():
+        part, alone = Tape(rule.rules[group]), grads[:, :, place]
+        state = rule.rules[group].init(alone[0])
+        for grad, step in zip(alone[:-1], steps, strict=True):
+            expected, state = part.update(grad, state)
+            torch.testing.assert_close(step[:, place], expected, rtol=1e-5, atol=1e-6)
+        want += part.backward(list(alone[1:]), weights)
+    a, b = (torch.cat([grad.flatten() for grad in grads]) for grads in (got, want))
+    assert (a - b).norm() <= 1e-5 * b.norm()
+    with torch.no_grad():
+        torch.testing.assert_close(run(faster, grads[:-1]), torch.stack(steps), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("groups", "sentence"),
+    [
+        ({"a": ["conv.*"], "b": ["fc.weight"]}, "fc.bias belongs to no group"),
+        ({"a": ["conv.*"], "b": ["*.weight", "fc.*"]}, "conv.weight belongs to groups a and b"),
+        ({"a": ["*"], "b": ["bn*"]}, "no parameter belongs to group b"),
+    ],
+)
+def test_a_parameter_must_belong_to_one_group(groups, sentence):
+    with pytest.raises(InvalidInputError, match=sentence):
+        grouped(**groups).bind(LAYOUT)
+
+
+def test_groups_and_rules_must_have_the_same_names():
+    with pytest.raises(InvalidInputError, match="name the same ones"):
+        grouped(a=["*"])

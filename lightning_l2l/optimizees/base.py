@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.rules import Layout
 
 Split = Literal["train", "val", "tune", "test"]
 """Meta-training, validation, tuning of the baselines' learning rates, and test: their episodes never meet."""
@@ -32,6 +33,11 @@ class Episodes(ABC):
     """
 
     theta: Tensor
+
+    @property
+    def layout(self) -> Layout:
+        """Which coordinates of θ belong to which named parameter: one of that name, where nothing else is said."""
+        return {"theta": slice(0, self.theta.shape[1])}
 
     @abstractmethod
     def loss(self, theta: Tensor, step: int) -> Tensor:

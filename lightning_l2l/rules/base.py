@@ -11,6 +11,10 @@ State = tuple[Any, ...]
 """What a rule remembers between two steps: a (named) tuple of tensors, numbers or further tuples."""
 
 
+Layout = dict[str, slice]
+"""Which coordinates of θ belong to which named parameter of the optimizee."""
+
+
 class UpdateRule(nn.Module, ABC):
     """The update rule g of θ_{t+1} = θ_t + g_t, with [g_t; h_{t+1}] = m(∇_t, h_t, φ) (arXiv:1606.04474, section 2).
 
@@ -26,6 +30,15 @@ class UpdateRule(nn.Module, ABC):
     """
 
     coordinatewise: ClassVar[bool] = False
+
+    @property
+    def label(self) -> str:
+        """What tables and figures call the rule."""
+        return type(self).__name__
+
+    def bind(self, layout: Layout) -> "UpdateRule":
+        """Returns the rule to run on optimizees of this layout; most rules do not care."""
+        return self
 
     @abstractmethod
     def init(self, theta: Tensor) -> State:

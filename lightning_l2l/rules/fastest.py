@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_l2l.rules.base import UpdateRule
+from lightning_l2l.rules.grouped import BoundGroups
 from lightning_l2l.rules.sliced import Sliced
 
 SLICE = 4096  # coordinates whose gates stay in a core's cache
@@ -23,6 +24,8 @@ def fastest(rule: UpdateRule, theta: Tensor, steps: int = 1, memory: float = 4.0
         memory: gigabytes that the steps' activations may take; 0 always replays.
         compiled: whether to use a kernel where the rule has one.
     """
+    if isinstance(rule, BoundGroups):
+        return rule.map(lambda rule, theta: fastest(rule, theta, steps, memory, compiled), theta)
     if not rule.coordinatewise:
         return rule
     on_cpu = theta.device.type == "cpu"

@@ -84,6 +84,10 @@ class CoordinatewiseLSTM(UpdateRule):
         ):  # else all coordinates drift alike before anything is learned
             nn.init.zeros_(bias)
 
+    @property
+    def label(self) -> str:
+        return "LSTM" if type(self) is CoordinatewiseLSTM else super().label
+
     def init(self, theta: Tensor) -> LSTMState:
         zeros = tuple(theta.new_zeros(self.hidden_size, *theta.shape) for _ in range(self.num_layers))
         return LSTMState(zeros, zeros)

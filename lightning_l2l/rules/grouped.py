@@ -1,0 +1,127 @@
+"""One update rule for each named group of parameters (arXiv:1606.04474, section 3.3)."""
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.rules.base import Layout, State, UpdateRule
+from lightning_l2l.rules.tape import Tape
+
+
+class Grouped(UpdateRule):
+    """Steps each group of the optimizee's parameters by a rule of its own, as the paper does on CIFAR-10.
+
+    Args:
+        rules: the rule of each group, by the group's name.
+        groups: which parameters belong to each group: patterns of their names, such as ``conv*.weight``. Every
+            parameter of the optimizee must belong to one group, and to one only.
+    """
+
+    def __init__(self, rules: dict[str, UpdateRule], groups: dict[str, list[str]]) -> None:
+        super().__init__()
+        if rules.keys() != groups.keys() or not rules:
+            raise InvalidInputError(
+                f"rules are given for {', '.join(rules) or 'none'}, but groups for {', '.join(groups) or 'none'}: name "
+                "the same ones in both."
+            )
+        self.rules = nn.ModuleDict(rules)
+        self.groups = groups
+
+    @property
+    def label(self) -> str:
+        return " + ".join(dict.fromkeys(rule.label for rule in self.rules.values()))  # type: ignore[misc]
+
+    def bind(self, layout: Layout) -> "BoundGroups":
+        """Finds the coordinates of each group.
+
+        Raises:
+            InvalidInputError: a parameter belongs to no group, or to two.
+        """
+        places: dict[str, list[Tensor]] = {group: [] for group in self.groups}
+        for name, place in layout.items():
+            found = [g for g, patterns in self.groups.items() if any(fnmatchcase(name, p) for p in patterns)]
+            if len(found) != 1:
+                raise InvalidInputError(
+                    f"parameter {name} belongs to {'groups ' + ' and '.join(found) if found else 'no group'}, but it "
+                    "must belong to one: change the patterns of model.rule.init_args.groups."
+                )
+            places[found[0]].append(torch.arange(place.start, place.stop))
+        for group, indices in places.items():
+            if not indices:
+                raise InvalidInputError(
+                    f"no parameter belongs to group {group}, whose patterns are {self.groups[group]}; the optimizee's "
+                    f"parameters are {', '.join(layout)}: change the patterns of model.rule.init_args.groups."
+                )
+        return BoundGroups([self.rules[g] for g in places], [torch.cat(i) for i in places.values()])  # type: ignore[misc]
+
+    def init(self, theta: Tensor) -> State:
+        raise TypeError("a Grouped rule must be bound to an optimizee's layout before it can run")
+
+    def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
+        raise TypeError("a Grouped rule must be bound to an optimizee's layout before it can run")
+
+
+class BoundGroups(UpdateRule):
+    """Rules, each with the coordinates of θ that are its own. The state is a tuple of the rules' states.
+
+    Args:
+        rules: one for each group.
+        places: the group's coordinates, [P_g] each; together all of θ.
+    """
+
+    def __init__(self, rules: list[UpdateRule], places: list[Tensor]) -> None:
+        super().__init__()
+        self.registered = nn.ModuleList(rules)
+        self.rules = rules
+        self.places = places
+        self.order = torch.cat(places).argsort()  # of θ's coordinates among those of all groups in a row
+
+    def init(self, theta: Tensor) -> State:
+        return tuple(rule.init(part) for rule, part in zip(self.rules, self.split(theta), strict=True))
+
+    def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.update_with(self.rules, grad, state)
+
+    def update_with(self, rules: Sequence[UpdateRule | Tape], grad: Tensor, state: State) -> tuple[Tensor, State]:
+        """As ``update``, with a rule or tape for each group."""
+        steps = [r.update(g, s) for r, g, s in zip(rules, self.split(grad), state, strict=True)]
+        updates, states = zip(*steps, strict=True)
+        return torch.cat(updates, dim=1)[:, self.order.to(grad.device)], states
+
+    def tape(self, theta: Tensor, steps: int) -> Tape:
+        parts = self.split(theta)
+        return GroupsTape(self, [rule.tape(part, steps) for rule, part in zip(self.rules, parts, strict=True)])
+
+    def in_place(self) -> UpdateRule | Tape:
+        return GroupsTape(self, [rule.in_place() for rule in self.rules])
+
+    def map(self, function: Callable[[UpdateRule, Tensor], UpdateRule], theta: Tensor) -> "BoundGroups":
+        """The same groups with what the function makes of each rule and its part of θ."""
+        parts = zip(self.rules, self.split(theta), strict=True)
+        return BoundGroups([function(rule, part) for rule, part in parts], self.places)
+
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        """The parts of [N, P] that belong to each group, [N, P_g]."""
+        return [tensor[:, place.to(tensor.device)] for place in self.places]
+
+
+class GroupsTape(Tape):
+    """The tapes of all groups as one."""
+
+    def __init__(self, groups: BoundGroups, tapes: Sequence[UpdateRule | Tape]) -> None:
+        super().__init__(groups)
+        self.groups = groups
+        self.tapes = tapes
+
+    def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.groups.update_with(self.tapes, grad, state)
+
+    def backward(self, grads: list[Tensor], weights: Tensor) -> list[Tensor]:
+        of_groups = zip(*map(self.groups.split, grads), strict=True)
+        tapes = cast(Sequence[Tape], self.tapes)
+        results = [tape.backward(list(grads), weights) for tape, grads in zip(tapes, of_groups, strict=True)]
+        return [grad for result in results for grad in result]
