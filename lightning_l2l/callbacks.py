@@ -18,6 +18,7 @@ from tqdm import tqdm
 from lightning_l2l.comparison import (
     BASELINES,
     Entry,
+    Race,
     curves_figure,
     learning_rates,
     results_table,
@@ -26,7 +27,8 @@ from lightning_l2l.comparison import (
 )
 from lightning_l2l.optimizees import Episodes
 from lightning_l2l.optimizees.base import require_positive
-from lightning_l2l.rules import UpdateRule
+from lightning_l2l.result_cache import ResultCache
+from lightning_l2l.rules import HandDesignedRule, UpdateRule
 from lightning_l2l.unroll import learning_curves
 
 
@@ -185,15 +187,21 @@ class Comparison(Callback):
 
     Each baseline's learning rate is tuned for the best final loss on episodes set apart for that. Every validation
     draws the learning curves into TensorBoard; a test prints the table and writes results.csv, curves.npz and
-    curves.png into the run's folder.
+    curves.png into the run's folder. Tuned rates and the baselines' curves are kept beside the runs, in the folder
+    ``baselines``, under all that they depend on: the same episodes are never run twice, also after a test was killed.
 
     Args:
         rates_per_decade: how fine the grid of learning rates from 1e-4 to 10 is.
+        prune_rates: give up the worse half of the rates after an eighth, a quarter and half of the horizon, for a
+            third of the time; a rate that is slow at first but best in the end may then be missed.
     """
 
-    def __init__(self, rates_per_decade: int = 4) -> None:
+    def __init__(self, rates_per_decade: int = 4, prune_rates: bool = False) -> None:
         require_positive("comparison.rates_per_decade", rates_per_decade)
         self.rates_per_decade = rates_per_decade
+        self.prune_rates = prune_rates
+        self.races: list[Race] = []
+        self.races_to_come = 0  # after the one at hand, in the same test
         self.tuned: dict[str, float] = {}
         self.baselines: list[Entry] = []  # on the validation episodes, which are the same each time
         self.curves: dict[str, list[Tensor]] = {}
@@ -229,7 +237,8 @@ class Comparison(Callback):
         learned, baselines = entries[0], entries[1:]
         self.baselines = self.baselines or baselines
         if trainer.is_global_zero:
-            self._to_tensorboard(trainer, [learned, *self.baselines], "val/curves")
+            race = Race(variant(trainer), [learned, *self.baselines])
+            self._to_tensorboard(trainer, [race], "val/curves")
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the curves of an earlier test."""
@@ -248,33 +257,52 @@ class Comparison(Callback):
         self._race(trainer, batch)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints the table and writes the files."""
+        """Prints the table, after the last race, and writes the files, after each."""
         entries = self._entries(pl_module)
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # which all processes must ask for
         if not trainer.is_global_zero:
             return
-        names = experiment_name(trainer), trainer.datamodule.variant  # type: ignore[attr-defined]
-        write_results(entries, folder, *names)
-        self._to_tensorboard(trainer, entries, "test/curves")
-        console = Console(width=None if sys.stdout.isatty() else 120)
-        console.print(results_table(entries, *names))
-        console.print(f"Written to {folder}: results.csv, curves.npz, curves.png", soft_wrap=True)
+        self.races.append(Race(variant(trainer), entries))
+        write_results(self.races, folder, experiment_name(trainer))
+        self._to_tensorboard(trainer, self.races, "test/curves")
+        if not self.races_to_come:
+            console = Console(width=None if sys.stdout.isatty() else 120)
+            console.print(results_table(self.races, experiment_name(trainer)))
+            console.print(f"Written to {folder}: results.csv, curves.npz, curves.png", soft_wrap=True)
 
     def _tune(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         rates = learning_rates(self.rates_per_decade)
         episodes = data.tuning_episodes_batch().to(pl_module.device, pl_module.rule_dtype)
-        rank_zero_info(f"Tuning the baselines: {len(rates)} learning rates on {len(episodes)} episodes ...")
+        pruned = ", the worse halves given up early" if self.prune_rates else ""
+        rank_zero_info(f"Tuning the baselines: {len(rates)} learning rates on {len(episodes)} episodes{pruned} ...")
+        fingerprint = episodes.fingerprint()
+
+        def tuned(baseline: type[HandDesignedRule]) -> Tensor:
+            return self._cache(trainer).get(
+                lambda: torch.tensor(tune(baseline, episodes, data.horizon, rates, self.prune_rates)),
+                *("rate", baseline.__name__, fingerprint, data.horizon, self.rates_per_decade, self.prune_rates),
+            )
+
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            self.tuned = {b.__name__: tune(b, episodes, data.horizon, rates) for b in BASELINES}
+            self.tuned = {baseline.__name__: float(tuned(baseline)) for baseline in BASELINES}
         rank_zero_info("  " + ", ".join(f"{name} {rate:.3g}" for name, rate in self.tuned.items()))
 
     def _race(self, trainer: Trainer, episodes: Episodes) -> None:
+        horizon, fingerprint = trainer.datamodule.horizon, episodes.fingerprint()  # type: ignore[attr-defined]
         for baseline in BASELINES:
-            rule = baseline(self.tuned[baseline.__name__]).to(episodes.theta)
-            horizon = trainer.datamodule.horizon  # type: ignore[attr-defined]
-            with trainer.precision_plugin.forward_context():
-                self._add(baseline.__name__, learning_curves(rule, episodes, horizon))
+            name, rate = baseline.__name__, self.tuned[baseline.__name__]
+
+            def run(baseline: type[HandDesignedRule] = baseline, rate: float = rate) -> Tensor:
+                with trainer.precision_plugin.forward_context():
+                    return learning_curves(baseline(rate).to(episodes.theta), episodes, horizon)
+
+            curves = self._cache(trainer).get(run, "curves", name, rate, fingerprint, horizon, trainer.precision)
+            self._add(name, curves.to(episodes.theta))
+
+    def _cache(self, trainer: Trainer) -> ResultCache:
+        """Beside the runs of this experiment; it keeps nothing where runs are not kept."""
+        return ResultCache(Path(trainer.log_dir).parent / "baselines" if trainer.log_dir else None)
 
     def _add(self, name: str, curves: Tensor) -> None:
         self.curves.setdefault(name, []).append(curves)
@@ -288,16 +316,20 @@ class Comparison(Callback):
             entries.append(Entry(name, self.tuned.get(name), curves.cpu()))
         return entries
 
-    def _to_tensorboard(self, trainer: Trainer, entries: list[Entry], tag: str) -> None:
+    def _to_tensorboard(self, trainer: Trainer, races: list[Race], tag: str) -> None:
         if isinstance(trainer.logger, TensorBoardLogger):
-            variant = trainer.datamodule.variant  # type: ignore[attr-defined]
-            figure = curves_figure(entries, f"{experiment_name(trainer)} ({variant})")
+            figure = curves_figure(races, experiment_name(trainer))
             trainer.logger.experiment.add_figure(tag, figure, trainer.fit_loop.total_batch_idx + 1)
 
 
 def rule_name(pl_module: LightningModule) -> str:
     """What tables and figures call the learned rule."""
     return cast(UpdateRule, pl_module.rule).label
+
+
+def variant(trainer: Trainer) -> str:
+    """Which form of the optimizee is being run."""
+    return trainer.datamodule.variant  # type: ignore[attr-defined]
 
 
 def experiment_name(trainer: Trainer) -> str:

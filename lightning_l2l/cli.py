@@ -118,6 +118,12 @@ class LearningToLearnCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Callbacks that have settings."""
+        parser.add_argument(
+            "--variants",
+            type=dict[str, dict[str, Any]],
+            default={},
+            help="Further races of a test: a name for each, with the settings of data that it changes.",
+        )
         parser.add_lightning_class_args(Comparison, "comparison")
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
@@ -161,9 +167,41 @@ class LearningToLearnCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.model.save_hyperparameters({"rule": plain(config.model.rule)})
         self.datamodule.save_hyperparameters({"data": plain(config.data)})
+        # now, so that what is wrong with one is said before the first race has taken its time
+        self.variants = {name: self._variant(name, changes) for name, changes in config.variants.items()}
+
+    def _variant(self, name: str, changes: dict[str, Any]) -> EpisodeDataModule:
+        """Makes the DataModule of a variant: this one's settings with some changed."""
+        parser = OneSentenceParser()
+        parser.add_subclass_arguments(EpisodeDataModule, "data", required=True)
+        settings = plain(self.config[self.subcommand].data)
+        try:
+            given = parser.parse_object({"data": merge(settings, {"init_args": changes})})
+            datamodule = parser.instantiate_classes(given).data
+        except Exception as error:
+            if not (reason := _invalid_input(error)):
+                raise
+        else:
+            datamodule.variant_name = name
+            return datamodule
+        raise InvalidInputError(f"variants.{name}: {reason}")  # outside, since main prints the innermost reason
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the config as given: Lightning would let the checkpoint's settings silently beat it."""
+
+    def before_test(self) -> None:
+        """Tells the comparison how many races there will be."""
+        self._comparison.races_to_come = len(self.variants)
+
+    def after_test(self) -> None:
+        """Races on the variants, with the rule that the test has loaded."""
+        for datamodule in self.variants.values():
+            self._comparison.races_to_come -= 1
+            self.trainer.test(self.model, datamodule=datamodule, verbose=False)
+
+    @property
+    def _comparison(self) -> Comparison:
+        return next(callback for callback in self.trainer.callbacks if isinstance(callback, Comparison))  # type: ignore[attr-defined]
 
     def after_fit(self) -> None:
         """Says how to go on."""
@@ -172,6 +210,18 @@ class LearningToLearnCLI(LightningCLI):
             flags = shlex.join(without_ckpt_path(self.arguments[1:]))
             print("Race the learned rule with the lowest val/meta_loss against the tuned baselines with")
             print(f"  python -m lightning_l2l test {flags} --ckpt_path {os.path.relpath(best.best_model_path)}")
+
+
+def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings with some changed, at any depth; another class comes without the settings of the one before."""
+    merged = dict(settings)
+    for key, change in changes.items():
+        into = merged.get(key)
+        if isinstance(into, dict) and isinstance(change, dict) and "class_path" not in change:
+            merged[key] = merge(into, change)
+        else:
+            merged[key] = change
+    return merged
 
 
 class SaveStageConfig(SaveConfigCallback):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
@@ -55,6 +56,19 @@ class Entry:
         )
 
 
+@dataclass(frozen=True)
+class Race:
+    """All rules on the same episodes.
+
+    Attributes:
+        variant: which form of the optimizee.
+        entries: the rules, the learned one first.
+    """
+
+    variant: str
+    entries: list[Entry]
+
+
 def learning_rates(rates_per_decade: int) -> Tensor:
     """The grid on which learning rates are tuned: 1e-4 to 10, in equal ratios."""
     return torch.logspace(-4, 1, 5 * rates_per_decade + 1)
@@ -65,7 +79,7 @@ def final_loss(curves: Tensor) -> Tensor:
     return curves[..., 1:][..., -LAST:].mean(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
-def tune(baseline: type[HandDesignedRule], episodes: Episodes, steps: int, rates: Tensor) -> float:
+def tune(baseline: type[HandDesignedRule], episodes: Episodes, steps: int, rates: Tensor, prune: bool = False) -> float:
     """Finds the learning rate with the best mean final loss (arXiv:1606.04474, section 3), all rates in one batch.
 
     Args:
@@ -73,25 +87,29 @@ def tune(baseline: type[HandDesignedRule], episodes: Episodes, steps: int, rates
         episodes: E episodes to tune on.
         steps: the horizon.
         rates: what to choose from, [R].
+        prune: give up the worse half of the rates after an eighth, a quarter and half of the steps (successive
+            halving), for a third of the time; a rate that is slow at first but best in the end may then be missed.
     """
+    for share in (8, 4, 2) if prune else ():
+        if steps // share >= LAST and len(rates) > 1:
+            losses = _final_losses(baseline, episodes, steps // share, rates)
+            rates = rates[losses.argsort()[: -(-len(rates) // 2)].sort().values]
+    return rates[_final_losses(baseline, episodes, steps, rates).argmin()].item()
+
+
+def _final_losses(baseline: type[HandDesignedRule], episodes: Episodes, steps: int, rates: Tensor) -> Tensor:
+    """The mean final loss after some steps at each rate, [R]."""
     each = rates.to(episodes.theta).repeat_interleave(len(episodes))[:, None]  # [R · E, 1]
     curves = learning_curves(baseline(each), episodes.repeat(len(rates)), steps)
-    return rates[final_loss(curves).view(len(rates), len(episodes)).mean(1).argmin()].item()
+    return final_loss(curves).view(len(rates), len(episodes)).mean(1)
 
 
-def results_rows(entries: Sequence[Entry], experiment: str, variant: str) -> list[dict[str, object]]:
+def results_rows(race: Race, experiment: str) -> list[dict[str, object]]:
     """One row a rule, as ``results.csv`` holds it; a number the horizon is too short for is left empty."""
     rows = []
-    for entry in entries:
+    for entry in race.entries:
         episodes, steps = entry.curves.shape
-        values = (
-            experiment,
-            variant,
-            entry.rule,
-            entry.learning_rate,
-            episodes,
-            steps - 1,
-        )
+        values = (experiment, race.variant, entry.rule, entry.learning_rate, episodes, steps - 1)
         numbers: dict[str, object] = {
             name: None if value is None else f"{value:.6g}" for name, value in entry.numbers().items()
         }
@@ -99,56 +117,75 @@ def results_rows(entries: Sequence[Entry], experiment: str, variant: str) -> lis
     return rows
 
 
-def write_results(entries: Sequence[Entry], folder: Path, experiment: str, variant: str) -> None:
-    """Writes results.csv, curves.npz (mean and standard deviation per step of each rule) and curves.png."""
+def write_results(races: Sequence[Race], folder: Path, experiment: str) -> None:
+    """Writes results.csv, curves.npz (mean and standard deviation per step of each rule) and curves.png.
+
+    In curves.npz the names of all variants but the first stand before those of the rules.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS + NUMBERS)
         writer.writeheader()
-        writer.writerows(results_rows(entries, experiment, variant))
-    arrays = {"variant": np.array(variant)}
-    for entry in entries:
-        arrays[f"{entry.rule}_mean"] = entry.curves.mean(0).numpy()
-        arrays[f"{entry.rule}_std"] = entry.curves.std(0, correction=0).numpy()
+        for race in races:
+            writer.writerows(results_rows(race, experiment))
+    arrays = {"variant": np.array(races[0].variant)}
+    for race in races:
+        prefix = "" if race is races[0] else f"{race.variant}_"
+        for entry in race.entries:
+            arrays[f"{prefix}{entry.rule}_mean"] = entry.curves.mean(0).numpy()
+            arrays[f"{prefix}{entry.rule}_std"] = entry.curves.std(0, correction=0).numpy()
     np.savez(folder / "curves.npz", **arrays)  # type: ignore[arg-type]
-    curves_figure(entries, f"{experiment} ({variant})").savefig(folder / "curves.png", dpi=150)
+    curves_figure(races, experiment).savefig(folder / "curves.png", dpi=150)
 
 
-def results_table(entries: Sequence[Entry], experiment: str, variant: str) -> Table:
+def results_table(races: Sequence[Race], experiment: str) -> Table:
     """The table that the terminal shows; the best of each column is bold."""
-    episodes, steps = entries[0].curves.shape
-    table = Table(title=f"{experiment} ({variant}): mean loss over {episodes} fresh episodes of {steps - 1} steps")
+    episodes, steps = races[0].entries[0].curves.shape
+    first = f"{experiment} ({races[0].variant})"
+    table = Table(title=f"{first}: mean loss over {episodes} fresh episodes of {steps - 1} steps")
     table.add_column("rule")
     table.add_column("learning rate", justify="right")
     for name in NUMBERS:
         table.add_column(name, justify="right")
+    for race in races:
+        if race is not races[0]:
+            episodes, steps = race.entries[0].curves.shape
+            table.add_section()
+            table.add_row(f"[italic]{race.variant}: {episodes} episodes of {steps - 1} steps")
+        _add_rows(table, race.entries)
+    return table
+
+
+def _add_rows(table: Table, entries: Sequence[Entry]) -> None:
     rows = [entry.numbers() for entry in entries]
     best = {name: min((x for row in rows if (x := row[name]) is not None), default=None) for name in NUMBERS}
     for entry, row in zip(entries, rows, strict=True):
         rate = "learned" if entry.learning_rate is None else f"{entry.learning_rate:.3g}"
         cells = ["" if row[n] is None else f"{row[n]:.4g}" for n in NUMBERS]
         marks = ["[bold]" * (row[n] is not None and row[n] == best[n] and n != "initial") for n in NUMBERS]
-        table.add_row(
-            entry.rule,
-            rate,
-            *(mark + cell for mark, cell in zip(marks, cells, strict=True)),
-        )
-    return table
+        table.add_row(entry.rule, rate, *(mark + cell for mark, cell in zip(marks, cells, strict=True)))
 
 
-def curves_figure(entries: Sequence[Entry], title: str) -> Figure:
-    """Loss against step on a log scale: the mean, and a band that holds the middle two thirds of the episodes."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+def curves_figure(races: Sequence[Race], experiment: str) -> Figure:
+    """Loss against step on a log scale, a panel for each race."""
+    columns = min(len(races), 3)
+    lines = -(-len(races) // columns)
+    figure = Figure(figsize=(6 * columns, 4 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for race, axes in zip(races, panels, strict=False):
+        _draw(axes, race.entries, f"{experiment} ({race.variant})")
+    for axes in list(panels)[len(races) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def _draw(axes: Axes, entries: Sequence[Entry], title: str) -> None:
+    """The means, each with a band that holds the middle two thirds of the episodes."""
     for entry in entries:
         steps = np.arange(entry.curves.shape[1])
         low, high = entry.curves.float().nan_to_num(torch.inf).quantile(torch.tensor([1 / 6, 5 / 6]), dim=0)
-        (line,) = axes.plot(
-            steps,
-            entry.curves.mean(0),
-            label=entry.rule,
-            zorder=3 - (entry.learning_rate is not None),
-        )
+        mean = entry.curves.mean(0)
+        (line,) = axes.plot(steps, mean, label=entry.rule, zorder=3 - (entry.learning_rate is not None))
         axes.fill_between(steps, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
     means = torch.stack([entry.curves.mean(0) for entry in entries])
     finite = means[means.isfinite()]
@@ -157,4 +194,3 @@ def curves_figure(entries: Sequence[Entry], title: str) -> Figure:
         axes.set_ylim(float(finite.min()) / 1.5, 2 * start)
     axes.set(title=title, xlabel="step", ylabel="loss", yscale="log")
     axes.legend()
-    return figure

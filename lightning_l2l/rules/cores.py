@@ -9,21 +9,33 @@ import torch
 
 
 def map_on_cores(threads: int, function: Callable, *iterables: Iterable) -> list:
-    """Calls the function on each tuple of arguments, ``threads`` at a time, and returns the results in order."""
+    """Calls the function on each tuple of arguments, dealt to ``threads`` cores in turn; returns the results in order.
+
+    The caller's thread takes a share, too: waking one thread less is felt where a step takes a millisecond.
+    """
+    work = list(zip(*iterables, strict=True))
     if threads == 1:
-        return [function(*arguments) for arguments in zip(*iterables, strict=True)]
+        return [function(*arguments) for arguments in work]
     grad_enabled, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
-    def call(*arguments: object) -> object:  # both modes belong to a thread
-        with torch.inference_mode(inference), torch.set_grad_enabled(grad_enabled):
-            return function(*arguments)
+    def share(core: int) -> list:
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad_enabled):  # which belong to a thread
+            return [function(*arguments) for arguments in work[core::threads]]
 
-    return list(_pool(threads, os.getpid()).map(call, *iterables))
+    others = [_pool(threads - 1, os.getpid()).submit(share, core) for core in range(1, threads)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        shares = [share(0)]
+    finally:
+        torch.set_num_threads(before)
+    shares += [other.result() for other in others]
+    return [shares[index % threads][index // threads] for index in range(len(work))]
 
 
 @cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """One thread a core, each of whose operations stays on it. Threads do not outlive a fork, hence ``process``."""
+    """Threads whose operations each stay on one core. They do not outlive a fork, hence ``process``."""
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     list(pool.map(lambda _: None, range(threads)))  # starts the threads now, and then undoes what they say of others

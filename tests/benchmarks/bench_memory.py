@@ -9,7 +9,7 @@ PROGRAM = """
 import resource, sys
 sys.path.insert(0, {folder!r})
 import torch
-from workloads import Bare, classification, lstm
+from benchmarks.workloads import Bare, classification, lstm
 torch.set_num_threads(2)
 rule, unroll = lstm(), {unroll}
 engine = Bare(classification(1, unroll, 1258), rule, unroll)
@@ -22,7 +22,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
 @pytest.mark.parametrize(("unroll", "must", "stretch"), [(20, 1.5, 1.0), (200, 2.5, 1.9)])
 def test_peak_memory(benchmark, request, unroll, must, stretch):
     """Gigabytes above what the process holds before its first meta-batch."""
-    program = PROGRAM.format(folder=str(request.path.parent), unroll=unroll)
+    program = PROGRAM.format(folder=str(request.path.parents[1]), unroll=unroll)
 
     def run() -> float:
         result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)

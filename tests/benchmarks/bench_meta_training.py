@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 from pytorch_lightning import Trainer
-from workloads import HORIZON, UNROLL, Bare, Plain, classification, lstm, lstm_operations
 
+from benchmarks.workloads import HORIZON, UNROLL, Bare, Plain, classification, lstm, lstm_operations
 from lightning_l2l.callbacks import MetaProgressBar
 from lightning_l2l.meta_learner import MetaLearner
 from lightning_l2l.optimizees import Quadratics
@@ -21,7 +21,7 @@ COORDINATES = 15_910
         (8, 1, time.process_time, 0.40, 0.30),
         (8, 2, time.perf_counter, 0.38, 0.28),
     ],
-    ids=["CPU, 1 thread, N=1", "CPU, 1 thread, N=8", "wall, 2 threads, N=8"],
+    ids=["N=1", "N=8", "N=8-wall-2-threads"],
 )
 def test_mnist_episode(against, operations_per_second, episodes, threads, timer, must, stretch):
     """An episode of meta-training beside one of the plain way, which runs one episode at a time."""
