@@ -171,10 +171,10 @@ def curves_figure(races: Sequence[Race], experiment: str) -> Figure:
     columns = min(len(races), 3)
     lines = -(-len(races) // columns)
     figure = Figure(figsize=(6 * columns, 4 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).flat
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
     for race, axes in zip(races, panels, strict=False):
         _draw(axes, race.entries, f"{experiment} ({race.variant})")
-    for axes in list(panels)[len(races) :]:
+    for axes in panels[len(races) :]:
         axes.set_axis_off()
     return figure
 
