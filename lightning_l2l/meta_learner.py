@@ -73,6 +73,7 @@ class MetaLearner(LightningModule):
     def setup(self, stage: str) -> None:
         """Checks what needs the data to be known."""
         self.save_hyperparameters({"variant": self.datamodule.variant})
+        self.rule.bind(self.datamodule.episodes("val", [0]).layout)
         horizon = self.datamodule.horizon
         if stage == "fit" and horizon % self.unroll:
             raise InvalidInputError(

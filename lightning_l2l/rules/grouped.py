@@ -30,6 +30,7 @@ class Grouped(UpdateRule):
             )
         self.rules = nn.ModuleDict(rules)
         self.groups = groups
+        self._bound: tuple[Layout, BoundGroups] | None = None
 
     @property
     def label(self) -> str:
@@ -41,6 +42,12 @@ class Grouped(UpdateRule):
         Raises:
             InvalidInputError: a parameter belongs to no group, or to two.
         """
+        if self._bound is None or self._bound[0] != layout:
+            rules = [self.rules[group] for group in self.groups]
+            self._bound = layout, BoundGroups(rules, self._places(layout))  # type: ignore[arg-type]
+        return self._bound[1]
+
+    def _places(self, layout: Layout) -> list[Tensor]:
         places: dict[str, list[Tensor]] = {group: [] for group in self.groups}
         for name, place in layout.items():
             found = [g for g, patterns in self.groups.items() if any(fnmatchcase(name, p) for p in patterns)]
@@ -56,7 +63,7 @@ class Grouped(UpdateRule):
                     f"no parameter belongs to group {group}, whose patterns are {self.groups[group]}; the optimizee's "
                     f"parameters are {', '.join(layout)}: change the patterns of model.rule.init_args.groups."
                 )
-        return BoundGroups([self.rules[g] for g in places], [torch.cat(i) for i in places.values()])  # type: ignore[misc]
+        return [torch.cat(indices) for indices in places.values()]
 
     def init(self, theta: Tensor) -> State:
         raise TypeError("a Grouped rule must be bound to an optimizee's layout before it can run")
