@@ -188,18 +188,22 @@ class Comparison(Callback):
     Each baseline's learning rate is tuned for the best final loss on episodes set apart for that. Every validation
     draws the learning curves into TensorBoard; a test prints the table and writes results.csv, curves.npz and
     curves.png into the run's folder. Tuned rates and the baselines' curves are kept beside the runs, in the folder
-    ``baselines``, under all that they depend on: the same episodes are never run twice, also after a test was killed.
+    ``baselines``, under the episodes they belong to: the same are not run twice, also after a test was killed. Who
+    changes the code of a baseline must remove that folder.
 
     Args:
         rates_per_decade: how fine the grid of learning rates from 1e-4 to 10 is.
-        prune_rates: give up the worse half of the rates after an eighth, a quarter and half of the horizon, for a
-            third of the time; a rate that is slow at first but best in the end may then be missed.
+        prune_rates: give up the worse half of the rates after an eighth, a quarter and half of the horizon, for
+            half of the time; a rate that is slow at first but best in the end may then be missed.
+        results: what results call the experiment, and a folder for them in the run's folder, so that tests of one rule
+            on several things do not overwrite each other; by default the logger's name, and the run's folder itself.
     """
 
-    def __init__(self, rates_per_decade: int = 4, prune_rates: bool = False) -> None:
+    def __init__(self, rates_per_decade: int = 4, prune_rates: bool = False, results: str = "") -> None:
         require_positive("comparison.rates_per_decade", rates_per_decade)
         self.rates_per_decade = rates_per_decade
         self.prune_rates = prune_rates
+        self.results = results
         self.races: list[Race] = []
         self.races_to_come = 0  # after the one at hand, in the same test
         self.tuned: dict[str, float] = {}
@@ -259,16 +263,18 @@ class Comparison(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the table, after the last race, and writes the files, after each."""
         entries = self._entries(pl_module)
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # which all processes must ask for
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / self.results  # which all processes must ask for
         if not trainer.is_global_zero:
             return
+        experiment = self.results or experiment_name(trainer)
         self.races.append(Race(variant(trainer), entries))
-        write_results(self.races, folder, experiment_name(trainer))
+        write_results(self.races, folder, experiment)
         self._to_tensorboard(trainer, self.races, "test/curves")
         if not self.races_to_come:
             console = Console(width=None if sys.stdout.isatty() else 120)
-            console.print(results_table(self.races, experiment_name(trainer)))
+            console.print(results_table(self.races, experiment))
             console.print(f"Written to {folder}: results.csv, curves.npz, curves.png", soft_wrap=True)
+            self.races = []
 
     def _tune(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -279,9 +285,10 @@ class Comparison(Callback):
         fingerprint = episodes.fingerprint()
 
         def tuned(baseline: type[HandDesignedRule]) -> Tensor:
+            settings = data.horizon, self.rates_per_decade, self.prune_rates, trainer.precision
             return self._cache(trainer).get(
                 lambda: torch.tensor(tune(baseline, episodes, data.horizon, rates, self.prune_rates)),
-                *("rate", baseline.__name__, fingerprint, data.horizon, self.rates_per_decade, self.prune_rates),
+                *("rate", baseline.__name__, fingerprint, settings),
             )
 
         with torch.no_grad(), trainer.precision_plugin.forward_context():
@@ -302,7 +309,8 @@ class Comparison(Callback):
 
     def _cache(self, trainer: Trainer) -> ResultCache:
         """Beside the runs of this experiment; it keeps nothing where runs are not kept."""
-        return ResultCache(Path(trainer.log_dir).parent / "baselines" if trainer.log_dir else None)
+        folder = trainer.log_dir if isinstance(trainer.logger, TensorBoardLogger) else None
+        return ResultCache(Path(folder).parent / "baselines" if folder else None)
 
     def _add(self, name: str, curves: Tensor) -> None:
         self.curves.setdefault(name, []).append(curves)

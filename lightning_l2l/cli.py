@@ -190,8 +190,18 @@ class LearningToLearnCLI(LightningCLI):
         """Leaves the config as given: Lightning would let the checkpoint's settings silently beat it."""
 
     def before_test(self) -> None:
-        """Tells the comparison how many races there will be."""
+        """Tries each variant before the first race, and tells the comparison how many there will be."""
         self._comparison.races_to_come = len(self.variants)
+        for name, datamodule in self.variants.items():
+            try:
+                datamodule.prepare_data()
+                datamodule.setup("test")
+                self.model.check(datamodule)
+            except InvalidInputError as error:
+                reason = str(error)
+            else:
+                continue
+            raise InvalidInputError(f"variants.{name}: {reason}")
 
     def after_test(self) -> None:
         """Races on the variants, with the rule that the test has loaded."""

@@ -88,7 +88,7 @@ def tune(baseline: type[HandDesignedRule], episodes: Episodes, steps: int, rates
         steps: the horizon.
         rates: what to choose from, [R].
         prune: give up the worse half of the rates after an eighth, a quarter and half of the steps (successive
-            halving), for a third of the time; a rate that is slow at first but best in the end may then be missed.
+            halving), for half of the time; a rate that is slow at first but best in the end may then be missed.
     """
     for share in (8, 4, 2) if prune else ():
         if steps // share >= LAST and len(rates) > 1:
@@ -101,7 +101,7 @@ def _final_losses(baseline: type[HandDesignedRule], episodes: Episodes, steps: i
     """The mean final loss after some steps at each rate, [R]."""
     each = rates.to(episodes.theta).repeat_interleave(len(episodes))[:, None]  # [R · E, 1]
     curves = learning_curves(baseline(each), episodes.repeat(len(rates)), steps)
-    return final_loss(curves).view(len(rates), len(episodes)).mean(1)
+    return final_loss(curves).view(len(rates), len(episodes)).mean(1).cpu()
 
 
 def results_rows(race: Race, experiment: str) -> list[dict[str, object]]:

@@ -73,7 +73,7 @@ class MetaLearner(LightningModule):
     def setup(self, stage: str) -> None:
         """Checks what needs the data to be known."""
         self.save_hyperparameters({"variant": self.datamodule.variant})
-        self.rule.bind(self.datamodule.episodes("val", [0]).layout)
+        self.check(self.datamodule)
         horizon = self.datamodule.horizon
         if stage == "fit" and horizon % self.unroll:
             raise InvalidInputError(
@@ -90,6 +90,15 @@ class MetaLearner(LightningModule):
                 f"trainer.max_epochs is {self.trainer.max_epochs}, but the learning rate's decay needs an end: give a "
                 "number above 0."
             )
+
+    def check(self, datamodule: EpisodeDataModule) -> None:
+        """Refuses data that the rule or the weights of the losses do not fit.
+
+        Raises:
+            InvalidInputError: says why.
+        """
+        self.rule.bind(datamodule.episodes("val", [0]).layout)
+        horizon = datamodule.horizon
         if self.loss_weights is not None and len(self.loss_weights) != horizon:
             raise InvalidInputError(
                 f"model.loss_weights has {len(self.loss_weights)} entries, but data.horizon is {horizon}: give one for "

@@ -338,6 +338,21 @@ def test_a_test_races_on_all_variants():
     assert learned[1] > learned[0]
 
 
+def test_a_variant_that_the_rule_does_not_fit_is_named_before_the_first_race(fails):
+    fit(config="cifar10.yaml")
+    Path("variants.yaml").write_text("variants:\n  plain: {network: {class_path: lightning_l2l.optimizees.MLP}}\n")
+    sentence = fails(*tiny("test", "--ckpt_path=best", "--config", "variants.yaml", config="cifar10.yaml"))
+    assert "variants.plain: parameter 1.weight belongs to no group" in sentence
+
+
+def test_results_of_several_tests_of_one_rule_stay_apart():
+    fit()
+    main(tiny("test", "--ckpt_path=best"))
+    main(tiny("test", "--ckpt_path=best", "--data.horizon=12", "--comparison.results=longer"))
+    rows = [csv.DictReader((RUN / f / "results.csv").read_text().splitlines()) for f in ("", "longer")]
+    assert [next(row)["experiment"] for row in rows] == ["quadratic", "longer"]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -356,8 +371,8 @@ def test_a_wrong_variant_is_named_before_the_first_race(changes, words, fails):
 
 def test_a_killed_test_goes_on_with_the_baselines_it_has(monkeypatch):
     fit()
-    kept = {path.name: path.stat().st_mtime_ns for path in Path("runs/quadratic/baselines").iterdir()}
     main(tiny("test", "--ckpt_path=best"))
+    kept = {path.name: path.stat().st_mtime_ns for path in Path("runs/quadratic/baselines").iterdir()}
     first = (RUN / "results.csv").read_text()
 
     def forbidden(*_):
@@ -366,8 +381,8 @@ def test_a_killed_test_goes_on_with_the_baselines_it_has(monkeypatch):
     monkeypatch.setattr("lightning_l2l.callbacks.tune", forbidden)
     main(tiny("test", "--ckpt_path=best"))
     assert (RUN / "results.csv").read_text() == first
-    for name, time_written in kept.items():
-        assert Path("runs/quadratic/baselines", name).stat().st_mtime_ns == time_written
+    now = {path.name: path.stat().st_mtime_ns for path in Path("runs/quadratic/baselines").iterdir()}
+    assert now == kept
 
 
 def test_a_parameter_without_a_group_is_named(fails):

@@ -103,3 +103,18 @@ def test_every_way_gives_the_same_meta_gradient_and_learning_curves_on_mnist():
         assert (grad - want_grad).norm() <= 1e-5 * want_grad.norm()
         torch.testing.assert_close(losses, want_losses, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(curves, want_curves, rtol=1e-5, atol=1e-6)
+
+
+def test_there_are_never_more_slices_than_coordinates():
+    theta = torch.zeros(1, 3, dtype=torch.float64)
+    rule = CoordinatewiseLSTM(hidden_size=4).double()
+    for slices in (fastest(rule, theta, memory=0), Sliced(rule, 3, threads=2, replay=True)):
+        step, _ = slices.update(theta, slices.init(theta))
+        assert step.shape == (1, 3)
+
+
+def test_the_kernel_is_not_given_what_it_cannot_read():
+    rule = CoordinatewiseLSTM()
+    assert rule.double().compiled(LARGE, 1) is None
+    assert rule.float().compiled(LARGE.double(), 1) is None
+    assert rule.compiled(LARGE.to("meta"), 1) is None

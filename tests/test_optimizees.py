@@ -197,7 +197,7 @@ def test_a_bad_npz_is_refused(write, want):
 
 def test_images_must_fit_the_network():
     write_npz()
-    with pytest.raises(InvalidInputError, match=r"data\.network does not take images of shape \(3, 8, 8\)"):
+    with pytest.raises(InvalidInputError, match=r"data\.network does not take 128 images of shape \(3, 8, 8\)"):
         ImageClassification(source="images.npz").setup()
     with pytest.raises(InvalidInputError, match="3 logits"):
         ImageClassification(MLP(inputs=192, classes=3), source="images.npz").setup()
@@ -314,3 +314,41 @@ def test_a_torchvision_dataset_that_cannot_be_had_is_named(tmp_path, monkeypatch
 
 def test_a_torchvision_dataset_is_a_source(real_mnist):
     assert torch.equal(loaded("MNIST", real_mnist).images.images, loaded("auto", real_mnist).images.images)
+
+
+class ByName(nn.Module):
+    """A network that is printed alike whatever its activation is, and owns a parameter that nothing starts afresh."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.activation = activation
+        self.weight = nn.Parameter(torch.zeros(784, 10))
+
+    def forward(self, images):
+        return getattr(torch, self.activation)(images.flatten(1) @ self.weight)
+
+
+def test_fingerprints_tell_apart_what_is_printed_alike():
+    prints = {digits(network=ByName(name)).episodes("test", [0]).fingerprint() for name in ("relu", "sigmoid")}
+    assert len(prints) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"network": ByName("relu"), "init_std": None}, "no reset_parameters"),
+        ({"network": ConvNet(28, 1, (2,)), "batch_size": 1}, "does not take 1 images"),
+        ({"train_labels": [0, 1]}, "give data.labels as well"),
+    ],
+)
+def test_what_a_network_cannot_do_is_said_in_one_sentence(settings, sentence):
+    data = digits(**settings)
+    with pytest.raises(InvalidInputError, match=sentence):
+        data.setup()
+        data.episodes("test", [0])
+
+
+def test_dropout_runs_side_by_side():
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10))
+    episodes = digits(network=network).episodes("train", range(2))
+    assert episodes.value_and_grad(episodes.theta, 0)[0].isfinite().all()

@@ -122,12 +122,12 @@ def compiled(rule, threads):
     return made
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "dtype", "tolerance"),
+    [(way, torch.float32, 1e-5) for way in WAYS] + [(way, torch.float64, 1e-12) for way in WAYS if way != "compiled"],
+)
 @pytest.mark.parametrize("name", LSTMS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_every_way_back_is_autograds(name, way, dtype, tolerance):
-    if way == "compiled" and dtype == torch.float64:
-        return  # which the kernel leaves to the others
     rule = RULES[name]().to(dtype)
     for bias in rule.biases:
         torch.nn.init.normal_(bias)
@@ -230,3 +230,15 @@ def test_a_parameter_must_belong_to_one_group(groups, sentence):
 def test_groups_and_rules_must_have_the_same_names():
     with pytest.raises(InvalidInputError, match="name the same ones"):
         grouped(a=["*"])
+
+
+def test_a_group_may_have_a_hand_designed_rule():
+    rule = Grouped({"a": CoordinatewiseLSTM(hidden_size=3), "b": SGD(0.1)}, {"a": ["conv*"], "b": ["fc*"]}).bind(LAYOUT)
+    grads = torch.randn(3, 1, 91)
+    faster = fastest(rule, grads[0], 2)
+    tape, state = faster.tape(grads[0], 2), faster.init(grads[0])
+    for grad in grads[:2]:
+        step, state = tape.update(grad, state)
+        torch.testing.assert_close(step[:, 43:], -0.1 * grad[:, 43:])
+    meta_grads = tape.backward(list(grads[1:]), torch.ones(2))
+    assert len(meta_grads) == len(list(faster.parameters())) == len(list(rule.parameters()))

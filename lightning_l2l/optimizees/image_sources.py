@@ -59,7 +59,7 @@ class LabelledImages:
         """The same images with their labels numbered anew, 0 for the first given; -1 for those not given."""
         if labels is None:
             return self
-        numbers = torch.full((max(int(self.labels.max()), *labels) + 1,), -1)
+        numbers = torch.full((max(int(self.labels.max()), *labels) + 2,), -1)  # the last for images without a label
         numbers[labels] = torch.arange(len(labels))
         return replace(self, labels=numbers[self.labels])
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import Barrier
 
 import torch
 
@@ -38,6 +39,7 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     """Threads whose operations each stay on one core. They do not outlive a fork, hence ``process``."""
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    list(pool.map(lambda _: None, range(threads)))  # starts the threads now, and then undoes what they say of others
+    all_started = Barrier(threads)
+    list(pool.map(lambda _: all_started.wait(), range(threads)))  # now, to undo below what they say of other threads
     torch.set_num_threads(before)
     return pool

@@ -25,7 +25,8 @@ def fastest(rule: UpdateRule, theta: Tensor, steps: int = 1, memory: float = 4.0
         compiled: whether to use a kernel where the rule has one.
     """
     if isinstance(rule, BoundGroups):
-        return rule.map(lambda rule, theta: fastest(rule, theta, steps, memory, compiled), theta)
+        size = theta.numel()
+        return rule.map(lambda r, part: fastest(r, part, steps, memory * part.numel() / size, compiled), theta)
     if not rule.coordinatewise:
         return rule
     on_cpu = theta.device.type == "cpu"
@@ -39,7 +40,7 @@ def fastest(rule: UpdateRule, theta: Tensor, steps: int = 1, memory: float = 4.0
     slices = max(round(theta.numel() / size), 1)
     if slices == 1 and not replay:
         return rule
-    return Sliced(rule, threads * -(-slices // threads), threads, replay)
+    return Sliced(rule, min(threads * -(-slices // threads), theta.numel()), threads, replay)
 
 
 def activation_size(rule: UpdateRule, theta: Tensor) -> int:

@@ -115,9 +115,10 @@ class CoordinatewiseLSTM(UpdateRule):
 
     def compiled(self, theta: Tensor, threads: int) -> UpdateRule | None:
         """The same steps by the compiled kernel, in float32 on a CPU; a subclass may differ."""
-        if type(self) is not CoordinatewiseLSTM or theta.device.type != "cpu" or theta.dtype != torch.float32:
-            return None
-        return CompiledLSTM.of(self, threads)
+        places = {(tensor.device.type, tensor.dtype) for tensor in (theta, self.output.weight)}
+        if type(self) is CoordinatewiseLSTM and places == {("cpu", torch.float32)}:
+            return CompiledLSTM.of(self, threads)
+        return None
 
 
 def _lstm_layer(inputs: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

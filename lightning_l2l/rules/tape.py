@@ -46,6 +46,8 @@ class Tape:
             One tensor for every parameter, in the order of ``rule.parameters()``.
         """
         parameters = list(self.rule.parameters())
+        if not parameters:  # a hand-designed rule among a group's learned ones
+            return []
         cotangents = suffix_sums(grads, weights)
         grads = torch.autograd.grad(self.updates, parameters, cotangents, allow_unused=True)  # type: ignore[assignment]
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]

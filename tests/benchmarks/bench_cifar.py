@@ -17,7 +17,9 @@ def test_cifar_step(against):
     torch.set_num_threads(2)
     data = ImageClassification(ConvNet(), init_std=None, horizon=STEPS)
     images = torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8)
-    data.images = LabelledImages(images, torch.randint(10, (50_000,)), {"test": (0, 50_000)}, "noise")
+    data.images = LabelledImages(
+        images, torch.randint(10, (50_000,)), {"test": (0, 50_000), "val": (0, 50_000)}, "noise"
+    )
     episodes = data.episodes("test", [0])
     learned = Grouped({"conv": lstm(), "fc": lstm()}, {"conv": ["conv*"], "fc": ["fc*"]})
     against(

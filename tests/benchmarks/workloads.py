@@ -19,7 +19,9 @@ def classification(episodes: int, horizon: int = HORIZON, units: int = 20) -> Im
     sizes = {"episodes_per_batch": episodes, "train_episodes": episodes, "horizon": horizon}
     data = ImageClassification(MLP(hidden_sizes=(units,)), **sizes)
     images = torch.randint(256, (60_000, 1, 28, 28), dtype=torch.uint8)
-    data.images = LabelledImages(images, torch.randint(10, (60_000,)), {"train": (0, 60_000)}, "noise")
+    data.images = LabelledImages(
+        images, torch.randint(10, (60_000,)), {"train": (0, 50_000), "val": (50_000, 60_000)}, "noise"
+    )
     return data
 
 
