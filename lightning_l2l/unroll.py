@@ -1,5 +1,7 @@
 """The one loop in which anything is ever optimized: meta-training, validation, baselines and tests all run it."""
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
@@ -91,7 +93,6 @@ def _evaluate(episodes: Optimizees, theta: Tensor, step: int) -> tuple[Tensor, T
     return loss.to(theta.dtype), grad.to(theta.dtype)
 
 
-@torch.no_grad()
 def learning_curves(rule: UpdateRule, episodes: Optimizees, steps: int, compiled: bool = True) -> Tensor:
     """Runs the whole horizon without a meta-gradient.
 
@@ -104,11 +105,21 @@ def learning_curves(rule: UpdateRule, episodes: Optimizees, steps: int, compiled
     Returns:
         f(θ_0) .. f(θ_T) of every episode, [N, T + 1].
     """
+    return torch.stack(list(islice(run_losses(rule, episodes, compiled), steps + 1)), dim=1)
+
+
+@torch.no_grad()
+def run_losses(rule: UpdateRule, episodes: Optimizees, compiled: bool = True) -> Iterator[Tensor]:
+    """Yields f(θ_0), f(θ_1), ... of every episode, [N] each, taking a step whenever the next is asked for.
+
+    Args:
+        rule: the update rule.
+        episodes: N episodes; they bound how many steps may be asked for.
+        compiled: whether to use a kernel where the rule has one.
+    """
     rule = fastest(rule.bind(episodes.layout), episodes.theta, compiled=compiled)
     run = start(rule, episodes)
-    losses = [run.loss]
     stepper = rule.in_place()
-    for _ in range(steps):  # one step at a time, so that nothing but the losses is kept
-        run, trajectory = unroll(stepper, episodes, run, 1)
-        losses.append(trajectory.losses[0])
-    return torch.stack(losses, dim=1)
+    while True:
+        yield run.loss
+        run, _ = unroll(stepper, episodes, run, 1)  # one step at a time, so that nothing but the losses is kept
