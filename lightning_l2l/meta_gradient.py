@@ -21,6 +21,13 @@ class Truncation(NamedTuple):
     objective: Tensor  # [], call backward on it
 
 
+class Steps(NamedTuple):
+    run: Run  # where the runs stand after K steps
+    losses: Tensor  # f(θ_{t+1}) .. f(θ_{t+K}), [K, N]
+    update_size: Tensor  # root mean square of the updates, []
+    meta_grads: list[Tensor]  # ∂L/∂φ, one tensor for every parameter of the rule
+
+
 MetaGradient = Callable[[UpdateRule, Optimizees, Run, Tensor], Truncation]
 
 
@@ -37,15 +44,26 @@ def first_order(rule: UpdateRule, episodes: Optimizees, run: Run, weights: Tenso
         run: where the runs stand.
         weights: w_{t+1} .. w_{t+K} of the losses, [K].
     """
+    return with_objective(rule, first_order_steps(rule, episodes, run, weights))
+
+
+@torch.no_grad()
+def first_order_steps(rule: UpdateRule, episodes: Optimizees, run: Run, weights: Tensor) -> Steps:
+    """The same as plain tensors, with no graph behind them."""
     tape = rule.tape(run.theta, len(weights))
-    with torch.no_grad():
-        end, trajectory = unroll(tape, episodes, run, len(weights))
-        with full_precision(run.theta):
-            meta_grads = tape.backward(trajectory.grads, weights / len(end.loss))
-    # a function linear in φ has the wanted gradient, and lets DDP's hooks see a backward pass through every parameter
-    terms = [(grad * phi).sum() for grad, phi in zip(meta_grads, rule.parameters(), strict=True)]
-    objective = torch.stack(terms).sum()
-    return _cut(end, trajectory, objective)
+    end, trajectory = unroll(tape, episodes, run, len(weights))
+    with full_precision(run.theta):
+        meta_grads = tape.backward(trajectory.grads, weights / len(end.loss))
+    return Steps(end, trajectory.losses, _size(trajectory), meta_grads)
+
+
+def with_objective(rule: UpdateRule, steps: Steps) -> Truncation:
+    """Gives the steps an objective whose gradient is ``meta_grads``.
+
+    A function linear in φ has the wanted gradient, and lets DDP's hooks see a backward pass through every parameter.
+    """
+    terms = [(grad * phi).sum() for grad, phi in zip(steps.meta_grads, rule.parameters(), strict=True)]
+    return Truncation(steps.run.detach(), steps.losses, steps.update_size, torch.stack(terms).sum())
 
 
 def second_order(rule: UpdateRule, episodes: Optimizees, run: Run, weights: Tensor) -> Truncation:
@@ -61,9 +79,8 @@ def second_order(rule: UpdateRule, episodes: Optimizees, run: Run, weights: Tens
     """
     end, trajectory = unroll(rule, episodes, run, len(weights))
     objective = (weights @ trajectory.losses).mean()
-    return _cut(end, trajectory, objective)
+    return Truncation(end.detach(), trajectory.losses.detach(), _size(trajectory), objective)
 
 
-def _cut(end: Run, trajectory: Trajectory, objective: Tensor) -> Truncation:
-    update_size = trajectory.update_sizes.square().mean().sqrt()
-    return Truncation(end.detach(), trajectory.losses.detach(), update_size, objective)
+def _size(trajectory: Trajectory) -> Tensor:
+    return trajectory.update_sizes.square().mean().sqrt()

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_l2l import meta_gradient
 from lightning_l2l.comparison import final_loss
+from lightning_l2l.cuda_graph import GraphedFirstOrder
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees import EpisodeDataModule, Episodes
 from lightning_l2l.optimizees.base import require_positive
@@ -35,7 +36,8 @@ class MetaLearner(LightningModule):
         second_order: differentiate through the optimizee's gradients as well, which the paper leaves out.
         memory: gigabytes that the activations of one unroll may take; beyond them they are computed again, slice by
             slice, which is slower; 0 always does that.
-        compiled: run the LSTM by a kernel that is compiled on this machine, where it has a C++ compiler.
+        compiled: run the LSTM by a kernel that is compiled on this machine, where it has a C++ compiler; on a GPU,
+            record each truncation as a CUDA graph.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class MetaLearner(LightningModule):
         self.final_learning_rate = learning_rate if final_learning_rate is None else final_learning_rate
         self.gradient_clip = gradient_clip
         self.loss_weights = loss_weights
-        self.meta_gradient = meta_gradient.second_order if second_order else meta_gradient.first_order
+        self.meta_gradient: meta_gradient.MetaGradient = (
+            meta_gradient.second_order if second_order else meta_gradient.first_order
+        )
         self.memory = memory
         self.compiled = compiled
         self.skipped_steps = 0
@@ -139,6 +143,11 @@ class MetaLearner(LightningModule):
         meta_batches = (self.trainer.max_epochs or 1) * self.datamodule.train_batches(self.trainer.world_size)
         decay = cosine_decay(meta_batches, self.final_learning_rate / self.learning_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, decay)}}
+
+    def on_fit_start(self) -> None:
+        """Spares a GPU waiting for Python."""
+        if self.device.type == "cuda" and self.compiled and self.meta_gradient is meta_gradient.first_order:
+            self.meta_gradient = GraphedFirstOrder()
 
     def on_after_batch_transfer(self, batch: Episodes, dataloader_idx: int) -> Episodes:
         """Gives the episodes the rule's floating point type."""

@@ -50,10 +50,17 @@ class LabelledImages:
         return f"LabelledImages({self.source}, {self.digest})"
 
     def to(self, device: torch.device | str) -> "LabelledImages":
-        """Moves the images to a device; one copy there serves every episode."""
-        if self.images.device == torch.device(device):
+        """Moves the images to a device; one copy there serves every episode of every batch."""
+        device = torch.device(device)
+        if self.images.device == device:
             return self
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        if device not in self._copies:
+            self._copies[device] = replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        return self._copies[device]
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, "LabelledImages"]:
+        return {}
 
     def relabelled(self, labels: list[int] | None) -> "LabelledImages":
         """The same images with their labels numbered anew, 0 for the first given; -1 for those not given."""

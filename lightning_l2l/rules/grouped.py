@@ -85,7 +85,8 @@ class BoundGroups(UpdateRule):
         self.registered = nn.ModuleList(rules)
         self.rules = rules
         self.places = places
-        self.order = torch.cat(places).argsort()  # of θ's coordinates among those of all groups in a row
+        order = torch.cat(places).argsort()  # of θ's coordinates among those of all groups in a row
+        self.on_device = {order.device: (places, order)}
 
     def init(self, theta: Tensor) -> State:
         return tuple(rule.init(part) for rule, part in zip(self.rules, self.split(theta), strict=True))
@@ -97,7 +98,7 @@ class BoundGroups(UpdateRule):
         """As ``update``, with a rule or tape for each group."""
         steps = [r.update(g, s) for r, g, s in zip(rules, self.split(grad), state, strict=True)]
         updates, states = zip(*steps, strict=True)
-        return torch.cat(updates, dim=1)[:, self.order.to(grad.device)], states
+        return torch.cat(updates, dim=1)[:, self._indices(grad.device)[1]], states
 
     def tape(self, theta: Tensor, steps: int) -> Tape:
         parts = self.split(theta)
@@ -109,11 +110,20 @@ class BoundGroups(UpdateRule):
     def map(self, function: Callable[[UpdateRule, Tensor], UpdateRule], theta: Tensor) -> "BoundGroups":
         """The same groups with what the function makes of each rule and its part of θ."""
         parts = zip(self.rules, self.split(theta), strict=True)
-        return BoundGroups([function(rule, part) for rule, part in parts], self.places)
+        mapped = BoundGroups([function(rule, part) for rule, part in parts], self.places)
+        mapped.on_device = self.on_device
+        return mapped
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         """The parts of [N, P] that belong to each group, [N, P_g]."""
-        return [tensor[:, place.to(tensor.device)] for place in self.places]
+        return [tensor[:, place] for place in self._indices(tensor.device)[0]]
+
+    def _indices(self, device: torch.device) -> tuple[list[Tensor], Tensor]:
+        """The groups' coordinates, and the order that puts them back, on a device; copied there once."""
+        if device not in self.on_device:
+            places = [place.to(device) for place in self.places]
+            self.on_device[device] = places, torch.cat(places).argsort()
+        return self.on_device[device]
 
 
 class GroupsTape(Tape):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_l2l.meta_gradient import first_order
+from lightning_l2l.meta_gradient import MetaGradient, first_order
 from lightning_l2l.optimizees import MLP, Episodes, ImageClassification
 from lightning_l2l.optimizees.image_sources import LabelledImages
 from lightning_l2l.rules import CoordinatewiseLSTM, UpdateRule, fastest
@@ -28,22 +28,25 @@ def classification(episodes: int, horizon: int = HORIZON, units: int = 20) -> Im
 class Bare:
     """This package's meta-training without Lightning: sampling, unroll, meta-gradient and Adam."""
 
-    def __init__(self, data, rule: UpdateRule, unroll: int = UNROLL) -> None:
-        self.data, self.rule, self.unroll = data, rule, unroll
+    def __init__(
+        self, data, rule: UpdateRule, unroll: int = UNROLL, device: str = "cpu", compute: MetaGradient = first_order
+    ) -> None:
+        self.data, self.rule, self.unroll, self.device, self.compute = data, rule, unroll, device, compute
         self.adam = torch.optim.Adam(rule.parameters(), lr=1e-3)
         self.meta_batch = 0
 
     def sample(self) -> Episodes:
         self.meta_batch += 1
         size = self.data.episodes_per_batch
-        return self.data.episodes("train", range(self.meta_batch * size, (self.meta_batch + 1) * size))
+        numbers = range(self.meta_batch * size, (self.meta_batch + 1) * size)
+        return self.data.episodes("train", numbers).to(self.device)
 
     def train(self) -> None:
         episodes = self.sample()
         rule = fastest(self.rule, episodes.theta, self.unroll)
         run = start(rule, episodes)
-        for weights in torch.ones(self.data.horizon).split(self.unroll):
-            truncation = first_order(rule, episodes, run, weights)
+        for weights in torch.ones(self.data.horizon, device=self.device).split(self.unroll):
+            truncation = self.compute(rule, episodes, run, weights)
             self.adam.zero_grad()
             truncation.objective.backward()
             self.adam.step()
@@ -56,23 +59,24 @@ class Bare:
 class Plain:
     """Two LSTMCells over the rows of all coordinates, and autograd through the whole unroll."""
 
-    def __init__(self, data, preprocessing: bool) -> None:
-        self.data, self.preprocessing = data, preprocessing
+    def __init__(self, data, preprocessing: bool, device: str = "cpu") -> None:
+        self.data, self.preprocessing, self.device = data, preprocessing, device
         self.first, self.second, self.head = nn.LSTMCell(1 + preprocessing, 20), nn.LSTMCell(20, 20), nn.Linear(20, 1)
-        modules = nn.ModuleList([self.first, self.second, self.head])
+        modules = nn.ModuleList([self.first, self.second, self.head]).to(device)
         self.adam = torch.optim.Adam(modules.parameters(), lr=1e-3)
         self.meta_batch = 0
 
     def train(self) -> None:
         self.meta_batch += 1
         size = self.data.episodes_per_batch
-        episodes = self.data.episodes("train", range(self.meta_batch * size, (self.meta_batch + 1) * size))
+        numbers = range(self.meta_batch * size, (self.meta_batch + 1) * size)
+        episodes = self.data.episodes("train", numbers).to(self.device)
         theta = episodes.theta
         states = [(theta.new_zeros(theta.numel(), 20),) * 2 for _ in range(2)]
         for unroll in torch.arange(HORIZON).split(UNROLL):
             theta = theta.detach().requires_grad_()
             states = [tuple(part.detach() for part in state) for state in states]
-            total = torch.zeros(())
+            total = torch.zeros((), device=self.device)
             for step in unroll.tolist():
                 loss = episodes.loss(theta, step)
                 total = total + loss.mean()

@@ -1,0 +1,154 @@
+"""Truncations recorded as CUDA graphs, for GPUs that wait for Python.
+
+A step of small optimizees keeps a GPU busy for less time than Python takes to launch its hundred kernels. The steps of
+a truncation are the same in every meta-batch, though: recorded once, they are launched as one.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import fields, replace
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lightning_l2l.meta_gradient import Truncation, first_order, first_order_steps, with_objective
+from lightning_l2l.optimizees import Episodes
+from lightning_l2l.rules import UpdateRule
+from lightning_l2l.unroll import Optimizees, Run
+
+log = logging.getLogger(__name__)
+TensorFunction = Callable[[Sequence[Tensor]], list[Tensor]]
+MOST = 256  # recordings: more would mean that something is new in every meta-batch, and none is ever used again
+
+
+class CudaGraph:
+    """The kernels that a function of tensors launches, recorded; called, they run on other tensors of the same shapes.
+
+    Args:
+        function: what is recorded; nothing in it may depend on a tensor's values but by kernels.
+        inputs: tensors on one GPU to record it with.
+    """
+
+    def __init__(self, function: TensorFunction, inputs: Sequence[Tensor]) -> None:
+        self.inputs = [tensor.clone() for tensor in inputs]
+        warm_up = torch.cuda.Stream()
+        warm_up.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warm_up):  # what libraries set up when first called cannot be recorded
+            for _ in range(2):
+                function(self.inputs)
+        torch.cuda.current_stream().wait_stream(warm_up)
+        torch.clear_autocast_cache()  # else weights cast during the warm-up would be taken for those of every replay
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=_pool()):
+            self.outputs = function(self.inputs)
+        torch.clear_autocast_cache()
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Runs the kernels; the tensors returned are the caller's own."""
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        self.graph.replay()
+        return [output.clone() for output in self.outputs]
+
+
+@cache
+def _pool() -> Any:
+    """Memory for what recordings hold while they run; one for all, since they never run at once."""
+    return torch.cuda.graph_pool_handle()
+
+
+class GraphedFirstOrder:
+    """``meta_gradient.first_order`` by a recording for each truncation of the horizon.
+
+    A recording is used only if it gives what the steps gave that it was made from. Where it does not, or where
+    something cannot be recorded, such as a loss that looks at numbers in Python, the steps run as they are, and a
+    warning says so.
+
+    Args:
+        record: makes the recording of a function.
+    """
+
+    def __init__(self, record: Callable[[TensorFunction, Sequence[Tensor]], TensorFunction] = CudaGraph) -> None:
+        self.record = record
+        self.recordings: dict[Hashable, tuple[TensorFunction, Skeleton]] = {}
+        self.works = True
+
+    def __call__(self, rule: UpdateRule, episodes: Optimizees, run: Run, weights: Tensor) -> Truncation:
+        """As ``first_order``."""
+        assert isinstance(episodes, Episodes)  # whose fields are known
+        if not self.works:
+            return first_order(rule, episodes, run, weights)
+        own, shared = _fields(episodes)
+        tensors, skeleton = take_tensors((own, run, weights))
+        shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+        objects = tuple(map(id, (*shared, *rule.parameters())))
+        key = repr((skeleton, shapes, objects, torch.is_autocast_enabled()))
+        if key in self.recordings:
+            recording, result = self.recordings[key]
+            return with_objective(rule, put_tensors(recording(tensors), result))
+
+        def function(tensors: Sequence[Tensor]) -> list[Tensor]:
+            own, run, weights = put_tensors(tensors, skeleton)
+            return take_tensors(first_order_steps(rule, replace(episodes, **own), run, weights))[0]
+
+        steps = first_order_steps(rule, episodes, run, weights)
+        expected, result = take_tensors(steps)
+        made = self._record(function, tensors, expected, f"steps {run.step + 1} to {steps.run.step}")
+        if made:
+            self.recordings[key] = made, result
+        return with_objective(rule, steps)
+
+    def _record(
+        self, function: TensorFunction, tensors: Sequence[Tensor], expected: Sequence[Tensor], name: str
+    ) -> TensorFunction | None:
+        began = time.perf_counter()
+        try:
+            if len(self.recordings) == MOST:
+                raise RuntimeError(f"{MOST} truncations were all different")
+            recording = self.record(function, tensors)
+            if all(map(_equal, recording(tensors), expected)):
+                log.info("Recorded %s for the GPU in %.1f s.", name, time.perf_counter() - began)
+                return recording
+            reason = "the recording gives other numbers"
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+        self.works = False
+        self.recordings.clear()
+        log.warning("Kernels are launched one by one, since %s cannot be recorded for the GPU (%s).", name, reason)
+        return None
+
+
+class Skeleton(NamedTuple):
+    """A tree without its tensors."""
+
+    leaves: tuple[Any, ...]  # the type Tensor in place of each
+    form: pytree.TreeSpec
+
+
+def take_tensors(tree: Any) -> tuple[list[Tensor], Skeleton]:
+    """Parts the tensors of nested tuples, lists and dictionaries from the rest."""
+    leaves, form = pytree.tree_flatten(tree)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return tensors, Skeleton(tuple(Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves), form)
+
+
+def put_tensors(tensors: Sequence[Tensor], skeleton: Skeleton) -> Any:
+    """Undoes ``take_tensors``."""
+    given = iter(tensors)
+    leaves = [next(given) if leaf is Tensor else leaf for leaf in skeleton.leaves]
+    return pytree.tree_unflatten(leaves, skeleton.form)
+
+
+def _fields(episodes: Episodes) -> tuple[dict[str, Tensor], list[Any]]:
+    """The tensors of these episodes, and what they share with all others."""
+    values = {field.name: getattr(episodes, field.name) for field in fields(episodes)}
+    own = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return own, [value for name, value in values.items() if name not in own]
+
+
+def _equal(recorded: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(recorded, expected, rtol=1e-3, atol=1e-6 * float(expected.abs().max()), equal_nan=True)

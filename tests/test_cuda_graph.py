@@ -1,0 +1,133 @@
+"""Recorded truncations against the steps they were recorded from.
+
+Where there is no GPU, a stand-in for the recorder runs the function again on the recorder's own tensors: what is
+recorded, copied and told apart is tested everywhere, the recorder itself on a GPU only.
+"""
+
+import logging
+
+import pytest
+import torch
+
+from lightning_l2l import cuda_graph
+from lightning_l2l.cuda_graph import CudaGraph, GraphedFirstOrder
+from lightning_l2l.meta_gradient import first_order
+from lightning_l2l.optimizees import MLP, ImageClassification, Quadratics
+from lightning_l2l.optimizees.image_sources import LabelledImages
+from lightning_l2l.rules import SGD, CoordinatewiseLSTM, Grouped
+from lightning_l2l.unroll import start
+
+
+class RunAgain:
+    """Overwrites its own inputs and outputs each time, as a CUDA graph does."""
+
+    def __init__(self, function, inputs):
+        self.function, self.inputs = function, [tensor.clone() for tensor in inputs]
+        self.outputs = [output.clone() for output in function(self.inputs)]
+        self.calls = 0
+
+    def __call__(self, inputs):
+        self.calls += 1
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        for own, result in zip(self.outputs, self.function(self.inputs), strict=True):
+            own.copy_(result)
+        return [output.clone() for output in self.outputs]
+
+
+def classification() -> ImageClassification:
+    torch.manual_seed(0)
+    data = ImageClassification(MLP(inputs=16, hidden_sizes=(5,)), batch_size=8, init_std=0.1, horizon=6)
+    images = torch.randint(256, (50, 1, 4, 4), dtype=torch.uint8)
+    data.images = LabelledImages(images, torch.randint(10, (50,)), {"train": (0, 50)}, "noise")
+    return data
+
+
+def meta_train(compute, rule, data, device):
+    """Three meta-batches of two truncations; returns all losses, ends and meta-gradients."""
+    seen = []
+    for batch in range(3):
+        episodes = data.episodes("train", [2 * batch, 2 * batch + 1]).to(device)
+        bound = rule.bind(episodes.layout)
+        run = start(bound, episodes)
+        for weights in torch.ones(6, device=device).split(3):
+            truncation = compute(bound, episodes, run, weights)
+            rule.zero_grad()
+            truncation.objective.backward()
+            seen += [truncation.losses, truncation.run.theta, *(p.grad.clone() for p in rule.parameters())]
+            with torch.no_grad():
+                for parameter in rule.parameters():
+                    parameter -= 0.01 * parameter.grad
+            run = truncation.run
+    return seen
+
+
+DEVICES = [
+    ("cpu", RunAgain),
+    pytest.param(
+        "cuda", CudaGraph, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+    ),
+]
+
+
+@pytest.mark.parametrize(("device", "record"), DEVICES)
+@pytest.mark.parametrize("data", [Quadratics(horizon=6), classification()], ids=["quadratics", "classification"])
+def test_recordings_equal_steps(data, device, record):
+    results = []
+    for compute in (first_order, recorded := GraphedFirstOrder(record)):
+        torch.manual_seed(0)
+        results.append(meta_train(compute, CoordinatewiseLSTM(4).to(device), data, device))
+    assert len(recorded.recordings) == 2  # one for each truncation, made in the first of three meta-batches
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("device", "record"), DEVICES)
+def test_groups_with_states_of_numbers_are_recorded(device, record):
+    results = []
+    for compute in (first_order, GraphedFirstOrder(record)):
+        torch.manual_seed(0)
+        rule = Grouped({"a": CoordinatewiseLSTM(4), "b": SGD(0.1)}, {"a": ["*weight"], "b": ["*bias"]}).to(device)
+        results.append(meta_train(compute, rule, classification(), device))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_recording_is_replayed_for_each_later_meta_batch():
+    made = []
+
+    def record(function, inputs):
+        made.append(RunAgain(function, inputs))
+        return made[-1]
+
+    meta_train(GraphedFirstOrder(record), CoordinatewiseLSTM(4), Quadratics(horizon=6), "cpu")
+    assert [recording.calls for recording in made] == [3, 3]  # one check and two meta-batches
+
+
+class Wrong(RunAgain):
+    def __call__(self, inputs):
+        return [output + 1 for output in super().__call__(inputs)]
+
+
+class Impossible:
+    def __init__(self, function, inputs):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+
+@pytest.mark.parametrize("record", [Wrong, Impossible])
+def test_what_cannot_be_recorded_runs_as_it_is(record, caplog):
+    results = []
+    with caplog.at_level(logging.INFO, "lightning_l2l"):
+        for compute in (first_order, GraphedFirstOrder(record)):
+            torch.manual_seed(0)
+            results.append(meta_train(compute, CoordinatewiseLSTM(4), Quadratics(horizon=6), "cpu"))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert sum("launched one by one" in message for message in caplog.messages) == 1
+
+
+def test_truncations_that_never_come_again_stop_being_recorded(monkeypatch, caplog):
+    monkeypatch.setattr(cuda_graph, "MOST", 1)
+    meta_train(compute := GraphedFirstOrder(RunAgain), CoordinatewiseLSTM(4), Quadratics(horizon=6), "cpu")
+    assert not compute.works
+    assert "all different" in caplog.text
