@@ -1,4 +1,4 @@
-"""Meta-training on a GPU: 64 episodes side by side as recorded truncations, beside one at a time the plain way; wall."""
+"""A GPU meta-training on 64 episodes side by side, beside one at a time the plain way; wall."""
 
 import time
 
