@@ -292,7 +292,8 @@ class Comparison(Callback):
             )
 
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            self.tuned = {baseline.__name__: float(tuned(baseline)) for baseline in BASELINES}
+            bar = tqdm(BASELINES, "tuning", leave=False, disable=not trainer.is_global_zero, dynamic_ncols=True)
+            self.tuned = {baseline.__name__: float(tuned(baseline)) for baseline in bar}
         rank_zero_info("  " + ", ".join(f"{name} {rate:.3g}" for name, rate in self.tuned.items()))
 
     def _race(self, trainer: Trainer, episodes: Episodes) -> None:
