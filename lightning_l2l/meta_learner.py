@@ -31,6 +31,8 @@ class MetaLearner(LightningModule):
         unroll: K, steps between two meta-steps; must divide the horizon.
         learning_rate: of Adam on φ at the start.
         final_learning_rate: of Adam on φ at the end, approached along half a cosine; null keeps it constant.
+        curriculum: horizons of meta-training, each for an equal share of the epochs, so that long runs are met when
+            short ones are mastered; null is the data's horizon all along.
         gradient_clip: largest norm of the meta-gradient; it is scaled down to it.
         loss_weights: w_1 .. w_T, one for each step of the horizon; null weighs every step 1, as the paper does.
         second_order: differentiate through the optimizee's gradients as well, which the paper leaves out.
@@ -46,6 +48,7 @@ class MetaLearner(LightningModule):
         unroll: int = 20,
         learning_rate: float = 0.001,
         final_learning_rate: float | None = None,
+        curriculum: list[int] | None = None,
         gradient_clip: float = 1.0,
         loss_weights: list[float] | None = None,
         second_order: bool = False,
@@ -59,6 +62,7 @@ class MetaLearner(LightningModule):
         self.unroll = unroll
         self.learning_rate = learning_rate
         self.final_learning_rate = learning_rate if final_learning_rate is None else final_learning_rate
+        self.curriculum = curriculum
         self.gradient_clip = gradient_clip
         self.loss_weights = loss_weights
         self.meta_gradient: meta_gradient.MetaGradient = (
@@ -78,12 +82,17 @@ class MetaLearner(LightningModule):
         """Checks what needs the data to be known."""
         self.save_hyperparameters({"variant": self.datamodule.variant})
         self.check(self.datamodule)
-        horizon = self.datamodule.horizon
-        if stage == "fit" and horizon % self.unroll:
-            raise InvalidInputError(
-                f"data.horizon is {horizon}, which model.unroll={self.unroll} does not divide: make the horizon a "
-                "multiple of the unroll."
-            )
+        for key, horizon in self._horizons() if stage == "fit" else ():
+            if horizon % self.unroll:
+                raise InvalidInputError(
+                    f"{key} is {horizon}, which model.unroll={self.unroll} does not divide: make the horizon a "
+                    "multiple of the unroll."
+                )
+            if not 0 < horizon <= self.datamodule.horizon:
+                raise InvalidInputError(
+                    f"{key} is {horizon}, but data.horizon is {self.datamodule.horizon}: give a positive number that "
+                    "is not above it."
+                )
         if stage == "fit" and self.trainer.precision in ("16-mixed", "16-true", "bf16-true"):
             raise InvalidInputError(
                 f"trainer.precision is {self.trainer.precision}, which is too coarse for meta-gradients: use "
@@ -113,6 +122,17 @@ class MetaLearner(LightningModule):
     def datamodule(self) -> EpisodeDataModule:
         """Where the episodes come from."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _horizons(self) -> list[tuple[str, int]]:
+        """All horizons of meta-training, with their keys."""
+        stages = enumerate(self.curriculum or [])
+        return [("data.horizon", self.datamodule.horizon), *((f"model.curriculum[{n}]", stage) for n, stage in stages)]
+
+    @property
+    def train_horizon(self) -> int:
+        """Steps of an episode of meta-training in this epoch."""
+        stages = self.curriculum or [self.datamodule.horizon]
+        return stages[self.current_epoch * len(stages) // (self.trainer.max_epochs or 1)]
 
     @property
     def step_weights(self) -> Tensor:
@@ -159,7 +179,7 @@ class MetaLearner(LightningModule):
         rule = self.fastest_rule(episodes)
         run = start(rule, episodes)
         truncations = []
-        for weights in self.step_weights.split(self.unroll):
+        for weights in self.step_weights[: self.train_horizon].split(self.unroll):
             truncation = self.meta_gradient(rule, episodes, run, weights)
             norm = self.meta_step(truncation.objective)
             truncations.append((weights @ truncation.losses.mean(1), norm, truncation.update_size))

@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import lightning_l2l.meta_learner
 from lightning_l2l.callbacks import Interrupt
 from lightning_l2l.cli import main
+from lightning_l2l.meta_learner import MetaLearner
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml"))
@@ -208,6 +209,18 @@ def test_second_order_and_loss_weights_are_settings():
     assert not same(*(weights(f"runs/quadratic/version_{i}/checkpoints/last.ckpt") for i in (0, 1)))
 
 
+def test_a_curriculum_lengthens_the_runs(monkeypatch):
+    meta_steps, meta_step = [], MetaLearner.meta_step
+
+    def count(self, objective):
+        meta_steps.append(self.current_epoch)
+        return meta_step(self, objective)
+
+    monkeypatch.setattr(MetaLearner, "meta_step", count)
+    fit("--model.curriculum=[5,10]", "--trainer.max_epochs=3", "--data.train_episodes=8", "--data.episodes_per_batch=4")
+    assert meta_steps == [0] * 2 + [1] * 2 + [2] * 4  # unrolls of 5 in two meta-batches; the second half is longer
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
 def test_precision_is_the_trainers(precision):
     fit(f"--trainer.precision={precision}")
@@ -225,6 +238,8 @@ def test_precision_is_the_trainers(precision):
         (["--model.rule.init_args.hidden_size=0"], ["hidden_size is 0", "positive"]),
         (["--data.train_episodes=7"], ["data.train_episodes is 7", "multiple"]),
         (["--comparison.rates_per_decade=0"], ["comparison.rates_per_decade is 0"]),
+        (["--model.curriculum=[5,12]"], ["model.curriculum[1] is 12", "model.unroll=5"]),
+        (["--model.curriculum=[15]"], ["model.curriculum[0] is 15", "data.horizon is 10"]),
         (["--model.loss_weights=[1,2]"], ["model.loss_weights has 2", "data.horizon is 10"]),
         (["--model.unrol=5"], ["unrol"]),
         (["--data.distribution=cauchy"], ["distribution", "uniform", "gaussian"]),

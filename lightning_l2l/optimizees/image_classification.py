@@ -106,6 +106,9 @@ class ImageClassification(EpisodeDataModule):
         root: folder of datasets; the files of MNIST are expected in root/MNIST/raw.
         labels: which labels are used, numbered anew from 0 in this order; null uses all.
         train_labels: which are used for meta-training instead, as many; null uses the same.
+        parts: how many images meta-training, validation and test draw from, dealt at random. A long run sees each of
+            few images often and learns them by heart, so that parts of one size give runs of one kind. null keeps the
+            source's own test images, and a twelfth of the others for validation.
         kwargs: see ``EpisodeDataModule``.
     """
 
@@ -118,6 +121,7 @@ class ImageClassification(EpisodeDataModule):
         root: str = "data",
         labels: list[int] | None = None,
         train_labels: list[int] | None = None,
+        parts: tuple[int, int, int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -140,6 +144,7 @@ class ImageClassification(EpisodeDataModule):
         self.root = Path(root)
         self.labels = labels
         self.train_labels = train_labels or labels
+        self.parts = parts
         self.images: LabelledImages | None = None
         self._parts: dict[Split, tuple[LabelledImages, np.ndarray]] = {}
 
@@ -163,6 +168,13 @@ class ImageClassification(EpisodeDataModule):
         if self.images is not None:
             return
         images = self._load()
+        if self.parts is not None:
+            if min(self.parts) <= 0 or sum(self.parts) > len(images.images):
+                raise InvalidInputError(
+                    f"data.parts is {list(self.parts)}, but {images.source} has {len(images.images)} images: give "
+                    "three positive numbers that add up to that or less."
+                )
+            images = images.parted(self.parts)
         self._check(images)
         rank_zero_info(f"Images: {images.source}, {len(images.images):,} in all.")
         self.images = images

@@ -6,7 +6,7 @@ import os
 import socket
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -69,6 +69,13 @@ class LabelledImages:
         numbers = torch.full((max(int(self.labels.max()), *labels) + 2,), -1)  # the last for images without a label
         numbers[labels] = torch.arange(len(labels))
         return replace(self, labels=numbers[self.labels])
+
+    def parted(self, sizes: Sequence[int]) -> "LabelledImages":
+        """Deals all images anew, at random: as many as given to train, val and test."""
+        order = torch.from_numpy(np.random.default_rng(SPLIT_SEED).permutation(len(self.images)))
+        ends = np.cumsum(sizes).tolist()
+        ranges = dict(zip(("train", "val", "test"), zip([0, *ends], ends, strict=False), strict=True))
+        return replace(self, images=self.images[order], labels=self.labels[order], ranges=ranges)
 
     def part(self, name: str) -> np.ndarray:
         """Numbers of the images of a part, without those whose label is not used."""
