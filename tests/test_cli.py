@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import lightning_l2l.meta_learner
 from lightning_l2l.callbacks import Interrupt
 from lightning_l2l.cli import main
+from lightning_l2l.optimizees import Quadratics
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml"))
@@ -314,6 +316,24 @@ def test_nothing_is_lost_by_a_second_run():
     fit("--seed_everything=3")
     assert same(weights(RUN / "checkpoints" / "last.ckpt"), before)
     shutil.rmtree(RUN)
+
+
+def test_predict_writes_what_was_optimized():
+    fit()
+    main(tiny("predict", "--ckpt_path=best"))
+    main(tiny("test", "--ckpt_path=best"))
+    found = sorted((RUN / "predictions").iterdir())
+    assert [path.name for path in found] == ["0000.npz", "0004.npz"]
+    arrays = [np.load(path) for path in found]
+    assert arrays[0]["theta"].shape == (4, 3)
+    losses = np.concatenate([array["losses"] for array in arrays])
+    with np.load(RUN / "curves.npz") as curves:
+        np.testing.assert_allclose(losses.mean(0), curves["LSTM_mean"], rtol=1e-5)
+    theta = torch.from_numpy(arrays[1]["theta"])
+    episodes = Quadratics(dimension=3).episodes("test", range(4, 8))
+    np.testing.assert_allclose(episodes.loss(theta, 10).numpy(), losses[4:, -1], rtol=1e-5)
+    main(tiny("predict", "--ckpt_path=best", "--predictions.folder=elsewhere"))
+    assert Path("elsewhere/0004.npz").is_file()
 
 
 VARIANTS = """
