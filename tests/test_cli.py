@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, TINY_CIFAR, TINY_MNIST, same, weights
+from conftest import TINY, TINY_ART, TINY_CIFAR, TINY_MNIST, same, weights
 from pytorch_lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -41,7 +41,8 @@ def given(config: str) -> list[str]:
 
 def tiny(command: str, *flags: str, config: str = "quadratic.yaml") -> list[str]:
     """A command line with settings small enough for a test."""
-    small = {"quadratic": TINY, "mnist": TINY_MNIST, "cifar10": TINY_CIFAR}[UPON.get(config, config)[:-5]]
+    kinds = {"quadratic": TINY, "mnist": TINY_MNIST, "cifar10": TINY_CIFAR, "neural_art": TINY_ART}
+    small = kinds[UPON.get(config, config)[:-5]]
     return [command, *given(config), *small, *flags]
 
 
@@ -73,7 +74,7 @@ def test_print_config_is_complete_and_commented(config, capsys):
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     settings = yaml.safe_load(printed)
-    assert settings["model"]["unroll"] == 20
+    assert settings["model"]["unroll"] == (32 if config == "neural_art.yaml" else 20)
     assert settings["comparison"]["rates_per_decade"] == 4
     assert "# K, steps between two meta-steps; must divide the horizon." in printed
 

@@ -37,6 +37,8 @@ def read_picture(path: Path, subject: str) -> Image.Image:
                 picture = picture.convert("RGBA")
                 white = Image.new("RGBA", picture.size, "white")
                 picture = Image.alpha_composite(white, picture)
+            if picture.mode.startswith("I"):  # grey in 16 bits, which RGB would cut off at 255
+                picture = Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
             return picture.convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:
             raise unreadable(subject, error) from error
