@@ -128,4 +128,4 @@ def torchvision_weights() -> dict[str, Tensor]:
             f"{weights.url} into {folder}, or give the path of a file with data.features, or data.features=random to "
             "try without training."
         ) from error
-    return {name: tensor.clone() for name, tensor in state.items() if name in VGG().state_dict()}
+    return {name: state[name].clone() for name in VGG().state_dict()}
