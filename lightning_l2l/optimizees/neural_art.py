@@ -22,6 +22,7 @@ from lightning_l2l.optimizees.picture_sources import (
     carried_contents,
     carried_picture,
     folder_contents,
+    open_picture,
     pictures_in,
     read_picture,
     shrink,
@@ -277,9 +278,11 @@ class NeuralArt(EpisodeDataModule):
         """The pictures of ``predict``, one at a time, since each may have another size."""
         if self.predict is None:
             return super().predict_dataloader()
-        count = len(self._own_pictures())
-        collate = partial(self._collate_own, self._own_pictures())
-        return EpisodeLoader(range(count), batch_size=1, collate_fn=collate)  # type: ignore[arg-type]
+        paths = self._own_pictures()
+        for path in paths:  # before the first is painted
+            open_picture(path, self._subject(path)).close()
+        collate = partial(self._collate_own, paths)
+        return EpisodeLoader(range(len(paths)), batch_size=1, collate_fn=collate)  # type: ignore[arg-type]
 
     def prediction_name(self, number: int) -> str:
         """That of the picture's file."""
@@ -294,9 +297,12 @@ class NeuralArt(EpisodeDataModule):
         path = Path(self.predict)
         return pictures_in(path, f"data.predict is {path}, which") if path.is_dir() else [path]
 
+    def _subject(self, path: Path) -> str:
+        return f"data.predict is {self.predict}, where {path.name}"
+
     def _collate_own(self, paths: Sequence[Path], numbers: Sequence[int]) -> NeuralArtEpisodes:
         (number,) = numbers
-        picture = read_picture(paths[number], f"data.predict is {self.predict}, where {paths[number].name}")
+        picture = read_picture(paths[number], self._subject(paths[number]))
         if self.predict_size is not None:
             picture = shrink(picture, self.predict_size)
         return self._paint([normalize(picture)], [self.random("test", number)])
