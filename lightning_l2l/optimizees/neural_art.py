@@ -194,7 +194,7 @@ class NeuralArt(EpisodeDataModule):
         self.predict = predict
         self.predict_size = predict_size
         self._loaded: tuple[dict[str, Sequence[Picture]], Image.Image, VGG] | None = None
-        self._losses: dict[int, ArtLoss] = {}
+        self._losses: dict[int, ArtLoss] = {}  # the last size's
 
     def prepare_data(self) -> None:
         """Fetches torchvision's weights, in one process."""
@@ -264,7 +264,7 @@ class NeuralArt(EpisodeDataModule):
         """The loss for pictures whose shorter side is that of the style as it is then seen."""
         _, style, features = self._ready()
         if shorter not in self._losses:
-            self._losses[shorter] = ArtLoss(features, normalize(shrink(style, shorter)), self.weights)
+            self._losses = {shorter: ArtLoss(features, normalize(shrink(style, shorter)), self.weights)}
         return self._losses[shorter]
 
     def _ready(self) -> tuple[dict[str, Sequence[Picture]], Image.Image, VGG]:
