@@ -19,6 +19,7 @@ from lightning_l2l.comparison import (
     BASELINES,
     Entry,
     Race,
+    best_baseline,
     curves_figure,
     learning_rates,
     results_table,
@@ -95,7 +96,7 @@ class Interrupt(Callback):
 
 
 class MetaProgressBar(ProgressBar):
-    """One bar over all meta-batches of the training, or over the episodes of a test: meta-loss, and the time left."""
+    """One bar over all meta-batches of the training, or all batches of a test or of predict, with the time left."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,8 +126,14 @@ class MetaProgressBar(ProgressBar):
 
     def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self._advance(trainer, {"meta_loss": "test/meta_loss"})
-        if self.bar and self.bar.n == self.bar.total:  # before the table is printed
-            self._close()
+        self._close_if_full()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open("predict", int(sum(trainer.num_predict_batches)), 0)
+
+    def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._advance(trainer, {})
+        self._close_if_full()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
@@ -147,6 +154,11 @@ class MetaProgressBar(ProgressBar):
         postfix = {name: f"{metrics[key].item():.4g}" for name, key in shown.items() if key in metrics}
         self.bar.set_postfix(postfix, refresh=False)
         self.bar.update()
+
+    def _close_if_full(self) -> None:
+        """Before anything is printed about what was done."""
+        if self.bar and self.bar.n == self.bar.total:
+            self._close()
 
     def _close(self) -> None:
         if self.bar is not None:
@@ -191,6 +203,9 @@ class Comparison(Callback):
     ``baselines``, under the episodes they belong to: the same are not run twice, also after a test was killed. Who
     changes the code of a baseline must remove that folder.
 
+    Attributes:
+        best: the baseline with the lowest final loss in the last race, at its tuned rate; None before one.
+
     Args:
         rates_per_decade: how fine the grid of learning rates from 1e-4 to 10 is.
         prune_rates: give up the worse half of the rates after an eighth, a quarter and half of the horizon, for
@@ -205,6 +220,7 @@ class Comparison(Callback):
         self.prune_rates = prune_rates
         self.results = results
         self.races: list[Race] = []
+        self.best: HandDesignedRule | None = None
         self.races_to_come = 0  # after the one at hand, in the same test
         self.tuned: dict[str, float] = {}
         self.baselines: list[Entry] = []  # on the validation episodes, which are the same each time
@@ -240,6 +256,7 @@ class Comparison(Callback):
         entries = self._entries(pl_module)
         learned, baselines = entries[0], entries[1:]
         self.baselines = self.baselines or baselines
+        self.best = best_baseline(self.baselines)
         if trainer.is_global_zero:
             race = Race(variant(trainer), [learned, *self.baselines])
             self._to_tensorboard(trainer, [race], "val/curves")
@@ -263,7 +280,8 @@ class Comparison(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the table, after the last race, and writes the files, after each."""
         entries = self._entries(pl_module)
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / self.results  # which all processes must ask for
+        self.best = best_baseline(entries)
+        folder = self.folder(trainer)
         if not trainer.is_global_zero:
             return
         experiment = self.results or experiment_name(trainer)
@@ -275,6 +293,10 @@ class Comparison(Callback):
             console.print(results_table(self.races, experiment))
             console.print(f"Written to {folder}: results.csv, curves.npz, curves.png", soft_wrap=True)
             self.races = []
+
+    def folder(self, trainer: Trainer) -> Path:
+        """Where a test's results are written; all processes must ask for it."""
+        return Path(trainer.log_dir or trainer.default_root_dir) / self.results
 
     def _tune(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]

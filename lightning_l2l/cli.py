@@ -1,4 +1,4 @@
-"""The command line: python -m lightning_l2l {fit,validate,test} --config NAME.yaml."""
+"""The command line: python -m lightning_l2l {fit,validate,test,predict} --config NAME.yaml."""
 
 import logging
 import os
@@ -34,6 +34,8 @@ from lightning_l2l.checkpoint import (
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.meta_learner import MetaLearner
 from lightning_l2l.optimizees import EpisodeDataModule
+from lightning_l2l.pictures import Pictures
+from lightning_l2l.predictions import Predictions
 
 PACKAGE = Path(__file__).parent
 CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # in an installed wheel, in a checkout
@@ -114,7 +116,7 @@ class LearningToLearnCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The commands there are."""
         commands = LightningCLI.subcommands()
-        return {name: commands[name] | {"weights_only"} for name in ("fit", "validate", "test")}
+        return {name: commands[name] | {"weights_only"} for name in ("fit", "validate", "test", "predict")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Callbacks that have settings."""
@@ -125,6 +127,8 @@ class LearningToLearnCLI(LightningCLI):
             help="Further races of a test: a name for each, with the settings of data that it changes.",
         )
         parser.add_lightning_class_args(Comparison, "comparison")
+        parser.add_lightning_class_args(Pictures, "pictures")
+        parser.add_lightning_class_args(Predictions, "predictions")
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults(
@@ -140,6 +144,8 @@ class LearningToLearnCLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.subcommand == "test":
             config.verbose = False  # the race's table says it all
+        if self.subcommand == "predict":
+            config.return_predictions = False  # they are written as they come
         runs = runs_folder(config.trainer.logger)
         if config.ckpt_path is None:
             if self.subcommand != "fit":

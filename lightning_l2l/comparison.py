@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_l2l.optimizees import Episodes
 from lightning_l2l.rules import NAG, SGD, Adam, HandDesignedRule, RMSprop
-from lightning_l2l.unroll import learning_curves, run_losses
+from lightning_l2l.unroll import learning_curves, runs
 
 BASELINES: tuple[type[HandDesignedRule], ...] = (SGD, NAG, RMSprop, Adam)
 CACHED = 500_000  # coordinates that a processor works on at full speed; it takes twice the time for many more
@@ -98,13 +98,13 @@ def tune(baseline: type[HandDesignedRule], episodes: Episodes, steps: int, rates
 
 
 def _tune_by_halving(baseline: type[HandDesignedRule], episodes: Episodes, steps: int, rates: Sequence[float]) -> float:
-    runs = {rate: run_losses(baseline(rate), episodes) for rate in rates}
-    curves = {rate: [next(run)] for rate, run in runs.items()}
+    running = {rate: runs(baseline(rate), episodes) for rate in rates}
+    curves = {rate: [next(run).loss] for rate, run in running.items()}
     for rung in (steps // 8, steps // 4, steps // 2, steps):
         if rung < min(LAST, steps):
             continue
         for rate, curve in curves.items():
-            curve += islice(runs[rate], rung + 1 - len(curve))
+            curve += [run.loss for run in islice(running[rate], rung + 1 - len(curve))]
         finals = {rate: final_loss(torch.stack(curve, 1)).mean().item() for rate, curve in curves.items()}
         best = sorted(finals, key=finals.__getitem__)
         curves = {rate: curves[rate] for rate in best[: -(-len(best) // 2)]}
@@ -120,6 +120,16 @@ def _final_losses(baseline: type[HandDesignedRule], episodes: Episodes, steps: i
         curves = learning_curves(baseline(each), episodes.repeat(len(batch)), steps)
         losses.append(final_loss(curves).view(len(batch), len(episodes)).mean(1).cpu())
     return torch.cat(losses)
+
+
+def best_baseline(entries: Sequence[Entry]) -> HandDesignedRule | None:
+    """The baseline with the lowest mean final loss in a race, at its tuned rate; None where there is none."""
+    tuned = [entry for entry in entries if entry.learning_rate is not None]
+    if not tuned:
+        return None
+    best = min(tuned, key=lambda entry: final_loss(entry.curves).mean().item())
+    assert best.learning_rate is not None
+    return next(b for b in BASELINES if b.__name__ == best.rule)(best.learning_rate)
 
 
 def results_rows(race: Race, experiment: str) -> list[dict[str, object]]:

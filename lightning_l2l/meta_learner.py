@@ -17,7 +17,7 @@ from lightning_l2l.optimizees import EpisodeDataModule, Episodes
 from lightning_l2l.optimizees.base import require_positive
 from lightning_l2l.rules import UpdateRule, fastest
 from lightning_l2l.schedule import cosine_decay
-from lightning_l2l.unroll import learning_curves, start
+from lightning_l2l.unroll import learning_curves, optimize, start
 
 
 class MetaLearner(LightningModule):
@@ -222,6 +222,10 @@ class MetaLearner(LightningModule):
     def test_step(self, episodes: Episodes, batch_idx: int) -> Tensor:
         """As ``validation_step``, on fresh episodes."""
         return self._evaluate(episodes, "test")
+
+    def predict_step(self, episodes: Episodes, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Runs whole horizons; returns the optimized θ_T, [N, P], and the learning curves, [N, T + 1]."""
+        return optimize(self.rule, episodes, self.datamodule.horizon, self.compiled)
 
     def _evaluate(self, episodes: Episodes, stage: str) -> Tensor:
         curves = learning_curves(self.rule, episodes, self.datamodule.horizon, self.compiled)

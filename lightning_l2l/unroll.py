@@ -105,12 +105,26 @@ def learning_curves(rule: UpdateRule, episodes: Optimizees, steps: int, compiled
     Returns:
         f(θ_0) .. f(θ_T) of every episode, [N, T + 1].
     """
-    return torch.stack(list(islice(run_losses(rule, episodes, compiled), steps + 1)), dim=1)
+    return optimize(rule, episodes, steps, compiled)[1]
+
+
+def optimize(rule: UpdateRule, episodes: Optimizees, steps: int, compiled: bool = True) -> tuple[Tensor, Tensor]:
+    """As ``learning_curves``, and keeps where the runs end.
+
+    Returns:
+        θ_T, [N, P], and f(θ_0) .. f(θ_T) of every episode, [N, T + 1].
+    """
+    losses = []
+    for run in islice(runs(rule, episodes, compiled), steps + 1):
+        losses.append(run.loss)
+    return run.theta, torch.stack(losses, dim=1)
 
 
 @torch.no_grad()
-def run_losses(rule: UpdateRule, episodes: Optimizees, compiled: bool = True) -> Iterator[Tensor]:
-    """Yields f(θ_0), f(θ_1), ... of every episode, [N] each, taking a step whenever the next is asked for.
+def runs(rule: UpdateRule, episodes: Optimizees, compiled: bool = True) -> Iterator[Run]:
+    """Yields where the runs stand at t = 0, 1, ..., taking a step whenever the next is asked for.
+
+    The state of what it yields may be overwritten by the next step; the rest may be kept.
 
     Args:
         rule: the update rule.
@@ -121,5 +135,5 @@ def run_losses(rule: UpdateRule, episodes: Optimizees, compiled: bool = True) ->
     run = start(rule, episodes)
     stepper = rule.in_place()
     while True:
-        yield run.loss
-        run, _ = unroll(stepper, episodes, run, 1)  # one step at a time, so that nothing but the losses is kept
+        yield run
+        run, _ = unroll(stepper, episodes, run, 1)  # one step at a time, so that nothing is kept

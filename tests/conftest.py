@@ -26,6 +26,11 @@ TINY_CIFAR = [
     *(flag for flag in TINY if "dimension" not in flag and "hidden_size" not in flag),
 ]
 
+TINY_ART = [
+    *("--data.features=random", "--data.size=16", "--comparison.rates_per_decade=1"),
+    *(flag for flag in TINY if "dimension" not in flag),
+]
+
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):

@@ -10,10 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, TINY_CIFAR, TINY_MNIST, same, weights
+from conftest import TINY, TINY_ART, TINY_CIFAR, TINY_MNIST, same, weights
 from pytorch_lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -21,6 +22,7 @@ import lightning_l2l.meta_learner
 from lightning_l2l.callbacks import Interrupt
 from lightning_l2l.cli import main
 from lightning_l2l.meta_learner import MetaLearner
+from lightning_l2l.optimizees import Quadratics
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml"))
@@ -40,7 +42,8 @@ def given(config: str) -> list[str]:
 
 def tiny(command: str, *flags: str, config: str = "quadratic.yaml") -> list[str]:
     """A command line with settings small enough for a test."""
-    small = {"quadratic": TINY, "mnist": TINY_MNIST, "cifar10": TINY_CIFAR}[UPON.get(config, config)[:-5]]
+    kinds = {"quadratic": TINY, "mnist": TINY_MNIST, "cifar10": TINY_CIFAR, "neural_art": TINY_ART}
+    small = kinds[UPON.get(config, config)[:-5]]
     return [command, *given(config), *small, *flags]
 
 
@@ -72,7 +75,7 @@ def test_print_config_is_complete_and_commented(config, capsys):
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     settings = yaml.safe_load(printed)
-    assert settings["model"]["unroll"] == 20
+    assert settings["model"]["unroll"] == (32 if config == "neural_art.yaml" else 20)
     assert settings["comparison"]["rates_per_decade"] == 4
     assert "# K, steps between two meta-steps; must divide the horizon." in printed
 
@@ -329,6 +332,24 @@ def test_nothing_is_lost_by_a_second_run():
     fit("--seed_everything=3")
     assert same(weights(RUN / "checkpoints" / "last.ckpt"), before)
     shutil.rmtree(RUN)
+
+
+def test_predict_writes_what_was_optimized():
+    fit()
+    main(tiny("predict", "--ckpt_path=best"))
+    main(tiny("test", "--ckpt_path=best"))
+    found = sorted((RUN / "predictions").iterdir())
+    assert [path.name for path in found] == ["0000.npz", "0004.npz"]
+    arrays = [np.load(path) for path in found]
+    assert arrays[0]["theta"].shape == (4, 3)
+    losses = np.concatenate([array["losses"] for array in arrays])
+    with np.load(RUN / "curves.npz") as curves:
+        np.testing.assert_allclose(losses.mean(0), curves["LSTM_mean"], rtol=1e-5)
+    theta = torch.from_numpy(arrays[1]["theta"])
+    episodes = Quadratics(dimension=3).episodes("test", range(4, 8))
+    np.testing.assert_allclose(episodes.loss(theta, 10).numpy(), losses[4:, -1], rtol=1e-5)
+    main(tiny("predict", "--ckpt_path=best", "--predictions.folder=elsewhere"))
+    assert Path("elsewhere/0004.npz").is_file()
 
 
 VARIANTS = """

@@ -5,7 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import TINY, TINY_MNIST
+from conftest import TINY, TINY_ART, TINY_MNIST
+from PIL import Image
 
 from lightning_l2l.cli import main
 
@@ -21,11 +22,12 @@ def test_the_readme_gives_the_two_commands():
 
 def test_the_readmes_commands_run_in_their_order():
     ran = 0
+    Image.new("RGB", (20, 16), "red").save("MY_PICTURE.jpg")
     for command in COMMANDS:
         _, found, arguments = command.partition("uv run python -m lightning_l2l ")
         if not found:
             continue
-        flags = TINY_MNIST if "mnist" in command else TINY
+        flags = TINY_MNIST if "mnist" in command else TINY_ART if "neural_art" in command else TINY
         if "--print_config" in command:
             with pytest.raises(SystemExit) as stopped:
                 main(shlex.split(arguments))
@@ -34,5 +36,6 @@ def test_the_readmes_commands_run_in_their_order():
             more = ["--trainer.max_epochs=3"] if "last" in command else []
             main([*shlex.split(arguments), *flags, *more])
         ran += 1
-    assert ran == 5
+    assert ran == 7
     assert Path("runs/mnist/version_0/results.csv").is_file()
+    assert Path("runs/neural_art/version_0/predictions/MY_PICTURE.png").is_file()

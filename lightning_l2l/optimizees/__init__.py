@@ -4,6 +4,7 @@ from lightning_l2l.optimizees.base import EpisodeDataModule, Episodes, Split
 from lightning_l2l.optimizees.convnet import ConvNet
 from lightning_l2l.optimizees.image_classification import ImageClassification
 from lightning_l2l.optimizees.mlp import MLP
+from lightning_l2l.optimizees.neural_art import NeuralArt
 from lightning_l2l.optimizees.quadratic import Quadratics
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "EpisodeDataModule",
     "Episodes",
     "ImageClassification",
+    "NeuralArt",
     "Quadratics",
     "Split",
 ]

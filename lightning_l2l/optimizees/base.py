@@ -91,15 +91,31 @@ class Episodes(ABC):
 
     def repeat(self, times: int) -> Self:
         """Returns the N episodes ``times`` over, all of them and then all again: [N, ...] becomes [times · N, ...]."""
-        tensors = {name: value for name, value in self._fields().items() if isinstance(value, Tensor)}
-        return replace(
-            self,
-            **{name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in tensors.items()},
-        )
+        tensors = self._tensors().items()
+        return replace(self, **{name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in tensors})
+
+    def first(self, count: int) -> Self:
+        """Returns the first of the episodes, ``count`` at most."""
+        return replace(self, **{name: value[:count] for name, value in self._tensors().items()})
+
+    def pictures(self, theta: Tensor) -> Tensor | None:
+        """How θ looks to a person, [N, 3, H, W] in 0..1; None where it is no picture.
+
+        Args:
+            theta: parameters, [N, P].
+        """
+        return None
+
+    def references(self) -> dict[str, Tensor]:
+        """Pictures to be seen beside those of θ, by what they are called, [N, 3, H, W] in 0..1 of any size."""
+        return {}
 
     def _total_loss(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
         losses = self.loss(theta, step)
         return losses.sum(), losses
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self._fields().items() if isinstance(value, Tensor)}
 
     def _fields(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -187,6 +203,14 @@ class EpisodeDataModule(LightningDataModule, ABC):
 
     def test_dataloader(self) -> DataLoader:
         return self._loader("test", self.test_episodes)
+
+    def predict_dataloader(self) -> DataLoader:
+        """What predict optimizes: the episodes of the test, where nothing else is said."""
+        return self.test_dataloader()
+
+    def prediction_name(self, number: int) -> str:
+        """What files call the episode of this number that predict optimized."""
+        return f"{number:04d}"
 
     def train_batches(self, processes: int) -> int:
         """Meta-batches in an epoch of meta-training."""

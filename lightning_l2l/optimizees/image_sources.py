@@ -100,7 +100,7 @@ def download_mnist(root: Path) -> None:
     with suppress(OSError):  # what cannot be unpacked is fetched
         unpack_mnist(root)
     try:
-        with _socket_timeout(DOWNLOAD_TIMEOUT):
+        with socket_timeout(DOWNLOAD_TIMEOUT):
             MNIST(root, download=True)
     except (RuntimeError, OSError):
         for file in set(raw.glob("*")) - before:  # what a broken-off download left must not pass for the user's own
@@ -138,7 +138,7 @@ def load_mnist(root: Path) -> LabelledImages:
             raise ValueError(f"{len(images.images)} images and {len(images.labels)} labels instead of 70,000")
     except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
         raise InvalidInputError(
-            f"data.root is {root}, but MNIST could not be read from {root / 'MNIST' / 'raw'} ({_first_line(error)}): "
+            f"data.root is {root}, but MNIST could not be read from {root / 'MNIST' / 'raw'} ({first_line(error)}): "
             "put the four .gz files of MNIST there afresh, or choose another data.source."
         ) from error
     return images
@@ -157,7 +157,7 @@ def load_torchvision(name: str, root: Path, download: bool = False) -> LabelledI
     """
     dataset = getattr(datasets, name)
     parts = [{"split": "train"}, {"split": "test"}] if name == "SVHN" else [{"train": True}, {"train": False}]
-    with _socket_timeout(DOWNLOAD_TIMEOUT):
+    with socket_timeout(DOWNLOAD_TIMEOUT):
         train, test = (dataset(str(root), download=download, **part) for part in parts)
     arrays = [
         torch.as_tensor(array)
@@ -202,7 +202,7 @@ def load_folder(path: Path) -> LabelledImages:
             arrays += [torch.stack(images).permute(0, 3, 1, 2), torch.tensor(dataset.targets)]
         except (OSError, RuntimeError, ValueError, SyntaxError) as error:
             raise InvalidInputError(
-                f"data.source is {path}, where {part} could not be read ({_first_line(error)}): give a folder with "
+                f"data.source is {path}, where {part} could not be read ({first_line(error)}): give a folder with "
                 "train and test, each with one folder a label, and images of one size in them."
             ) from error
         classes.append(dataset.classes)
@@ -268,7 +268,8 @@ def load_npz(path: Path) -> LabelledImages:
 
 
 @contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
+def socket_timeout(seconds: float) -> Iterator[None]:
+    """Lets connections opened meanwhile give up after so many seconds without an answer."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -277,5 +278,6 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says first, for a sentence of one's own."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
