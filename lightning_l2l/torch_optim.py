@@ -180,7 +180,7 @@ class LearnedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: self.__dict__[name] for name in ("bfloat16_state", "skipped_steps", "_rules")}
-        return super().__getstate__() | own  # type: ignore[return-value]
+        return super().__getstate__() | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
