@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 import lightning_l2l.rules
@@ -64,7 +64,7 @@ def save_rule(rule: UpdateRule, path: str | PathLike, settings: dict[str, Any]) 
 
 def write_rule(tensors: dict[str, Tensor], path: str | PathLike, settings: dict[str, Any]) -> None:
     """As ``save_rule``, of a rule's ``state_dict``."""
-    save_file(tensors, path, {KEY: json.dumps(settings, sort_keys=True)})
+    Path(path).write_bytes(save(tensors, {KEY: json.dumps(settings, sort_keys=True)}))
 
 
 def read_rule(name: str | PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
