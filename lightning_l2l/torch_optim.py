@@ -141,11 +141,12 @@ class LearnedOptimizer(Optimizer):
         factor = float(group["lr"]) * group["scale"]
         for unit in self._units(group["params"]):
             first = unit[0]
-            if all(p.grad is None or not p.numel() for p in unit):
+            moving = [p.grad is not None and p.numel() > 0 for p in unit]
+            if not any(moving):
                 continue
             stepper = self._stepper(first)
             simple = len(unit) == 1 and first.is_contiguous()
-            vector = first.view(-1) if simple else flat(unit)
+            vector = flat([first.detach()] if simple else unit)
             grad = flat([torch.zeros_like(p) if p.grad is None else p.grad for p in unit])
             state = self.state[first]
             if not state:
@@ -227,7 +228,10 @@ class LearnedOptimizer(Optimizer):
 
 def flat(tensors: list[Tensor]) -> Tensor:
     """All numbers of some tensors in a row; those of one that lies so itself are not copied."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors]) if len(tensors) > 1 else tensors[0].reshape(-1)
+    if len(tensors) > 1:
+        return torch.cat([tensor.reshape(-1) for tensor in tensors])
+    row = tensors[0].contiguous()
+    return row if row.ndim == 1 else row.view(-1)
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -479,6 +479,17 @@ def test_parameters_and_gradients_may_lie_in_any_order(way):
     torch.testing.assert_close(other.weight, model.weight, rtol=1e-4, atol=1e-6)
 
 
+def test_parameters_and_gradients_may_be_strided(way):
+    rule, grad = lstm(), torch.randn(100)
+    plain = torch.zeros(50, requires_grad=True)
+    parts = [plain, torch.zeros(100)[::2].requires_grad_(), torch.zeros(50, requires_grad=True)]
+    for p in parts:
+        p.grad = grad[::2] if p is parts[2] else grad[::2].clone()
+    LearnedOptimizer(parts, rule).step()
+    assert plain.all()
+    assert torch.equal(parts[1], plain) and torch.equal(parts[2], plain)
+
+
 def test_steps_do_not_depend_on_chunks_or_threads(way, monkeypatch):
     rule, results = lstm(), []
     for chunk, threads in ((4096, 1), (64, 1), (4096, 2)):

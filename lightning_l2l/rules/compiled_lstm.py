@@ -110,17 +110,22 @@ class CompiledLSTM(UpdateRule):
                 bfloat16 (all of them in one type), which is overwritten.
             factor: of the step.
         """
-        total = sum(len(theta) for theta, _, _ in work)
-        threads = max(1, min(self.threads, total // (BLOCKS_PER_THREAD * self.block_size)))
-        size = total if threads == 1 else self.block_size * -(-total // (8 * threads * self.block_size))
-        pieces = []
-        for theta, grad, state in work:
-            addresses = grad.data_ptr(), state.data_ptr(), theta.data_ptr()
-            widths = 4, self._state_size * state.element_size(), 4  # bytes that a coordinate takes
-            for first in range(0, len(theta), size):
-                places = (address + first * width for address, width in zip(addresses, widths, strict=True))
-                pieces.append((min(size, len(theta) - first), *places))
-        pieces.sort(reverse=threads > 1)  # so that what the cores are dealt differs by the smallest pieces
+        counts = [theta.numel() for theta, _, _ in work]
+        addresses = [(grad.data_ptr(), state.data_ptr(), theta.data_ptr()) for theta, grad, state in work]
+        threads = max(1, min(self.threads, sum(counts) // (BLOCKS_PER_THREAD * self.block_size)))
+        pieces = list(zip(counts, *zip(*addresses, strict=True), strict=True))
+        if threads > 1:
+            size = self.block_size * -(-sum(counts) // (8 * threads * self.block_size))
+            widths = 4, self._state_size * work[0][2].element_size(), 4  # bytes that a coordinate takes
+            pieces = [
+                (
+                    min(size, count - first),
+                    *(place + first * width for place, width in zip(places, widths, strict=True)),
+                )
+                for count, *places in pieces
+                for first in range(0, count, size)
+            ]
+            pieces.sort(reverse=True)  # so that what the cores are dealt differs by the smallest pieces
 
         def run(core: int) -> None:
             counts, *addresses = zip(*pieces[core::threads], strict=True)

@@ -142,25 +142,25 @@ class CompiledStepper(Stepper):
         for theta, grad, state in work:
             if theta.dtype == grad.dtype == self.dtype:
                 direct.append((theta, grad, state["blocks"]))
+                torch.autograd.graph.increment_version(theta)  # overwritten behind autograd's back
                 continue
             width = self.kernel.block_size
             for part in self._parts(theta):
                 computed, blocks = theta[part].to(self.dtype), state["blocks"][part.start // width :]
-                self._optimize([(computed, grad[part].to(self.dtype), blocks)], factor)
+                self.kernel.optimize(self.parameters, [(computed, grad[part].to(self.dtype), blocks)], factor)
                 theta[part] = computed  # rounded once
         if direct:
-            self._optimize(direct, factor)
+            self.kernel.optimize(self.parameters, direct, factor)
+
+    def holds(self, state: KeptState) -> bool:
+        blocks = state.get("blocks")
+        return blocks is not None and blocks.is_cpu
 
     def adopt(self, state: KeptState, theta: Tensor) -> KeptState:
         parts = [[value for name, value in state.items() if name.startswith(kind)] for kind in ("hidden.", "cell.")]
         if len(state) == sum(map(len, parts)) == 2 * self.kernel.rule.num_layers:
             state = {"blocks": self.kernel.to_blocks(*parts)}
         return self._copy(state, self.init(theta))
-
-    def _optimize(self, work: Sequence[tuple[Tensor, Tensor, Tensor]], factor: float) -> None:
-        self.kernel.optimize(self.parameters, work, factor)
-        for theta, _, _ in work:  # which the kernel has overwritten behind autograd's back
-            torch.autograd.graph.increment_version(theta)
 
 
 def make_stepper(rule: UpdateRule, device: torch.device, dtype: torch.dtype, in_bfloat16: bool = False) -> Stepper:
