@@ -36,3 +36,8 @@ def test_the_readmes_commands_run_in_their_order():
         ran += 1
     assert ran == 5
     assert Path("runs/mnist/version_0/results.csv").is_file()
+
+
+def test_the_readmes_python_runs():
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    exec(compile(block, "README.md", "exec"), {})
