@@ -9,6 +9,9 @@ import torch
 from jsonargparse import Namespace
 
 from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.pretrained import read_rule
+
+PRETRAINED = "pretrained:"  # before the name of a trained rule, given as a checkpoint
 
 
 def find_checkpoint(name: str, runs: Path | None) -> Path:
@@ -59,6 +62,19 @@ def read_checkpoint(path: Path, resumes: bool) -> dict[str, Any]:
     if not any(str(name).startswith("rule.") for name in weights):
         raise invalid
     return checkpoint
+
+
+def read_pretrained(name: str) -> dict[str, Any]:
+    """Reads a trained rule, given as pretrained:NAME or pretrained:PATH, as if it were a checkpoint.
+
+    Raises:
+        InvalidInputError: there is none, or it cannot be used.
+    """
+    settings, tensors = read_rule(name.removeprefix(PRETRAINED))
+    return {
+        "state_dict": {f"rule.{key}": tensor for key, tensor in tensors.items()},
+        "hyper_parameters": {"rule": settings},
+    }
 
 
 def check_same_settings(checkpoint: dict[str, Any], model: Any, data: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""The command line: python -m lightning_l2l {fit,validate,test,predict} --config NAME.yaml."""
+"""The command line: python -m lightning_l2l {fit,validate,test,predict} --config NAME.yaml, or export."""
 
 import logging
 import os
@@ -26,12 +26,15 @@ from lightning_l2l.callbacks import (
     MetaProgressBar,
 )
 from lightning_l2l.checkpoint import (
+    PRETRAINED,
     check_same_settings,
     find_checkpoint,
     plain,
     read_checkpoint,
+    read_pretrained,
 )
 from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.export import export
 from lightning_l2l.meta_learner import MetaLearner
 from lightning_l2l.optimizees import EpisodeDataModule
 from lightning_l2l.pictures import Pictures
@@ -77,6 +80,7 @@ class LearningToLearnCLI(LightningCLI):
 
     def __init__(self, arguments: list[str]) -> None:
         self.arguments = arguments
+        self.pretrained: dict[str, Any] | None = None
         super().__init__(
             MetaLearner,
             EpisodeDataModule,
@@ -103,6 +107,10 @@ class LearningToLearnCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Makes --config find configs by name."""
+        kwargs["description"] = (
+            "Learns an update rule and races it against tuned baselines. A further command, export, makes a file of a "
+            "checkpoint's rule: see export --help."
+        )
         parser = OneSentenceParser(**kwargs, allow_abbrev=False)
         parser.add_argument(
             "-c",
@@ -152,6 +160,14 @@ class LearningToLearnCLI(LightningCLI):
                 raise InvalidInputError(
                     f"--ckpt_path is missing, but {self.subcommand} needs a trained rule: give best, last or a path."
                 )
+        elif config.ckpt_path.startswith(PRETRAINED):
+            if self.subcommand == "fit":
+                raise InvalidInputError(
+                    f"--ckpt_path is {config.ckpt_path}, which fit cannot go on from, since it holds the rule alone: "
+                    "give best, last or a path."
+                )
+            self.pretrained = read_pretrained(config.ckpt_path)
+            check_same_settings(self.pretrained, config.model)
         else:
             path = find_checkpoint(config.ckpt_path, runs).resolve()
             config.ckpt_path = str(path)
@@ -171,6 +187,10 @@ class LearningToLearnCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Adds the rule's and the data's settings to the hyperparameters, for checkpoints and TensorBoard."""
         config = self.config[self.subcommand]
+        if self.pretrained is not None:
+            self.model.check_shapes(self.pretrained["state_dict"], config.ckpt_path)
+            self.model.load_state_dict(self.pretrained["state_dict"])
+            self.config_init[self.subcommand].ckpt_path = None  # the Trainer has nothing to load
         self.model.save_hyperparameters({"rule": plain(config.model.rule)})
         self.datamodule.save_hyperparameters({"data": plain(config.data)})
         # now, so that what is wrong with one is said before the first race has taken its time
@@ -272,13 +292,25 @@ def main(args: list[str] | None = None) -> None:
     quieten()
     show_log()
     try:
-        LearningToLearnCLI(arguments)
+        if arguments[:1] == ["export"]:
+            run_export(arguments[1:])
+        else:
+            LearningToLearnCLI(arguments)
     except Exception as error:
         invalid = _invalid_input(error)
         if invalid is None:
             raise
         print(f"error: {invalid}", file=sys.stderr)
         sys.exit(2)
+
+
+def run_export(arguments: list[str]) -> None:
+    """Runs the command export, which needs no config."""
+    parser = OneSentenceParser(
+        prog="python -m lightning_l2l export", description=(export.__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_function_arguments(export, as_group=False)
+    export(**vars(parser.parse_args(arguments)))
 
 
 def _invalid_input(error: BaseException | None) -> BaseException | None:

@@ -147,13 +147,21 @@ class MetaLearner(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of a rule of another shape."""
-        kept = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
+        self.check_shapes(checkpoint["state_dict"], str(self.trainer.ckpt_path))
+
+    def check_shapes(self, weights: dict[str, Tensor], path: str) -> None:
+        """Refuses weights of a rule of another shape.
+
+        Raises:
+            InvalidInputError: names the first that differs.
+        """
+        kept = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         own = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
         if kept != own:
             name = next(iter(dict(kept.items() ^ own.items())))
             raise InvalidInputError(
-                f"--ckpt_path is {self.trainer.ckpt_path}, in which {name} has shape {kept.get(name)}, but here "
-                f"{own.get(name)}: give the model.rule it was trained with."
+                f"--ckpt_path is {path}, in which {name} has shape {kept.get(name)}, but here {own.get(name)}: give "
+                "the model.rule it was trained with."
             )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("module", ["rules", "unroll", "meta_gradient"])
+@pytest.mark.parametrize("module", ["rules", "rules.stepper", "unroll", "meta_gradient"])
 def test_the_core_needs_torch_only(module):
     program = (
         f"import sys, lightning_l2l.{module}\n"

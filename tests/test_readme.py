@@ -39,3 +39,8 @@ def test_the_readmes_commands_run_in_their_order():
     assert ran == 7
     assert Path("runs/mnist/version_0/results.csv").is_file()
     assert Path("runs/neural_art/version_0/predictions/MY_PICTURE.png").is_file()
+
+
+def test_the_readmes_python_runs():
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    exec(compile(block, "README.md", "exec"), {})

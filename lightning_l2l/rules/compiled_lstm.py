@@ -1,7 +1,7 @@
 """The coordinatewise LSTM by its compiled kernel: float32 on a CPU."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -101,6 +101,54 @@ class CompiledLSTM(UpdateRule):
         parts = zip(*self._parts(grads[0]), strict=True)
         return torch.stack(map_on_cores(self._threads(grads[0]), run, *parts)).sum(0)
 
+    def optimize(self, parameters: Tensor, work: Sequence[tuple[Tensor, Tensor, Tensor]], factor: float) -> None:
+        """Takes one step of each of many θ in place, θ ← θ + factor · g, with one call for each core.
+
+        Args:
+            parameters: φ, flat.
+            work: θ and ∇_t, [P], float32 and contiguous, and the state of each, as ``init`` returns it or the same in
+                bfloat16 (all of them in one type), which is overwritten.
+            factor: of the step.
+        """
+        counts = [theta.numel() for theta, _, _ in work]
+        addresses = [(grad.data_ptr(), state.data_ptr(), theta.data_ptr()) for theta, grad, state in work]
+        threads = max(1, min(self.threads, sum(counts) // (BLOCKS_PER_THREAD * self.block_size)))
+        pieces = list(zip(counts, *zip(*addresses, strict=True), strict=True))
+        if threads > 1:
+            size = self.block_size * -(-sum(counts) // (8 * threads * self.block_size))
+            widths = 4, self._state_size * work[0][2].element_size(), 4  # bytes that a coordinate takes
+            pieces = [
+                (
+                    min(size, count - first),
+                    *(place + first * width for place, width in zip(places, widths, strict=True)),
+                )
+                for count, *places in pieces
+                for first in range(0, count, size)
+            ]
+            pieces.sort(reverse=True)  # so that what the cores are dealt differs by the smallest pieces
+
+        def run(core: int) -> None:
+            counts, *addresses = zip(*pieces[core::threads], strict=True)
+            self.kernel.optimize(
+                *self._settings(parameters),
+                ctypes.c_float(factor),
+                ctypes.c_int(work[0][2].dtype == torch.bfloat16),
+                ctypes.c_long(len(counts)),
+                (ctypes.c_long * len(counts))(*counts),
+                *((ctypes.c_void_p * len(counts))(*each) for each in addresses),
+            )
+
+        map_on_cores(threads, run, range(threads))
+
+    def to_blocks(self, hidden: Sequence[Tensor], cell: Sequence[Tensor]) -> Tensor:
+        """The state of a rule that is not compiled, one [H, N, P] a layer, as the blocks of ``init``."""
+        rows = torch.stack([torch.stack(pair) for pair in zip(hidden, cell, strict=True)]).flatten(
+            3
+        )  # [layers, 2, H, C]
+        blocks = -(-rows.shape[-1] // self.block_size)
+        padded = torch.nn.functional.pad(rows, (0, blocks * self.block_size - rows.shape[-1]))
+        return padded.unflatten(-1, (blocks, self.block_size)).movedim(-2, 0).contiguous()
+
     def tape(self, theta: Tensor, steps: int) -> Tape:
         """Keeps the gradients alone: running a block again costs less than fetching from memory what it left."""
         return CompiledTape(self)
@@ -158,6 +206,12 @@ class CompiledTape(Tape):
         return [
             part.view_as(p) for part, p in zip(flat.split([p.numel() for p in parameters]), parameters, strict=True)
         ]
+
+
+def from_blocks(blocks: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Hidden states and cells of ``count`` coordinates, [layers, H, 1, P] each, from blocks of them."""
+    rows = blocks.movedim(0, -2).flatten(-2)[..., None, :count]
+    return rows[:, 0], rows[:, 1]
 
 
 def _address(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:

@@ -47,16 +47,24 @@ class Grouped(UpdateRule):
             self._bound = layout, BoundGroups(rules, self._places(layout))  # type: ignore[arg-type]
         return self._bound[1]
 
+    def group_of(self, name: str) -> str:
+        """Returns the group that a parameter of this name belongs to.
+
+        Raises:
+            InvalidInputError: there is none, or more than one.
+        """
+        found = [g for g, patterns in self.groups.items() if any(fnmatchcase(name, p) for p in patterns)]
+        if len(found) != 1:
+            raise InvalidInputError(
+                f"parameter {name} belongs to {'groups ' + ' and '.join(found) if found else 'no group'}, but it "
+                "must belong to one: change the patterns of model.rule.init_args.groups."
+            )
+        return found[0]
+
     def _places(self, layout: Layout) -> list[Tensor]:
         places: dict[str, list[Tensor]] = {group: [] for group in self.groups}
         for name, place in layout.items():
-            found = [g for g, patterns in self.groups.items() if any(fnmatchcase(name, p) for p in patterns)]
-            if len(found) != 1:
-                raise InvalidInputError(
-                    f"parameter {name} belongs to {'groups ' + ' and '.join(found) if found else 'no group'}, but it "
-                    "must belong to one: change the patterns of model.rule.init_args.groups."
-                )
-            places[found[0]].append(torch.arange(place.start, place.stop))
+            places[self.group_of(name)].append(torch.arange(place.start, place.stop))
         for group, indices in places.items():
             if not indices:
                 raise InvalidInputError(

@@ -313,6 +313,41 @@ void add_block(Backward &back, double *gradient) {
 
 int least(long a, int b) { return a < b ? a : b; }
 
+// An optimizer keeps a block's state between two steps as it is, or in bfloat16: the upper half of each float.
+typedef unsigned whole __attribute__((vector_size(4 * LANES), may_alias));
+typedef unsigned short halves __attribute__((vector_size(2 * LANES), may_alias));
+constexpr int STATE_VECTORS = LAYERS * sizeof(State) / sizeof(vec);
+
+State *open_state(State *kept, State *) { return kept; }
+void close_state(State *, const State *) {}
+
+State *open_state(const halves *kept, State *state) {
+    for (int i = 0; i < STATE_VECTORS; i++) ((whole *)state)[i] = __builtin_convertvector(kept[i], whole) << 16;
+    return state;
+}
+
+void close_state(halves *kept, const State *state) {
+    for (int i = 0; i < STATE_VECTORS; i++) {
+        const whole number = ((const whole *)state)[i];
+        kept[i] = __builtin_convertvector((number + 0x7fff + (number >> 16 & 1)) >> 16, halves);  // nearest, or even
+    }
+}
+
+template <typename Kept, int BLOCK_LENGTH>
+void optimize_one(const Rule &rule, float factor, long count, const float *gradient, Kept *kept, float *theta) {
+    Step step;
+    for (long start = 0; start < count; start += BLOCK, kept += BLOCK_LENGTH) {
+        const int size = least(count - start, BLOCK);
+        State *state = open_state(kept, step.after);
+        read_gradient(rule, gradient + start, size, step.inputs);
+        forward_step(rule, state, state, step);
+        Row output;
+        multiply<1, HIDDEN>(rule.output(), HIDDEN, 1, rule.output() + HIDDEN, state[LAYERS - 1].hidden, &output);
+        for (int i = 0; i < size; i++) theta[start + i] += factor * (rule.output_scale * ((float *)output)[i]);
+        close_state(kept, state);
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -358,5 +393,18 @@ void backward(const float *parameters, float preprocessing, float output_scale, 
         }
         add_block(*back, meta_gradient);
     }
+}
+
+// Takes one step of each of `number` parameters in place: theta, of `count` numbers, moves by factor times the step, and
+// the state has one entry a layer for each block, as in `forward`, or the same in bfloat16.
+void optimize(const float *parameters, float preprocessing, float output_scale, float factor, int in_bfloat16,
+              long number, const long *counts, const float *const *gradients, void *const *states,
+              float *const *thetas) {
+    const Rule rule{parameters, preprocessing, output_scale};
+    for (long i = 0; i < number; i++)
+        if (in_bfloat16)
+            optimize_one<halves, STATE_VECTORS>(rule, factor, counts[i], gradients[i], (halves *)states[i], thetas[i]);
+        else
+            optimize_one<State, LAYERS>(rule, factor, counts[i], gradients[i], (State *)states[i], thetas[i]);
 }
 }

@@ -96,11 +96,11 @@ class Plain:
         return torch.cat([size, torch.where(small, grad * math.exp(10), grad.sign())], 1)
 
 
-def lstm_operations(coordinates: int, steps: int, inputs: int = 2, hidden: int = 20) -> float:
+def lstm_operations(coordinates: int, steps: int, inputs: int = 2, hidden: int = 20, backward: bool = True) -> float:
     """Multiplications and additions of the LSTM's three matrix products (forward; backward for x and for W)."""
     forward = 4 * hidden * (inputs + hidden) + 4 * hidden * 2 * hidden + hidden
-    backward = forward + 4 * hidden * hidden + 4 * hidden * 2 * hidden + hidden
-    return 2.0 * coordinates * steps * (forward + backward)
+    back = forward + 4 * hidden * hidden + 4 * hidden * 2 * hidden + hidden
+    return 2.0 * coordinates * steps * (forward + backward * back)
 
 
 def lstm(preprocessing: bool = True) -> CoordinatewiseLSTM:

