@@ -77,24 +77,26 @@ def read_pretrained(name: str) -> dict[str, Any]:
     }
 
 
-def check_same_settings(checkpoint: dict[str, Any], model: Any, data: Any = None) -> None:
+def check_same_settings(checkpoint: dict[str, Any], model: Any, data: Any, resumes: bool) -> None:
     """Refuses settings that contradict the checkpoint instead of letting either silently win.
 
     Args:
         checkpoint: as ``read_checkpoint`` returned it.
         model: the settings of the model given now.
-        data: where training goes on: those of the data, for then all settings count. Otherwise only the rule's do.
+        data: those of the data.
+        resumes: whether training goes on: then all settings count. Otherwise only the rule's do, and how images of the
+            same source are parted, for a test must not meet those of meta-training.
 
     Raises:
         InvalidInputError: names the first setting that differs.
     """
     kept = _flatten(checkpoint.get("hyper_parameters", {}), "model.")
-    given = _flatten(plain(model), "model.")
-    if data is not None:
-        kept |= _flatten(checkpoint.get("datamodule_hyper_parameters", {}).get("data", {}), "data.")
-        given |= _flatten(plain(data), "data.")
+    kept |= _flatten(checkpoint.get("datamodule_hyper_parameters", {}).get("data", {}), "data.")
+    given = _flatten(plain(model), "model.") | _flatten(plain(data), "data.")
+    source, parts = "data.init_args.source", "data.init_args.parts"
     for key in sorted(kept.keys() & given.keys() - {"data.init_args.root"}):
-        if kept[key] != given[key] and (data is not None or key.startswith("model.rule.")):
+        counts = resumes or key.startswith("model.rule.") or (key == parts and kept[source] == given[source])
+        if counts and kept[key] != given[key]:
             raise InvalidInputError(
                 f"{key} is {given[key]}, but the checkpoint was trained with {kept[key]}: give that, or start "
                 "anew without --ckpt_path."

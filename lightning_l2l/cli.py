@@ -167,12 +167,12 @@ class LearningToLearnCLI(LightningCLI):
                     "give best, last or a path."
                 )
             self.pretrained = read_pretrained(config.ckpt_path)
-            check_same_settings(self.pretrained, config.model)
+            check_same_settings(self.pretrained, config.model, config.data, resumes=False)
         else:
             path = find_checkpoint(config.ckpt_path, runs).resolve()
             config.ckpt_path = str(path)
-            checkpoint = read_checkpoint(path, resumes=self.subcommand == "fit")
-            check_same_settings(checkpoint, config.model, config.data if self.subcommand == "fit" else None)
+            resumes = self.subcommand == "fit"
+            check_same_settings(read_checkpoint(path, resumes), config.model, config.data, resumes)
             if runs and path.parent.name == "checkpoints":
                 runs, config.trainer.logger.init_args.version = (
                     path.parents[2],

@@ -108,6 +108,7 @@ def _tune_by_halving(baseline: type[HandDesignedRule], episodes: Episodes, steps
         finals = {rate: final_loss(torch.stack(curve, 1)).mean().item() for rate, curve in curves.items()}
         best = sorted(finals, key=finals.__getitem__)
         curves = {rate: curves[rate] for rate in best[: -(-len(best) // 2)]}
+        running = {rate: running[rate] for rate in curves}
     return best[0]
 
 

@@ -12,7 +12,7 @@ import yaml
 from lightning_l2l.checkpoint import read_checkpoint
 from lightning_l2l.comparison import COLUMNS
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.pretrained import write_rule
+from lightning_l2l.pretrained import FOLDER, write_rule
 
 TO_BE_WRITTEN = "To be written."
 
@@ -46,7 +46,8 @@ def export(ckpt_path: Path, output: Path, command: str = TO_BE_WRITTEN, not_good
     tensors = {name.removeprefix("rule."): tensor.cpu().contiguous() for name, tensor in weights}
     write_rule(tensors, output, settings)
     numbers = sum(tensor.numel() for tensor in tensors.values())
-    output.with_suffix(".md").write_text(_card(output.stem, checkpoint, ckpt_path, numbers, command, not_good_for))
+    name = output.stem if output.resolve().parent == FOLDER else output.name  # as LearnedOptimizer finds it
+    output.with_suffix(".md").write_text(_card(name, checkpoint, ckpt_path, numbers, command, not_good_for))
     print(f"Written: {output}, {numbers:,} numbers, and its card {output.with_suffix('.md')}")
 
 
@@ -54,13 +55,16 @@ def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, comma
     """The model card, in Markdown."""
     settings = checkpoint["hyper_parameters"]
     data = checkpoint.get("datamodule_hyper_parameters", {}).get("data", {})
-    test = shlex.join(["test", *shlex.split(command)[1:], "--ckpt_path", f"pretrained:{name}"])
+    trained, again = command, command
+    if command != TO_BE_WRITTEN:
+        test = shlex.join(["test", *shlex.split(command)[1:], "--ckpt_path", f"pretrained:{name}"])
+        trained, again = f"`python -m lightning_l2l {command}`", f"```bash\npython -m lightning_l2l {test}\n```"
     run = path.resolve().parents[1]
     config = run / "config.yaml"
     seed = yaml.safe_load(config.read_text()).get("seed_everything", "unknown") if config.is_file() else "unknown"
     date = datetime.fromtimestamp(path.stat().st_mtime, UTC).date()
     source = f"{data.get('class_path', 'unknown')}, {settings.get('variant', 'unknown')}"
-    return f"""# {name}
+    return f"""# {Path(name).stem}
 
 An update rule of {numbers:,} numbers, learned as in arXiv:1606.04474. Use it in a loop of your own with
 
@@ -72,7 +76,7 @@ optimizer = lightning_l2l.LearnedOptimizer(model.parameters(), "{name}")
 
 | | |
 |---|---|
-| Command | `python -m lightning_l2l {command}` |
+| Command | {trained} |
 | Seed | {seed} for the first weights, {data.get("init_args", {}).get("seed", "unknown")} for the episodes |
 | Data | {source} |
 | Date | {date} |
@@ -84,9 +88,7 @@ optimizer = lightning_l2l.LearnedOptimizer(model.parameters(), "{name}")
 
 The table is printed again by
 
-```bash
-python -m lightning_l2l {test}
-```
+{again}
 
 ## Not good for
 
@@ -114,6 +116,7 @@ def _results(path: Path) -> str:
         return f"{TO_BE_WRITTEN} (Run test, then export again.)"
     with path.open() as file:
         rows = list(csv.DictReader(file))
+    rows = [row for row in rows if row["variant"] == rows[0]["variant"]]  # what it was trained on
     shown = [column for column in rows[0] if column not in COLUMNS or column in ("rule", "learning_rate")]
     lines = ["| " + " | ".join(shown) + " |", "|---" * len(shown) + "|"]
     for row in rows:

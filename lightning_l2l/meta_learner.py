@@ -185,13 +185,15 @@ class MetaLearner(LightningModule):
         """Runs the episodes over their horizon, with one meta-step for each truncation."""
         began = time.perf_counter()
         rule = self.fastest_rule(episodes)
-        run = start(rule, episodes)
+        with torch.set_grad_enabled(self.meta_gradient is meta_gradient.second_order):
+            run = start(rule, episodes)
         truncations = []
         for weights in self.step_weights[: self.train_horizon].split(self.unroll):
             truncation = self.meta_gradient(rule, episodes, run, weights)
             norm = self.meta_step(truncation.objective)
             truncations.append((weights @ truncation.losses.mean(1), norm, truncation.update_size))
             run = truncation.run
+            del truncation  # with its graph, which must not be there when the next steps are recorded
         self.lr_schedulers().step()  # type: ignore[union-attr]
         losses, norms, sizes = torch.tensor(truncations).T
         metrics = {

@@ -98,7 +98,7 @@ class Pictures(Callback):
         horizon = trainer.datamodule.horizon  # type: ignore[attr-defined]
         steps = {step for step in self.steps if step < horizon} | {horizon}
         with trainer.precision_plugin.forward_context():
-            lines = [rows(name, rule, episodes, steps) for name, rule in rules.items()]
+            lines = [rows(name, rule, episodes, steps, bool(pl_module.compiled)) for name, rule in rules.items()]
         figure = sheet([row for of_episode in zip(*lines, strict=True) for row in of_episode])
         if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_figure(tag, figure, trainer.fit_loop.total_batch_idx + 1)
@@ -110,10 +110,10 @@ def comparison(trainer: Trainer) -> Comparison:
     return next(callback for callback in trainer.callbacks if isinstance(callback, Comparison))  # type: ignore[attr-defined]
 
 
-def rows(name: str, rule: UpdateRule, episodes: Episodes, steps: set[int]) -> list[Row]:
+def rows(name: str, rule: UpdateRule, episodes: Episodes, steps: set[int], compiled: bool = True) -> list[Row]:
     """Runs a rule and returns a row for each episode: what stands beside θ, and how θ looks at the steps."""
     columns = episodes.references()
-    for run in islice(runs(rule, episodes), max(steps) + 1):
+    for run in islice(runs(rule, episodes, compiled), max(steps) + 1):
         if run.step in steps:
             pictures = episodes.pictures(run.theta)
             assert pictures is not None

@@ -8,6 +8,7 @@ from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees import Episodes
 
 
@@ -23,10 +24,22 @@ class Predictions(Callback):
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
+        self.place = Path()
         self.done = 0  # episodes, in this process
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts from the first."""
+        """Finds the folder, which all processes must ask for, and counts from the first episode.
+
+        Raises:
+            InvalidInputError: the folder is the one that the episodes are read from.
+        """
+        self.place = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "predictions")
+        source = getattr(trainer.datamodule, "predict", None)  # type: ignore[attr-defined]
+        if source is not None and Path(source).resolve() == self.place.resolve():
+            raise InvalidInputError(
+                f"predictions.folder is {self.folder}, where data.predict lies, which must not be overwritten: give "
+                "another folder."
+            )
         self.done = 0
 
     def on_predict_batch_end(
@@ -39,25 +52,24 @@ class Predictions(Callback):
     ) -> None:
         """Writes the files of a batch."""
         theta, losses = outputs
-        folder = self._folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
-        # processes are dealt the episodes in turn
+        count = len(trainer.predict_dataloaders.dataset)  # type: ignore[union-attr]
+        # processes are dealt the episodes in turn, and the first ones again where they do not come out even
         numbers = [trainer.global_rank + trainer.world_size * (self.done + n) for n in range(len(theta))]
-        names = [trainer.datamodule.prediction_name(number) for number in numbers]  # type: ignore[attr-defined]
-        np.savez(folder / f"{names[0]}.npz", theta=theta.cpu().numpy(), losses=losses.cpu().numpy())
-        pictures = batch.pictures(theta)
-        for name, picture in zip(names, pictures if pictures is not None else (), strict=False):
-            to_image(picture).save(folder / f"{name}.png")
+        names = [trainer.datamodule.prediction_name(n) for n in numbers if n < count]  # type: ignore[attr-defined]
         self.done += len(theta)
+        if not names:
+            return
+        theta, losses = theta[: len(names)], losses[: len(names)]
+        self.place.mkdir(parents=True, exist_ok=True)
+        np.savez(self.place / f"{names[0]}.npz", theta=theta.cpu().numpy(), losses=losses.cpu().numpy())
+        pictures = batch.first(len(names)).pictures(theta)
+        for name, picture in zip(names, pictures if pictures is not None else (), strict=False):
+            to_image(picture).save(self.place / f"{name}.png")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says where the files are."""
-        folder = self._folder(trainer)
         if trainer.is_global_zero:
-            print(f"Written to {folder}")
-
-    def _folder(self, trainer: Trainer) -> Path:
-        return Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "predictions")
+            print(f"Written to {self.place}")
 
 
 def to_image(picture: Tensor) -> Image.Image:

@@ -277,6 +277,9 @@ def test_test_needs_a_checkpoint(fails):
 
 
 def test_bad_data_gets_one_sentence(fails):
+    fit(config="mnist.yaml")
+    otherwise = fails(*tiny("test", "--ckpt_path=best", "--data.parts=[3000,500,500]", config="mnist.yaml"))
+    assert "data.init_args.parts is [3000, 500, 500], but the checkpoint was trained with None" in otherwise
     assert "data.source is nope" in fails(*tiny("fit", "--data.source=nope", config="mnist.yaml"))
     assert "data.source is no.npz" in fails(*tiny("fit", "--data.source=no.npz", config="mnist.yaml"))
 

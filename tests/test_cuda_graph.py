@@ -104,6 +104,17 @@ def test_a_recording_is_replayed_for_each_later_meta_batch():
     assert [recording.calls for recording in made] == [3, 3]  # one check and two meta-batches
 
 
+def test_recordings_hold_no_graph_of_the_runs_they_were_given():
+    made = []
+
+    def record(function, inputs):
+        made.append(RunAgain(function, inputs))
+        return made[-1]
+
+    meta_train(GraphedFirstOrder(record), CoordinatewiseLSTM(4), classification(), "cpu")  # begun with a graph
+    assert not any(tensor.requires_grad for recording in made for tensor in recording.inputs)
+
+
 class Wrong(RunAgain):
     def __call__(self, inputs):
         return [output + 1 for output in super().__call__(inputs)]

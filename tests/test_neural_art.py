@@ -177,7 +177,9 @@ def test_files_that_are_no_weights_are_refused():
     torch.save([1, 2], "list.pth")
     torch.save({"features.0.weight": Opened()}, "evil.pth")
     np.savez("evil.npz", **{"features.0.weight": np.array([Opened()], dtype=object)})
-    for name in ("text.npz", "text.pth", "list.pth", "evil.pth", "evil.npz"):
+    with open("array.npz", "wb") as file:
+        np.save(file, np.zeros(3))
+    for name in ("text.npz", "text.pth", "list.pth", "evil.pth", "evil.npz", "array.npz"):
         with pytest.raises(InvalidInputError, match=rf"data\.features is {name}, which cannot be read"):
             load_vgg(name)
     with pytest.raises(InvalidInputError, match=r"data\.features is nowhere\.pth, which is not there"):
@@ -340,6 +342,9 @@ def test_fit_test_and_predict(fails):
     assert sorted(path.name for path in Path("painted").iterdir()) == ["a.npz", "a.png", "b.npz", "b.png"]
     with Image.open("painted/a.png") as image:
         assert image.size == (16, 24)
+    own = Path("mine/a.png").read_bytes()
+    assert "predictions.folder is mine" in fails(*paint, "--data.predict=mine", "--predictions.folder=mine")
+    assert Path("mine/a.png").read_bytes() == own
     Path("text.jpg").write_text("no image")
     assert "text.jpg is not an image" in fails(*paint, "--data.predict=text.jpg")
     assert "nowhere.jpg is not there" in fails(*paint, "--data.predict=nowhere.jpg")

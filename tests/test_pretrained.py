@@ -129,7 +129,7 @@ def test_a_checkpoint_is_exported_raced_and_used():
     main(["export", f"--ckpt_path={best}", "--output=mine.safetensors", f"--command={command}", "--not_good_for=Much."])
     text = Path("mine.md").read_text()
     assert "| 7 for the first weights, 3 for the episodes |" in text.replace("| Seed ", "")
-    assert "lightning_l2l test --config quadratic.yaml --data.seed 3 --ckpt_path pretrained:mine" in text
+    assert "lightning_l2l test --config quadratic.yaml --data.seed 3 --ckpt_path pretrained:mine.safetensors" in text
     assert "Quadratics, uniform" in text and "| LSTM | learned |" in text and TO_BE_WRITTEN not in text
     small("test", "--data.seed=3", "--ckpt_path=pretrained:mine.safetensors")
     again = Path("runs/quadratic/version_1")

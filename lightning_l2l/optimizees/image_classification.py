@@ -43,11 +43,13 @@ class ClassificationEpisodes(Episodes):
         indices: which images make each minibatch, [N, T + 1, B].
         images: all images, shared.
         network: the module whose parameters θ stands for, shared.
+        channels_last: whether it takes images in that layout, in which convolutions and pooling take half of the time.
     """
 
     indices: Tensor
     images: LabelledImages
     network: nn.Module
+    channels_last: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -58,17 +60,22 @@ class ClassificationEpisodes(Episodes):
         # vmap would cost a small network alone half of its time, and on a CPU a convolutional one twice its time
         if len(theta) > 1 and not (theta.device.type == "cpu" and self._convolves):
             return torch.func.vmap(self._one_loss, randomness="different")(theta, images, labels)
-        if self._convolves:  # convolutions and pooling take half of the time in this layout
+        if self.channels_last:
             images = images.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, images.shape[:2])
         return torch.stack([self._one_loss(*one) for one in zip(theta, images, labels, strict=True)])
 
     @property
     def _convolves(self) -> bool:
-        return any(parameter.ndim == 4 for parameter in self.network.parameters())
+        return convolves(self.network)
 
     def _one_loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         parameters = unflatten(theta, self.network)
         return F.cross_entropy(torch.func.functional_call(self.network, parameters, (images,)), labels)
+
+
+def convolves(network: nn.Module) -> bool:
+    """Whether a network has convolutions of images."""
+    return any(parameter.ndim == 4 for parameter in network.parameters())
 
 
 def layout(network: nn.Module) -> Layout:
@@ -146,6 +153,7 @@ class ImageClassification(EpisodeDataModule):
         self.train_labels = train_labels or labels
         self.parts = parts
         self.images: LabelledImages | None = None
+        self.channels_last = False
         self._parts: dict[Split, tuple[LabelledImages, np.ndarray]] = {}
 
     def prepare_data(self) -> None:
@@ -205,12 +213,21 @@ class ImageClassification(EpisodeDataModule):
         try:
             with torch.no_grad():
                 first = torch.zeros(self.batch_size, dtype=torch.long)
-                logits = self.network(images.minibatch(first, torch.float32)[0])
+                batch = images.minibatch(first, torch.float32)[0]
+                before = [buffer.clone() for buffer in self.network.buffers()]
+                logits = self.network(batch)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise InvalidInputError(
                 f"data.network does not take {self.batch_size} images of shape {tuple(images.images.shape[1:])} from "
                 f"{images.source} ({str(error).splitlines()[0]}): change its inputs, data.source or data.batch_size."
             ) from error
+        for (name, buffer), old in zip(self.network.named_buffers(), before, strict=True):
+            if not torch.equal(buffer, old):
+                raise InvalidInputError(
+                    f"data.network changes its buffer {name} as it runs, which one episode would hand to the next: "
+                    "give a network that does not, such as one without running statistics."
+                )
+        self.channels_last = convolves(self.network) and self._takes_channels_last(batch)
         for key, labels in {"labels": self.labels, "train_labels": self.train_labels}.items():
             missing = set(labels or ()) - set(images.labels.tolist())
             if missing:
@@ -231,11 +248,21 @@ class ImageClassification(EpisodeDataModule):
                 f"{highest}: number them from 0, and give it at least {highest + 1} classes."
             )
 
+    def _takes_channels_last(self, batch: Tensor) -> bool:
+        """Whether the network runs in that layout: one that calls ``view`` does not."""
+        try:
+            with torch.no_grad():
+                self.network(batch.contiguous(memory_format=torch.channels_last))
+        except RuntimeError:
+            return False
+        return True
+
     @property
     def description(self) -> str:
         """Which images these are."""
         source = self.images.source if self.images else self.source
-        return source if self.labels is None else f"{source}, labels {' '.join(map(str, self.labels))}"
+        labels = "" if self.labels is None else f", labels {' '.join(map(str, self.labels))}"
+        return source + labels + ("" if self.parts is None else f", parts {' '.join(map(str, self.parts))}")
 
     def episodes(self, split: Split, numbers: Sequence[int]) -> ClassificationEpisodes:
         """Builds the training runs with these numbers."""
@@ -253,6 +280,7 @@ class ImageClassification(EpisodeDataModule):
             torch.from_numpy(np.stack(indices)),
             images,
             self.network,
+            self.channels_last,
         )
 
     def _part(self, split: Split) -> tuple[LabelledImages, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -278,7 +278,7 @@ class NeuralArt(EpisodeDataModule):
         """The pictures of ``predict``, one at a time, since each may have another size."""
         if self.predict is None:
             return super().predict_dataloader()
-        paths = self._own_pictures()
+        paths = self._own_pictures
         for path in paths:  # before the first is painted
             open_picture(path, self._subject(path)).close()
         collate = partial(self._collate_own, paths)
@@ -288,10 +288,11 @@ class NeuralArt(EpisodeDataModule):
         """That of the picture's file."""
         if self.predict is None:
             return super().prediction_name(number)
-        paths = self._own_pictures()
+        paths = self._own_pictures
         stems = [path.stem for path in paths]
         return stems[number] if stems.count(stems[number]) == 1 else paths[number].name
 
+    @cached_property
     def _own_pictures(self) -> list[Path]:
         assert self.predict is not None
         path = Path(self.predict)

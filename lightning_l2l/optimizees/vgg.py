@@ -79,7 +79,16 @@ def load_vgg(features: str) -> VGG:
     path = Path(features)
     try:
         state = load_npz_weights(path) if path.suffix == ".npz" else load_state_dict(path)
-    except (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as e:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        pickle.PickleError,
+    ) as e:
         reason = "is not there" if isinstance(e, FileNotFoundError) else "cannot be read as weights"
         raise InvalidInputError(
             f"data.features is {features}, which {reason}: give auto, random, the file of torchvision's vgg16, or an "
@@ -99,7 +108,7 @@ def load_vgg(features: str) -> VGG:
 def load_npz_weights(path: Path) -> dict[str, Tensor]:
     """Reads arrays by their names, without executing anything in the file."""
     with np.load(path, allow_pickle=False) as file:
-        return {name: torch.from_numpy(file[name]) for name in file}
+        return {name: torch.from_numpy(file[name]) for name in file if name.startswith("features.")}
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
