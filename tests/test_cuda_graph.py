@@ -115,6 +115,20 @@ def test_recordings_hold_no_graph_of_the_runs_they_were_given():
     assert not any(tensor.requires_grad for recording in made for tensor in recording.inputs)
 
 
+@pytest.mark.parametrize(("device", "record"), DEVICES)
+def test_recordings_equal_steps_in_mixed_precision(device, record):
+    results = []
+    for compute in (first_order, recorded := GraphedFirstOrder(record)):
+        torch.manual_seed(0)
+        rule = CoordinatewiseLSTM(4).to(device)
+        with torch.autocast(device, torch.bfloat16):
+            results.append(meta_train(compute, rule, classification(), device))
+    assert len(recorded.recordings) == 2
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
 class Wrong(RunAgain):
     def __call__(self, inputs):
         return [output + 1 for output in super().__call__(inputs)]
