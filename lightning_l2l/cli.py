@@ -19,7 +19,6 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_l2l.callbacks import (
     BestCheckpoint,
-    Comparison,
     HyperparameterMetrics,
     Interrupt,
     LastCheckpoint,
@@ -33,6 +32,7 @@ from lightning_l2l.checkpoint import (
     read_checkpoint,
     read_pretrained,
 )
+from lightning_l2l.comparison_callback import Comparison, comparison_of
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.export import export
 from lightning_l2l.meta_learner import MetaLearner
@@ -217,7 +217,7 @@ class LearningToLearnCLI(LightningCLI):
 
     def before_test(self) -> None:
         """Tries each variant before the first race, and tells the comparison how many there will be."""
-        self._comparison.races_to_come = len(self.variants)
+        comparison_of(self.trainer).races_to_come = len(self.variants)
         for name, datamodule in self.variants.items():
             try:
                 datamodule.prepare_data()
@@ -232,12 +232,8 @@ class LearningToLearnCLI(LightningCLI):
     def after_test(self) -> None:
         """Races on the variants, with the rule that the test has loaded."""
         for datamodule in self.variants.values():
-            self._comparison.races_to_come -= 1
+            comparison_of(self.trainer).races_to_come -= 1
             self.trainer.test(self.model, datamodule=datamodule, verbose=False)
-
-    @property
-    def _comparison(self) -> Comparison:
-        return next(callback for callback in self.trainer.callbacks if isinstance(callback, Comparison))  # type: ignore[attr-defined]
 
     def after_fit(self) -> None:
         """Says how to go on."""

@@ -7,7 +7,7 @@ a truncation are the same in every meta-batch, though: recorded once, they are l
 import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -84,10 +84,9 @@ class GraphedFirstOrder:
         assert isinstance(episodes, Episodes)  # whose fields are known
         if not self.works:
             return first_order(rule, episodes, run, weights)
-        own, shared = _fields(episodes)
-        tensors, skeleton = take_tensors((own, run.detach(), weights))
+        tensors, skeleton = take_tensors((episodes.tensors(), run.detach(), weights))
         shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
-        used = [*shared, *rule.parameters(), *rule.buffers()]
+        used = [*episodes.shared().values(), *rule.parameters(), *rule.buffers()]
         objects = [value if isinstance(value, int | float | str | None) else id(value) for value in used]
         key = repr((skeleton, shapes, objects, torch.is_autocast_enabled()))
         if key in self.recordings:
@@ -145,13 +144,6 @@ def put_tensors(tensors: Sequence[Tensor], skeleton: Skeleton) -> Any:
     given = iter(tensors)
     leaves = [next(given) if leaf is Tensor else leaf for leaf in skeleton.leaves]
     return pytree.tree_unflatten(leaves, skeleton.form)
-
-
-def _fields(episodes: Episodes) -> tuple[dict[str, Tensor], list[Any]]:
-    """The tensors of these episodes, and what they share with all others."""
-    values = {field.name: getattr(episodes, field.name) for field in fields(episodes)}
-    own = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    return own, [value for name, value in values.items() if name not in own]
 
 
 def _equal(recorded: Tensor, expected: Tensor) -> bool:

@@ -43,7 +43,7 @@ def export(ckpt_path: Path, output: Path, command: str = TO_BE_WRITTEN, not_good
             f"--ckpt_path is {ckpt_path}, which lacks the rule's settings: give one that fit wrote."
         )
     weights = checkpoint["state_dict"].items()
-    tensors = {name.removeprefix("rule."): tensor.cpu().contiguous() for name, tensor in weights}
+    tensors = {name.removeprefix("rule."): tensor for name, tensor in weights}
     write_rule(tensors, output, settings)
     numbers = sum(tensor.numel() for tensor in tensors.values())
     name = output.stem if output.resolve().parent == FOLDER else output.name  # as LearnedOptimizer finds it

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from lightning_l2l.callbacks import Comparison, rule_name
+from lightning_l2l.comparison_callback import comparison_of, has_tensorboard, rule_name, show_figure
 from lightning_l2l.optimizees import Episodes
 from lightning_l2l.optimizees.base import require_positive
 from lightning_l2l.rules import UpdateRule
@@ -55,59 +54,43 @@ class Pictures(Callback):
         batch_idx: int,
         *_: Any,
     ) -> None:
-        """Keeps the first episode."""
-        self._keep(batch, batch_idx, 1)
+        """Keeps the first episodes, at most those of one batch."""
+        if batch_idx == 0:
+            self.shown = batch.first(self.episodes)
+
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the sheet, now that the best baseline is known."""
-        self._draw(trainer, pl_module, "val/pictures")
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Episodes,
-        batch_idx: int,
-        *_: Any,
-    ) -> None:
-        """Keeps the first episodes, at most those of one batch."""
-        self._keep(batch, batch_idx, self.episodes)
+        """Draws the sheet of one episode, now that the best baseline is known."""
+        if has_tensorboard(trainer):
+            self._draw(trainer, pl_module, "val/pictures", 1)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the sheet and writes it."""
-        folder = comparison(trainer).folder(trainer)
+        folder = comparison_of(trainer).folder(trainer)
         name = re.sub(r"[^\w.-]+", "_", trainer.datamodule.variant_name)  # type: ignore[attr-defined]
-        figure = self._draw(trainer, pl_module, f"test/pictures{name and '_'}{name}")
+        name = f"pictures{name and '_'}{name}"
+        figure = self._draw(trainer, pl_module, f"test/{name}", self.episodes)
         if figure is not None:
-            file = folder / f"pictures{name and '_'}{name}.png"
-            figure.savefig(file, dpi=DPI)
-            print(f"Written to {folder}: {file.name}")
+            figure.savefig(folder / f"{name}.png", dpi=DPI)
+            print(f"Written to {folder}: {name}.png")
 
-    def _keep(self, batch: Episodes, batch_idx: int, count: int) -> None:
-        if batch_idx == 0:
-            self.shown = batch.first(count)
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, tag: str) -> Figure | None:
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, tag: str, count: int) -> Figure | None:
         episodes, self.shown = self.shown, None
         if episodes is None or not trainer.is_global_zero or episodes.pictures(episodes.theta) is None:
             return None
+        episodes = episodes.first(count)
         rules: dict[str, UpdateRule] = {rule_name(pl_module): pl_module.rule}  # type: ignore[dict-item]
-        if best := comparison(trainer).best:
+        if best := comparison_of(trainer).best:
             rules[best.label] = best.to(episodes.theta)
         horizon = trainer.datamodule.horizon  # type: ignore[attr-defined]
         steps = {step for step in self.steps if step < horizon} | {horizon}
         with trainer.precision_plugin.forward_context():
             lines = [rows(name, rule, episodes, steps, bool(pl_module.compiled)) for name, rule in rules.items()]
         figure = sheet([row for of_episode in zip(*lines, strict=True) for row in of_episode])
-        if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_figure(tag, figure, trainer.fit_loop.total_batch_idx + 1)
+        if has_tensorboard(trainer):
+            show_figure(trainer, tag, figure)
         return figure
-
-
-def comparison(trainer: Trainer) -> Comparison:
-    """The callback that knows the best baseline."""
-    return next(callback for callback in trainer.callbacks if isinstance(callback, Comparison))  # type: ignore[attr-defined]
 
 
 def rows(name: str, rule: UpdateRule, episodes: Episodes, steps: set[int], compiled: bool = True) -> list[Row]:

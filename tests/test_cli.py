@@ -417,7 +417,7 @@ def test_a_killed_test_goes_on_with_the_baselines_it_has(monkeypatch):
     def forbidden(*_):
         raise AssertionError("a baseline was tuned again")
 
-    monkeypatch.setattr("lightning_l2l.callbacks.tune", forbidden)
+    monkeypatch.setattr("lightning_l2l.comparison_callback.tune", forbidden)
     main(tiny("test", "--ckpt_path=best"))
     assert (RUN / "results.csv").read_text() == first
     now = {path.name: path.stat().st_mtime_ns for path in Path("runs/quadratic/baselines").iterdir()}

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_l2l.cli import main
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.optimizees import NeuralArt, vgg
+from lightning_l2l.optimizees import NeuralArt, image_sources, vgg
 from lightning_l2l.optimizees.neural_art import ArtLoss, gram, normalize, to_colours, variation
 from lightning_l2l.optimizees.picture_sources import read_picture
 from lightning_l2l.optimizees.vgg import VGG, load_vgg
@@ -189,7 +189,7 @@ def test_files_that_are_no_weights_are_refused():
 
 def test_without_weights_the_error_says_what_to_do(monkeypatch, tmp_path, fails):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(vgg, "DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(image_sources, "DOWNLOAD_TIMEOUT", 0.2)
     with socket.socket() as silent:  # accepts connections, and never says a word
         silent.bind(("127.0.0.1", 0))
         silent.listen()

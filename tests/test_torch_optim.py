@@ -590,6 +590,8 @@ for p, q in zip(model.parameters(), alone.parameters()):
 both = [torch.empty_like(p) for _ in range(2)]
 dist.all_gather(both, p.detach())
 assert torch.equal(*both)
+dist.barrier()  # neither leaves while the other still talks to it
+dist.destroy_process_group()  # ends its threads: one that outlives the interpreter aborts it
 """
 
 

@@ -58,15 +58,11 @@ class ClassificationEpisodes(Episodes):
     def loss(self, theta: Tensor, step: int) -> Tensor:
         images, labels = self.images.minibatch(self.indices[:, step], theta.dtype)
         # vmap would cost a small network alone half of its time, and on a CPU a convolutional one twice its time
-        if len(theta) > 1 and not (theta.device.type == "cpu" and self._convolves):
+        if len(theta) > 1 and not (theta.device.type == "cpu" and convolves(self.network)):
             return torch.func.vmap(self._one_loss, randomness="different")(theta, images, labels)
         if self.channels_last:
             images = images.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, images.shape[:2])
         return torch.stack([self._one_loss(*one) for one in zip(theta, images, labels, strict=True)])
-
-    @property
-    def _convolves(self) -> bool:
-        return convolves(self.network)
 
     def _one_loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         parameters = unflatten(theta, self.network)

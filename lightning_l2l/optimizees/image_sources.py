@@ -100,7 +100,7 @@ def download_mnist(root: Path) -> None:
     with suppress(OSError):  # what cannot be unpacked is fetched
         unpack_mnist(root)
     try:
-        with socket_timeout(DOWNLOAD_TIMEOUT):
+        with socket_timeout():
             MNIST(root, download=True)
     except (RuntimeError, OSError):
         for file in set(raw.glob("*")) - before:  # what a broken-off download left must not pass for the user's own
@@ -157,7 +157,7 @@ def load_torchvision(name: str, root: Path, download: bool = False) -> LabelledI
     """
     dataset = getattr(datasets, name)
     parts = [{"split": "train"}, {"split": "test"}] if name == "SVHN" else [{"train": True}, {"train": False}]
-    with socket_timeout(DOWNLOAD_TIMEOUT):
+    with socket_timeout():
         train, test = (dataset(str(root), download=download, **part) for part in parts)
     arrays = [
         torch.as_tensor(array)
@@ -268,10 +268,10 @@ def load_npz(path: Path) -> LabelledImages:
 
 
 @contextmanager
-def socket_timeout(seconds: float) -> Iterator[None]:
-    """Lets connections opened meanwhile give up after so many seconds without an answer."""
+def socket_timeout() -> Iterator[None]:
+    """Lets connections opened meanwhile give up after ``DOWNLOAD_TIMEOUT``."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         yield
     finally:

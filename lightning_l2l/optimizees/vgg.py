@@ -18,7 +18,6 @@ from lightning_l2l.optimizees.image_sources import first_line, socket_timeout
 LAYERS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256)}
 TAPPED = (3, 8, 15)  # relu1_2, relu2_2, relu3_3
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours in 0..1, which VGG16 takes out
-DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer after which the download gives up
 
 
 class VGG(nn.Module):
@@ -128,7 +127,7 @@ def torchvision_weights() -> dict[str, Tensor]:
     """
     weights = VGG16_Weights.IMAGENET1K_V1
     try:
-        with socket_timeout(DOWNLOAD_TIMEOUT):
+        with socket_timeout():
             state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"

@@ -58,12 +58,12 @@ def save_rule(rule: UpdateRule, path: str | PathLike, settings: dict[str, Any]) 
         path: of the file, by custom with the ending .safetensors.
         settings: its class_path and init_args, as in a config.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in rule.state_dict().items()}
-    write_rule(tensors, path, settings)
+    write_rule(rule.state_dict(), path, settings)
 
 
 def write_rule(tensors: dict[str, Tensor], path: str | PathLike, settings: dict[str, Any]) -> None:
     """As ``save_rule``, of a rule's ``state_dict``."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     Path(path).write_bytes(save(tensors, {KEY: json.dumps(settings, sort_keys=True)}))
 
 

@@ -44,7 +44,7 @@ class Grouped(UpdateRule):
         """
         if self._bound is None or self._bound[0] != layout:
             rules = [self.rules[group] for group in self.groups]
-            self._bound = layout, BoundGroups(rules, self._places(layout))  # type: ignore[arg-type]
+            self._bound = layout, BoundGroups(rules, Places(self._places(layout)))  # type: ignore[arg-type]
         return self._bound[1]
 
     def group_of(self, name: str) -> str:
@@ -80,36 +80,61 @@ class Grouped(UpdateRule):
         raise TypeError("a Grouped rule must be bound to an optimizee's layout before it can run")
 
 
+class Places:
+    """Which coordinates of θ belong to which group.
+
+    Args:
+        indices: each group's coordinates, [P_g]; together all of θ.
+    """
+
+    def __init__(self, indices: list[Tensor]) -> None:
+        self.indices = indices
+        self.copies: dict[torch.device, tuple[list[Tensor], Tensor]] = {}
+
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        """The parts of [N, P] that belong to each group, [N, P_g]."""
+        return [tensor[:, indices] for indices in self._on(tensor.device)[0]]
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Undoes ``split``."""
+        return torch.cat(list(parts), dim=1)[:, self._on(parts[0].device)[1]]
+
+    def _on(self, device: torch.device) -> tuple[list[Tensor], Tensor]:
+        """The groups' coordinates, and the order that puts them back, on a device; copied there once."""
+        if device not in self.copies:
+            indices = [one.to(device) for one in self.indices]
+            self.copies[device] = indices, torch.cat(indices).argsort()
+        return self.copies[device]
+
+
 class BoundGroups(UpdateRule):
     """Rules, each with the coordinates of θ that are its own. The state is a tuple of the rules' states.
 
     Args:
         rules: one for each group.
-        places: the group's coordinates, [P_g] each; together all of θ.
+        places: the groups' coordinates.
     """
 
-    def __init__(self, rules: list[UpdateRule], places: list[Tensor]) -> None:
+    def __init__(self, rules: list[UpdateRule], places: Places) -> None:
         super().__init__()
         self.registered = nn.ModuleList(rules)
         self.rules = rules
         self.places = places
-        order = torch.cat(places).argsort()  # of θ's coordinates among those of all groups in a row
-        self.on_device = {order.device: (places, order)}
 
     def init(self, theta: Tensor) -> State:
-        return tuple(rule.init(part) for rule, part in zip(self.rules, self.split(theta), strict=True))
+        return tuple(rule.init(part) for rule, part in zip(self.rules, self.places.split(theta), strict=True))
 
     def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
         return self.update_with(self.rules, grad, state)
 
     def update_with(self, rules: Sequence[UpdateRule | Tape], grad: Tensor, state: State) -> tuple[Tensor, State]:
         """As ``update``, with a rule or tape for each group."""
-        steps = [r.update(g, s) for r, g, s in zip(rules, self.split(grad), state, strict=True)]
+        steps = [r.update(g, s) for r, g, s in zip(rules, self.places.split(grad), state, strict=True)]
         updates, states = zip(*steps, strict=True)
-        return torch.cat(updates, dim=1)[:, self._indices(grad.device)[1]], states
+        return self.places.join(updates), states
 
     def tape(self, theta: Tensor, steps: int) -> Tape:
-        parts = self.split(theta)
+        parts = self.places.split(theta)
         return GroupsTape(self, [rule.tape(part, steps) for rule, part in zip(self.rules, parts, strict=True)])
 
     def in_place(self) -> UpdateRule | Tape:
@@ -117,21 +142,8 @@ class BoundGroups(UpdateRule):
 
     def map(self, function: Callable[[UpdateRule, Tensor], UpdateRule], theta: Tensor) -> "BoundGroups":
         """The same groups with what the function makes of each rule and its part of θ."""
-        parts = zip(self.rules, self.split(theta), strict=True)
-        mapped = BoundGroups([function(rule, part) for rule, part in parts], self.places)
-        mapped.on_device = self.on_device
-        return mapped
-
-    def split(self, tensor: Tensor) -> list[Tensor]:
-        """The parts of [N, P] that belong to each group, [N, P_g]."""
-        return [tensor[:, place] for place in self._indices(tensor.device)[0]]
-
-    def _indices(self, device: torch.device) -> tuple[list[Tensor], Tensor]:
-        """The groups' coordinates, and the order that puts them back, on a device; copied there once."""
-        if device not in self.on_device:
-            places = [place.to(device) for place in self.places]
-            self.on_device[device] = places, torch.cat(places).argsort()
-        return self.on_device[device]
+        parts = zip(self.rules, self.places.split(theta), strict=True)
+        return BoundGroups([function(rule, part) for rule, part in parts], self.places)
 
 
 class GroupsTape(Tape):
@@ -146,7 +158,7 @@ class GroupsTape(Tape):
         return self.groups.update_with(self.tapes, grad, state)
 
     def backward(self, grads: list[Tensor], weights: Tensor) -> list[Tensor]:
-        of_groups = zip(*map(self.groups.split, grads), strict=True)
+        of_groups = zip(*map(self.groups.places.split, grads), strict=True)
         tapes = cast(Sequence[Tape], self.tapes)
         results = [tape.backward(list(grads), weights) for tape, grads in zip(tapes, of_groups, strict=True)]
         return [grad for result in results for grad in result]
