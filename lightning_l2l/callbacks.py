@@ -1,4 +1,4 @@
-"""What a run keeps, how it stops, and what the terminal shows meanwhile."""
+"""What a run keeps, how it stops, and what the terminal and the HParams tab show meanwhile."""
 
 import signal
 import sys
@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from tqdm import tqdm
+
+from lightning_l2l.tensorboard import has_tensorboard
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -40,6 +41,39 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
             save_on_exception=True,
         )
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """Validates and keeps the mean of the last φ, which the noise of single meta-gradients has left.
+
+    The mean moves towards φ after each meta-batch: mean ← decay · mean + (1 - decay) · φ. All that a validation shows
+    is of the mean; checkpoints hold both, and training goes on from φ.
+
+    Args:
+        decay: how much of the mean stays at a meta-batch, 0 to 1.
+    """
+
+    def __init__(self, decay: float = 0.9) -> None:
+        super().__init__(decay=decay)
+        self.swapped = False  # whether the module holds the mean
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts the mean in φ's place."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        self.swapped = True
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves it there, since figures are still to be drawn."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts φ back, before checkpoints are written."""
+        if self.swapped:
+            super().on_validation_epoch_end(trainer, pl_module)
+            self.swapped = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Puts φ back where a validation is stopped, before the last checkpoint is written."""
+        self.on_validation_end(trainer, pl_module)
 
 
 class Interrupt(Callback):
@@ -156,9 +190,9 @@ class HyperparameterMetrics(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the settings."""
-        if isinstance(trainer.logger, TensorBoardLogger):
+        if has_tensorboard(trainer):
             settings = {**pl_module.hparams, **trainer.datamodule.hparams}  # type: ignore[attr-defined]
-            trainer.logger.log_hyperparams(settings, {self.METRIC: torch.nan})
+            trainer.logger.log_hyperparams(settings, {self.METRIC: torch.nan})  # type: ignore[union-attr]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the best meta-loss so far."""

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info
 from rich.console import Console
 from torch import Tensor
@@ -28,6 +26,7 @@ from lightning_l2l.optimizees import Episodes
 from lightning_l2l.optimizees.base import require_positive
 from lightning_l2l.result_cache import ResultCache
 from lightning_l2l.rules import HandDesignedRule, UpdateRule
+from lightning_l2l.tensorboard import has_tensorboard, show_figure
 from lightning_l2l.unroll import learning_curves
 
 
@@ -204,13 +203,3 @@ def experiment_name(trainer: Trainer) -> str:
 def comparison_of(trainer: Trainer) -> Comparison:
     """The trainer's comparison, which knows the best baseline and where results are written."""
     return next(callback for callback in trainer.callbacks if isinstance(callback, Comparison))  # type: ignore[attr-defined]
-
-
-def has_tensorboard(trainer: Trainer) -> bool:
-    """Whether anything is logged to TensorBoard."""
-    return isinstance(trainer.logger, TensorBoardLogger)
-
-
-def show_figure(trainer: Trainer, tag: str, figure: Figure) -> None:
-    """Puts a figure into TensorBoard, at the meta-batch that training has reached."""
-    trainer.logger.experiment.add_figure(tag, figure, trainer.fit_loop.total_batch_idx + 1)  # type: ignore[union-attr]

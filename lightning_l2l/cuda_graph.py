@@ -84,9 +84,9 @@ class GraphedFirstOrder:
         assert isinstance(episodes, Episodes)  # whose fields are known
         if not self.works:
             return first_order(rule, episodes, run, weights)
-        tensors, skeleton = take_tensors((episodes.tensors(), run.detach(), weights))
+        tensors, skeleton = take_tensors((episodes.tensor_fields(), run.detach(), weights))
         shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
-        used = [*episodes.shared().values(), *rule.parameters(), *rule.buffers()]
+        used = [*episodes.shared_fields().values(), *rule.parameters(), *rule.buffers()]
         objects = [value if isinstance(value, int | float | str | None) else id(value) for value in used]
         key = repr((skeleton, shapes, objects, torch.is_autocast_enabled()))
         if key in self.recordings:

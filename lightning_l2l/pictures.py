@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_l2l.comparison_callback import comparison_of, has_tensorboard, rule_name, show_figure
+from lightning_l2l.comparison_callback import comparison_of, rule_name
 from lightning_l2l.optimizees import Episodes
 from lightning_l2l.optimizees.base import require_positive
 from lightning_l2l.rules import UpdateRule
+from lightning_l2l.tensorboard import has_tensorboard, show_figure
 from lightning_l2l.unroll import runs
 
 DPI = 100  # of a sheet, so that its pixels can be counted
@@ -60,10 +61,11 @@ class Pictures(Callback):
 
     on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the sheet of one episode, now that the best baseline is known."""
         if has_tensorboard(trainer):
             self._draw(trainer, pl_module, "val/pictures", 1)
+        self.shown = None
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the sheet and writes it."""

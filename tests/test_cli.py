@@ -154,13 +154,19 @@ class StopAfter(Callback):
             next(c for c in trainer.callbacks if isinstance(c, Interrupt)).requested = True
 
 
+class StopInValidation(Callback):
+    """Presses Ctrl-C twice during the first validation."""
+
+    def on_validation_batch_end(self, trainer, *_):
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("batches", [1, 3, 4, 5], ids=lambda n: f"after {n + 1} of 8 meta-batches")
 @pytest.mark.parametrize("averaged", [False, True])
 def test_an_interrupted_run_resumes_as_if_nothing_had_happened(batches, averaged):
     flags = ["--data.train_episodes=16", "--trainer.max_epochs=2"]
     if averaged:
-        callback = "pytorch_lightning.callbacks.EMAWeightAveraging"
-        flags += [f"--trainer.callbacks+={callback}", "--trainer.callbacks.init_args.decay=0.9"]
+        flags += ["--trainer.callbacks+=lightning_l2l.callbacks.AveragedWeights"]
     fit(*flags)
     callback = ["--trainer.callbacks+=test_cli.StopAfter", f"--trainer.callbacks.batches={batches}"]
     with pytest.raises(SystemExit):
@@ -170,11 +176,28 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(batches, averaged
         torch.load(f"runs/quadratic/version_{i}/checkpoints/last.ckpt", weights_only=True) for i in (0, 1)
     )
     assert same(whole["state_dict"], resumed["state_dict"])
+    assert ("current_model_state" in whole) == averaged
+    if averaged:  # beside the mean
+        assert same(whole["current_model_state"], resumed["current_model_state"])
+        assert not same(whole["state_dict"], whole["current_model_state"])
     assert whole["global_step"] == resumed["global_step"]
     assert whole["lr_schedulers"] == resumed["lr_schedulers"]
     best = [weights(f"runs/quadratic/version_{i}/checkpoints/best.ckpt") for i in (0, 1)]
     assert same(*best)
     assert not Path("runs/quadratic/version_2").exists()
+
+
+def test_a_validation_that_is_stopped_leaves_what_is_trained_and_its_mean_in_their_places():
+    averaged = "--trainer.callbacks+=lightning_l2l.callbacks.AveragedWeights"
+    fit(averaged, "--trainer.max_epochs=1")
+    with pytest.raises(SystemExit):
+        fit(averaged, "--trainer.max_epochs=1", "--trainer.callbacks+=test_cli.StopInValidation")
+    whole, stopped = (
+        torch.load(f"runs/quadratic/version_{i}/checkpoints/last.ckpt", weights_only=True) for i in (0, 1)
+    )
+    for part in ("state_dict", "current_model_state"):
+        assert same(whole[part], stopped[part])
+    assert not same(whole["state_dict"], whole["current_model_state"])
 
 
 def test_ctrl_c_leaves_a_checkpoint_to_resume():

@@ -91,12 +91,12 @@ class Episodes(ABC):
 
     def repeat(self, times: int) -> Self:
         """Returns the N episodes ``times`` over, all of them and then all again: [N, ...] becomes [times · N, ...]."""
-        tensors = self.tensors().items()
+        tensors = self.tensor_fields().items()
         return replace(self, **{name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in tensors})
 
     def first(self, count: int) -> Self:
         """Returns the first of the episodes, ``count`` at most."""
-        return replace(self, **{name: value[:count] for name, value in self.tensors().items()})
+        return replace(self, **{name: value[:count] for name, value in self.tensor_fields().items()})
 
     def pictures(self, theta: Tensor) -> Tensor | None:
         """How θ looks to a person, [N, 3, H, W] in 0..1; None where it is no picture.
@@ -110,11 +110,11 @@ class Episodes(ABC):
         """Pictures to be seen beside those of θ, by what they are called, [N, 3, H, W] in 0..1 of any size."""
         return {}
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensor_fields(self) -> dict[str, Tensor]:
         """The fields that have the N episodes in their first dimension, by name."""
         return {name: value for name, value in self._fields().items() if isinstance(value, Tensor)}
 
-    def shared(self) -> dict[str, Any]:
+    def shared_fields(self) -> dict[str, Any]:
         """The fields that all episodes share, by name."""
         return {name: value for name, value in self._fields().items() if not isinstance(value, Tensor)}
 

@@ -269,7 +269,7 @@ def load_npz(path: Path) -> LabelledImages:
 
 @contextmanager
 def socket_timeout() -> Iterator[None]:
-    """Lets connections opened meanwhile give up after ``DOWNLOAD_TIMEOUT``."""
+    """Lets connections opened meanwhile give up after ``DOWNLOAD_TIMEOUT`` seconds without an answer."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:

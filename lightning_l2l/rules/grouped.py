@@ -44,7 +44,7 @@ class Grouped(UpdateRule):
         """
         if self._bound is None or self._bound[0] != layout:
             rules = [self.rules[group] for group in self.groups]
-            self._bound = layout, BoundGroups(rules, Places(self._places(layout)))  # type: ignore[arg-type]
+            self._bound = layout, BoundGroups(rules, self._places(layout))  # type: ignore[arg-type]
         return self._bound[1]
 
     def group_of(self, name: str) -> str:
@@ -61,7 +61,7 @@ class Grouped(UpdateRule):
             )
         return found[0]
 
-    def _places(self, layout: Layout) -> list[Tensor]:
+    def _places(self, layout: Layout) -> "Places":
         places: dict[str, list[Tensor]] = {group: [] for group in self.groups}
         for name, place in layout.items():
             places[self.group_of(name)].append(torch.arange(place.start, place.stop))
@@ -71,7 +71,7 @@ class Grouped(UpdateRule):
                     f"no parameter belongs to group {group}, whose patterns are {self.groups[group]}; the optimizee's "
                     f"parameters are {', '.join(layout)}: change the patterns of model.rule.init_args.groups."
                 )
-        return [torch.cat(indices) for indices in places.values()]
+        return Places([torch.cat(indices) for indices in places.values()])
 
     def init(self, theta: Tensor) -> State:
         raise TypeError("a Grouped rule must be bound to an optimizee's layout before it can run")
@@ -89,7 +89,7 @@ class Places:
 
     def __init__(self, indices: list[Tensor]) -> None:
         self.indices = indices
-        self.copies: dict[torch.device, tuple[list[Tensor], Tensor]] = {}
+        self._copies: dict[torch.device, tuple[list[Tensor], Tensor]] = {}
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         """The parts of [N, P] that belong to each group, [N, P_g]."""
@@ -101,10 +101,10 @@ class Places:
 
     def _on(self, device: torch.device) -> tuple[list[Tensor], Tensor]:
         """The groups' coordinates, and the order that puts them back, on a device; copied there once."""
-        if device not in self.copies:
+        if device not in self._copies:
             indices = [one.to(device) for one in self.indices]
-            self.copies[device] = indices, torch.cat(indices).argsort()
-        return self.copies[device]
+            self._copies[device] = indices, torch.cat(indices).argsort()
+        return self._copies[device]
 
 
 class BoundGroups(UpdateRule):
