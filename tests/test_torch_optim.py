@@ -568,7 +568,7 @@ def test_a_lightning_module_trains_and_resumes(tmp_path):
 
 
 DDP = """
-import sys, torch, torch.distributed as dist
+import sys, time, torch, torch.distributed as dist
 from torch import nn
 from lightning_l2l import LearnedOptimizer
 from lightning_l2l.rules import CoordinatewiseLSTM
@@ -591,7 +591,8 @@ both = [torch.empty_like(p) for _ in range(2)]
 dist.all_gather(both, p.detach())
 assert torch.equal(*both)
 dist.barrier()  # neither leaves while the other still talks to it
-dist.destroy_process_group()  # ends its threads: one that outlives the interpreter aborts it
+dist.destroy_process_group()
+time.sleep(1)  # gloo's thread lets go of the last tensors, which aborts a process whose interpreter is gone by then
 """
 
 
