@@ -145,9 +145,14 @@ class MetaLearner(LightningModule):
         """The floating point type of φ, in which episodes are run."""
         return next(self.rule.parameters()).dtype
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the count of skipped meta-steps."""
+        checkpoint["skipped_steps"] = self.skipped_steps
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of a rule of another shape."""
         self.check_shapes(checkpoint["state_dict"], str(self.trainer.ckpt_path))
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
 
     def check_shapes(self, weights: dict[str, Tensor], path: str) -> None:
         """Refuses weights of a rule of another shape.

@@ -227,11 +227,15 @@ def test_a_diverging_run_keeps_the_last_good_checkpoint(monkeypatch):
 
 
 def test_a_run_that_never_was_finite_has_no_best():
-    fit("--model.learning_rate=1e30", "--model.gradient_clip=1e30")
+    flags = ("--model.learning_rate=1e30", "--model.gradient_clip=1e30")
+    fit(*flags)
     assert not (RUN / "checkpoints" / "best.ckpt").exists()
     assert all(tensor.isfinite().all() for tensor in weights(RUN / "checkpoints" / "last.ckpt").values())
     skipped = EventAccumulator(str(RUN)).Reload().Scalars("train/skipped_steps")
     assert skipped[-1].value > 0
+    fit(*flags, "--ckpt_path=last", "--trainer.max_epochs=4")
+    later = EventAccumulator(str(RUN)).Reload().Scalars("train/skipped_steps")
+    assert later[len(skipped)].value > skipped[-1].value
 
 
 def test_second_order_and_loss_weights_are_settings():
