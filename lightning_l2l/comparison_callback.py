@@ -35,9 +35,9 @@ class Comparison(Callback):
 
     Each baseline's learning rate is tuned for the best final loss on episodes set apart for that. Every validation
     draws the learning curves into TensorBoard; a test prints the table and writes results.csv, curves.npz and
-    curves.png into the run's folder. Tuned rates and the baselines' curves are kept beside the runs, in the folder
-    ``baselines``, under the episodes they belong to: the same are not run twice, also after a test was killed. Who
-    changes the code of a baseline must remove that folder.
+    curves.png into the run's folder. Tuned rates and the baselines' curves are kept beside all runs, in the folder
+    ``runs/baselines``, under the episodes they belong to: the same are not run twice, whether a test was killed or
+    another rule is raced. Who changes the code of a baseline must remove that folder.
 
     Attributes:
         best: the baseline with the lowest final loss in the last race, at its tuned rate; None before one.
@@ -168,9 +168,9 @@ class Comparison(Callback):
             self._add(name, curves.to(episodes.theta))
 
     def _cache(self, trainer: Trainer) -> ResultCache:
-        """Beside the runs of this experiment; it keeps nothing where runs are not kept."""
-        folder = trainer.log_dir if has_tensorboard(trainer) else None
-        return ResultCache(Path(folder).parent / "baselines" if folder else None)
+        """One for all experiments, beside their runs; it keeps nothing where runs are not kept."""
+        folder = trainer.logger.save_dir if trainer.logger and has_tensorboard(trainer) else None
+        return ResultCache(Path(folder) / "baselines" if folder else None)
 
     def _add(self, name: str, curves: Tensor) -> None:
         self.curves.setdefault(name, []).append(curves)

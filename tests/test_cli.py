@@ -443,7 +443,7 @@ def test_a_wrong_variant_is_named_before_the_first_race(changes, words, fails):
 def test_a_killed_test_goes_on_with_the_baselines_it_has(monkeypatch):
     fit()
     main(tiny("test", "--ckpt_path=best"))
-    kept = {path.name: path.stat().st_mtime_ns for path in Path("runs/quadratic/baselines").iterdir()}
+    kept = {path.name: path.stat().st_mtime_ns for path in Path("runs/baselines").iterdir()}
     first = (RUN / "results.csv").read_text()
 
     def forbidden(*_):
@@ -452,7 +452,10 @@ def test_a_killed_test_goes_on_with_the_baselines_it_has(monkeypatch):
     monkeypatch.setattr("lightning_l2l.comparison_callback.tune", forbidden)
     main(tiny("test", "--ckpt_path=best"))
     assert (RUN / "results.csv").read_text() == first
-    now = {path.name: path.stat().st_mtime_ns for path in Path("runs/quadratic/baselines").iterdir()}
+    another = "--trainer.logger.init_args.name=another"
+    fit(another, "--seed_everything=2")
+    main(tiny("test", another, "--ckpt_path=best"))
+    now = {path.name: path.stat().st_mtime_ns for path in Path("runs/baselines").iterdir()}
     assert now == kept
 
 
