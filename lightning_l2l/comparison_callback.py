@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info
 from rich.console import Console
 from torch import Tensor
@@ -36,8 +37,8 @@ class Comparison(Callback):
     Each baseline's learning rate is tuned for the best final loss on episodes set apart for that. Every validation
     draws the learning curves into TensorBoard; a test prints the table and writes results.csv, curves.npz and
     curves.png into the run's folder. Tuned rates and the baselines' curves are kept beside all runs, in the folder
-    ``runs/baselines``, under the episodes they belong to: the same are not run twice, whether a test was killed or
-    another rule is raced. Who changes the code of a baseline must remove that folder.
+    ``baselines`` of the logger's ``save_dir``, under the episodes they belong to: the same are not run twice, whether a
+    test was killed or another rule is raced. Who changes the code of a baseline must remove that folder.
 
     Attributes:
         best: the baseline with the lowest final loss in the last race, at its tuned rate; None before one.
@@ -169,8 +170,8 @@ class Comparison(Callback):
 
     def _cache(self, trainer: Trainer) -> ResultCache:
         """One for all experiments, beside their runs; it keeps nothing where runs are not kept."""
-        folder = trainer.logger.save_dir if trainer.logger and has_tensorboard(trainer) else None
-        return ResultCache(Path(folder) / "baselines" if folder else None)
+        logger = trainer.logger
+        return ResultCache(Path(logger.save_dir) / "baselines" if isinstance(logger, TensorBoardLogger) else None)
 
     def _add(self, name: str, curves: Tensor) -> None:
         self.curves.setdefault(name, []).append(curves)

@@ -55,11 +55,16 @@ def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, comma
     """The model card, in Markdown."""
     settings = checkpoint["hyper_parameters"]
     data = checkpoint.get("datamodule_hyper_parameters", {}).get("data", {})
+    run = path.resolve().parents[1]
+    rows = _rows(run / "results.csv")
     trained, again = command, command
     if command != TO_BE_WRITTEN:
-        test = shlex.join(["test", *shlex.split(command)[1:], "--ckpt_path", f"pretrained:{name}"])
+        flags = ["--ckpt_path", f"pretrained:{name}"]
+        for key, column in {"horizon": "horizon", "test_episodes": "episodes"}.items() if rows else ():
+            if int(rows[0][column]) != data.get("init_args", {}).get(key):
+                flags = [f"--data.{key}", rows[0][column], *flags]
+        test = shlex.join(["test", *shlex.split(command)[1:], *flags])
         trained, again = f"`python -m lightning_l2l {command}`", f"```bash\npython -m lightning_l2l {test}\n```"
-    run = path.resolve().parents[1]
     config = run / "config.yaml"
     seed = yaml.safe_load(config.read_text()).get("seed_everything", "unknown") if config.is_file() else "unknown"
     date = datetime.fromtimestamp(path.stat().st_mtime, UTC).date()
@@ -69,7 +74,7 @@ def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, comma
 An update rule of {numbers:,} numbers, learned as in arXiv:1606.04474. Use it in a loop of your own with
 
 ```python
-optimizer = lightning_l2l.LearnedOptimizer(model.parameters(), "{name}")
+optimizer = lightning_l2l.LearnedOptimizer(model.named_parameters(), "{name}")
 ```
 
 ## Training
@@ -84,7 +89,7 @@ optimizer = lightning_l2l.LearnedOptimizer(model.parameters(), "{name}")
 
 ## Results
 
-{_results(run / "results.csv")}
+{_results(rows)}
 
 The table is printed again by
 
@@ -110,13 +115,19 @@ def _settings(rule: Any) -> str:
     return str(rule)
 
 
-def _results(path: Path) -> str:
-    """The table of a test, in Markdown."""
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The rows of the last test's first variant; none where the rule was not tested."""
     if not path.is_file():
-        return f"{TO_BE_WRITTEN} (Run test, then export again.)"
+        return []
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    rows = [row for row in rows if row["variant"] == rows[0]["variant"]]  # what it was trained on
+    return [row for row in rows if row["variant"] == rows[0]["variant"]]
+
+
+def _results(rows: list[dict[str, str]]) -> str:
+    """The table of a test, in Markdown."""
+    if not rows:
+        return f"{TO_BE_WRITTEN} (Run test, then export again.)"
     shown = [column for column in rows[0] if column not in COLUMNS or column in ("rule", "learning_rate")]
     lines = ["| " + " | ".join(shown) + " |", "|---" * len(shown) + "|"]
     for row in rows:

@@ -150,7 +150,7 @@ class MetaLearner(LightningModule):
         checkpoint["skipped_steps"] = self.skipped_steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of a rule of another shape."""
+        """Refuses a checkpoint of a rule of another shape; goes on with its count of skipped meta-steps."""
         self.check_shapes(checkpoint["state_dict"], str(self.trainer.ckpt_path))
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
 

@@ -212,13 +212,14 @@ class LearnedOptimizer(Optimizer):
         rule = self._rules[group["rule"]]
         if not isinstance(rule, Grouped):
             return dict.fromkeys(group["params"], group["rule"])
+        by_hand = f"groups of parameters that each name one of {', '.join(rule.rules)} as rule"
         if "param_names" not in group:
             raise ValueError(
                 f"rule {group['rule']} has one rule for each of {', '.join(rule.rules)}: give "
-                "model.named_parameters() instead of model.parameters(), or groups that each name one of them as rule"
+                f"model.named_parameters() instead of model.parameters(), or {by_hand}"
             )
         try:
-            groups = [rule.group_of(name) for name in group["param_names"]]
+            groups = [rule.group_of(name, f"give {by_hand}") for name in group["param_names"]]
         except InvalidInputError as error:
             raise ValueError(str(error)) from error
         names = {own: f"{group['rule']}.{own}" for own in groups}

@@ -47,8 +47,12 @@ class Grouped(UpdateRule):
             self._bound = layout, BoundGroups(rules, self._places(layout))  # type: ignore[arg-type]
         return self._bound[1]
 
-    def group_of(self, name: str) -> str:
+    def group_of(self, name: str, fix: str = "change the patterns of model.rule.init_args.groups") -> str:
         """Returns the group that a parameter of this name belongs to.
+
+        Args:
+            name: the parameter's.
+            fix: what the error tells one to do.
 
         Raises:
             InvalidInputError: there is none, or more than one.
@@ -57,7 +61,7 @@ class Grouped(UpdateRule):
         if len(found) != 1:
             raise InvalidInputError(
                 f"parameter {name} belongs to {'groups ' + ' and '.join(found) if found else 'no group'}, but it "
-                "must belong to one: change the patterns of model.rule.init_args.groups."
+                f"must belong to one: {fix}."
             )
         return found[0]
 
