@@ -459,6 +459,16 @@ def test_a_killed_test_goes_on_with_the_baselines_it_has(monkeypatch):
     assert now == kept
 
 
+def test_a_later_config_changes_settings_of_a_variant_and_keeps_the_others():
+    Path("variants.yaml").write_text(VARIANTS)
+    Path("mine.yaml").write_text("variants:\n  longer: {test_episodes: 3}\n  mine: {horizon: 15}\n")
+    fit()
+    main(tiny("test", "--config", "variants.yaml", "--config", "mine.yaml", "--ckpt_path=best"))
+    rows = list(csv.DictReader((RUN / "results.csv").read_text().splitlines()))
+    races = [(row["variant"], row["horizon"], row["episodes"]) for row in rows[::5]]
+    assert races == [("uniform", "10", "8"), ("longer", "15", "3"), ("larger", "10", "8"), ("mine", "15", "8")]
+
+
 def test_a_parameter_without_a_group_is_named(fails):
     flag = "--model.rule.init_args.groups={conv: [conv*], fc: [fc1*]}"
     sentence = fails(*tiny("fit", flag, config="cifar10.yaml"))
