@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info
 from rich.console import Console
 from torch import Tensor
@@ -170,8 +169,9 @@ class Comparison(Callback):
 
     def _cache(self, trainer: Trainer) -> ResultCache:
         """One for all experiments, beside their runs; it keeps nothing where runs are not kept."""
-        logger = trainer.logger
-        return ResultCache(Path(logger.save_dir) / "baselines" if isinstance(logger, TensorBoardLogger) else None)
+        if not has_tensorboard(trainer):
+            return ResultCache(None)
+        return ResultCache(Path(trainer.logger.save_dir) / "baselines")  # type: ignore[union-attr, arg-type]
 
     def _add(self, name: str, curves: Tensor) -> None:
         self.curves.setdefault(name, []).append(curves)
