@@ -1,6 +1,7 @@
 """Learned against tuned hand-designed rules on the same held-out episodes: learning rates, curves, table, figure."""
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +22,7 @@ BASELINES: tuple[type[HandDesignedRule], ...] = (SGD, NAG, RMSprop, Adam)
 CACHED = 500_000  # coordinates that a processor works on at full speed; it takes twice the time for many more
 LAST = 10  # steps whose mean loss is called final
 COLUMNS = ("experiment", "variant", "rule", "learning_rate", "episodes", "horizon")
-NUMBERS = ("initial", "at_20", "at_100", "last10", "sum")
+NUMBERS = ("initial", "at_20", "at_100", "last10", "sum", "reaches_best")
 
 
 @dataclass(frozen=True)
@@ -38,24 +39,9 @@ class Entry:
     learning_rate: float | None
     curves: Tensor
 
-    def numbers(self) -> dict[str, float | None]:
-        """Means over the episodes: the loss before the first step, after 20 and 100, over the last ten, and summed.
-
-        ``at_20`` and ``at_100`` are None where the horizon is shorter; the sum is of steps 1 to the horizon.
-        """
-        mean = self.curves.double().mean(0)
-
-        def after(step: int) -> float | None:
-            return mean[step].item() if step < len(mean) else None
-
-        last = mean[1:][-LAST:].mean().item()
-        return dict(
-            zip(
-                NUMBERS,
-                (after(0), after(20), after(100), last, mean[1:].sum().item()),
-                strict=True,
-            )
-        )
+    def mean(self) -> Tensor:
+        """The mean curve in float64, [T + 1]."""
+        return self.curves.double().mean(0)
 
 
 @dataclass(frozen=True)
@@ -69,6 +55,26 @@ class Race:
 
     variant: str
     entries: list[Entry]
+
+    def numbers(self) -> list[dict[str, float | None]]:
+        """Numbers of each rule's mean curve, as ``NUMBERS`` names them; None where it does not have one.
+
+        These are the loss before the first step, after 20 and 100, its mean over the last ten, its sum over steps 1 to
+        the horizon, and the first step at which it is as low as the best baseline's mean over the last ten.
+        """
+        lasts = [final_loss(entry.mean()).item() for entry in self.entries if entry.learning_rate is not None]
+        best = min(filter(math.isfinite, lasts), default=math.nan)  # which no loss is as low as
+        return [_numbers(entry.mean(), best) for entry in self.entries]
+
+
+def _numbers(curve: Tensor, best: float) -> dict[str, float | None]:
+    def after(step: int) -> float | None:
+        return curve[step].item() if step < len(curve) else None
+
+    reached = (curve <= best).nonzero()
+    reaches_best = reached[0].item() if len(reached) else None
+    values = (after(0), after(20), after(100), curve[1:][-LAST:].mean().item(), curve[1:].sum().item(), reaches_best)
+    return dict(zip(NUMBERS, values, strict=True))
 
 
 def learning_rates(rates_per_decade: int) -> Tensor:
@@ -134,14 +140,12 @@ def best_baseline(entries: Sequence[Entry]) -> HandDesignedRule | None:
 
 
 def results_rows(race: Race, experiment: str) -> list[dict[str, object]]:
-    """One row a rule, as ``results.csv`` holds it; a number the horizon is too short for is left empty."""
+    """One row a rule, as ``results.csv`` holds it; a number that it does not have is left empty."""
     rows = []
-    for entry in race.entries:
+    for entry, row in zip(race.entries, race.numbers(), strict=True):
         episodes, steps = entry.curves.shape
         values = (experiment, race.variant, entry.rule, entry.learning_rate, episodes, steps - 1)
-        numbers: dict[str, object] = {
-            name: None if value is None else f"{value:.6g}" for name, value in entry.numbers().items()
-        }
+        numbers: dict[str, object] = {name: None if value is None else f"{value:.6g}" for name, value in row.items()}
         rows.append(dict(zip(COLUMNS, values, strict=True)) | numbers)
     return rows
 
@@ -181,14 +185,14 @@ def results_table(races: Sequence[Race], experiment: str) -> Table:
             episodes, steps = race.entries[0].curves.shape
             table.add_section()
             table.add_row(f"[italic]{race.variant}: {episodes} episodes of {steps - 1} steps")
-        _add_rows(table, race.entries)
+        _add_rows(table, race)
     return table
 
 
-def _add_rows(table: Table, entries: Sequence[Entry]) -> None:
-    rows = [entry.numbers() for entry in entries]
+def _add_rows(table: Table, race: Race) -> None:
+    rows = race.numbers()
     best = {name: min((x for row in rows if (x := row[name]) is not None), default=None) for name in NUMBERS}
-    for entry, row in zip(entries, rows, strict=True):
+    for entry, row in zip(race.entries, rows, strict=True):
         rate = "learned" if entry.learning_rate is None else f"{entry.learning_rate:.3g}"
         cells = ["" if row[n] is None else f"{row[n]:.4g}" for n in NUMBERS]
         marks = ["[bold]" * (row[n] is not None and row[n] == best[n] and n != "initial") for n in NUMBERS]

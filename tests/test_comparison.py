@@ -49,23 +49,35 @@ def test_diverging_rates_are_never_chosen():
     assert tune(SGD, Quadratics().episodes("tune", range(4)), 100, torch.tensor([1e-3, 10.0])) == pytest.approx(1e-3)
 
 
-def test_numbers_are_those_of_the_curve():
-    numbers = entries(120)[1].numbers()
-    assert numbers == {"initial": 121, "at_20": 101, "at_100": 21, "last10": 5.5, "sum": 120 * 121 / 2}
+def test_numbers_are_those_of_the_curves():
+    learned, baseline = Race("uniform", entries(120)).numbers()
+    assert baseline == {
+        "initial": 121,
+        "at_20": 101,
+        "at_100": 21,
+        "last10": 5.5,
+        "sum": 120 * 121 / 2,
+        "reaches_best": 116,
+    }
+    assert learned["reaches_best"] == 110  # (121 - t) / 2 ≤ 5.5
 
 
-def test_numbers_beyond_the_horizon_are_empty():
-    assert entries(20)[1].numbers()["at_20"] == 1
-    assert entries(20)[1].numbers()["at_100"] is None
-    assert entries(19)[1].numbers()["at_20"] is None
+def test_numbers_that_there_are_not_are_empty():
+    first, longer, longest = (Race("uniform", entries(steps)).numbers()[1] for steps in (19, 20, 100))
+    assert (first["at_20"], longer["at_20"], longer["at_100"], longest["at_100"]) == (None, 1, None, 1)
+    slow = [Entry("LSTM", None, torch.full((2, 31), 30.0)), *entries(30)[1:]]
+    assert Race("uniform", slow).numbers()[0]["reaches_best"] is None
+    diverged = [entries(30)[0], Entry("SGD", 0.1, torch.full((2, 31), torch.nan))]
+    assert [row["reaches_best"] for row in Race("uniform", diverged).numbers()] == [None, None]
 
 
 def test_results_are_written(tmp_path):
     write_results(races(30), tmp_path, "quadratic")
     with (tmp_path / "results.csv").open() as file:
         header, *rows = csv.reader(file)
-    assert ",".join(header) == "experiment,variant,rule,learning_rate,episodes,horizon,initial,at_20,at_100,last10,sum"
-    assert rows[0] == ["quadratic", "uniform", "LSTM", "", "3", "30", "15.5", "5.5", "", "2.75", "232.5"]
+    columns = "experiment,variant,rule,learning_rate,episodes,horizon,initial,at_20,at_100,last10,sum,reaches_best"
+    assert ",".join(header) == columns
+    assert rows[0] == ["quadratic", "uniform", "LSTM", "", "3", "30", "15.5", "5.5", "", "2.75", "232.5", "20"]
     assert rows[1][:6] == ["quadratic", "uniform", "SGD", "0.1", "3", "30"]
     with np.load(tmp_path / "curves.npz") as curves:
         np.testing.assert_allclose(curves["SGD_mean"], np.arange(31, 0, -1))
