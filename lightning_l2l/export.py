@@ -59,11 +59,8 @@ def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, comma
     rows = _rows(run / "results.csv")
     trained, again = command, command
     if command != TO_BE_WRITTEN:
-        flags = ["--ckpt_path", f"pretrained:{name}"]
-        for key, column in {"horizon": "horizon", "test_episodes": "episodes"}.items() if rows else ():
-            if int(rows[0][column]) != data.get("init_args", {}).get(key):
-                flags = [f"--data.{key}", rows[0][column], *flags]
-        test = shlex.join(["test", *shlex.split(command)[1:], *flags])
+        flags = _run_flags(rows[0], data.get("init_args", {})) if rows else []
+        test = shlex.join(["test", *shlex.split(command)[1:], *flags, "--ckpt_path", f"pretrained:{name}"])
         trained, again = f"`python -m lightning_l2l {command}`", f"```bash\npython -m lightning_l2l {test}\n```"
     config = run / "config.yaml"
     seed = yaml.safe_load(config.read_text()).get("seed_everything", "unknown") if config.is_file() else "unknown"
@@ -103,6 +100,12 @@ The table is printed again by
 
 MIT, as the package.
 """
+
+
+def _run_flags(row: dict[str, str], settings: dict[str, Any]) -> list[str]:
+    """What a test must be told to have as many steps and episodes as a row of results, where the data say otherwise."""
+    tested = {"horizon": row["horizon"], "test_episodes": row["episodes"]}
+    return [part for key, n in tested.items() if int(n) != settings.get(key) for part in (f"--data.{key}", n)]
 
 
 def _settings(rule: Any) -> str:
