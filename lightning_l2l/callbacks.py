@@ -137,7 +137,8 @@ class MetaProgressBar(ProgressBar):
         self._close()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._open("test", int(sum(trainer.num_test_batches)), 0)
+        name = f"test {trainer.datamodule.variant_name}".strip()  # type: ignore[attr-defined]
+        self._open(name, int(sum(trainer.num_test_batches)), 0)
 
     def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self._advance(trainer, {"meta_loss": "test/meta_loss"})

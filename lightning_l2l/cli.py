@@ -211,10 +211,9 @@ class LearningToLearnCLI(LightningCLI):
         except Exception as error:
             if not (reason := _invalid_input(error)):
                 raise
-        else:
-            datamodule.variant_name = name
-            return datamodule
-        raise InvalidInputError(f"variants.{name}: {reason}")  # outside, since main prints the innermost reason
+            raise InvalidInputError(f"variants.{name}: {reason}") from None
+        datamodule.variant_name = name
+        return datamodule
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the config as given: Lightning would let the checkpoint's settings silently beat it."""
@@ -228,10 +227,7 @@ class LearningToLearnCLI(LightningCLI):
                 datamodule.setup("test")
                 self.model.check(datamodule)
             except InvalidInputError as error:
-                reason = str(error)
-            else:
-                continue
-            raise InvalidInputError(f"variants.{name}: {reason}")
+                raise InvalidInputError(f"variants.{name}: {error}") from None
 
     def after_test(self) -> None:
         """Races on the variants, with the rule that the test has loaded."""
@@ -314,11 +310,11 @@ def run_export(arguments: list[str]) -> None:
 
 
 def _invalid_input(error: BaseException | None) -> BaseException | None:
-    """Finds what a user can fix among the errors that led to this one: the parser wraps those of constructors."""
+    """Finds what a user can fix among the errors that led to this: the parser wraps those of constructors."""
     found: BaseException | None = None
     while error is not None:
         found = error if isinstance(error, InvalidInputError | MisconfigurationException) else found
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return found
 
 

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -87,7 +87,14 @@ def final_loss(curves: Tensor) -> Tensor:
     return curves[..., 1:][..., -LAST:].mean(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
-def tune(baseline: type[HandDesignedRule], episodes: Episodes, steps: int, rates: Tensor, prune: bool = False) -> float:
+def tune(
+    baseline: type[HandDesignedRule],
+    episodes: Episodes,
+    steps: int,
+    rates: Tensor,
+    prune: bool = False,
+    progress: Callable[[int], object] = lambda tried: None,
+) -> float:
     """Finds the learning rate with the best mean final loss (arXiv:1606.04474, section 3).
 
     Args:
@@ -97,14 +104,20 @@ def tune(baseline: type[HandDesignedRule], episodes: Episodes, steps: int, rates
         rates: what to choose from, [R].
         prune: give up the worse half of the rates after an eighth, a quarter and half of the steps (successive
             halving), for a third of the time; a rate that is slow at first but best in the end may then be missed.
+        progress: is told how many more rates have been tried or given up.
     """
-    if prune:
-        return _tune_by_halving(baseline, episodes, steps, rates.tolist())
-    return rates[_final_losses(baseline, episodes, steps, rates).argmin()].item()
+    find = _tune_by_halving if prune else _tune_on_all
+    return find(baseline, episodes, steps, rates, progress)
 
 
-def _tune_by_halving(baseline: type[HandDesignedRule], episodes: Episodes, steps: int, rates: Sequence[float]) -> float:
-    running = {rate: runs(baseline(rate), episodes) for rate in rates}
+def _tune_by_halving(
+    baseline: type[HandDesignedRule],
+    episodes: Episodes,
+    steps: int,
+    rates: Tensor,
+    progress: Callable[[int], object],
+) -> float:
+    running = {rate: runs(baseline(rate), episodes) for rate in rates.tolist()}
     curves = {rate: [next(run).loss] for rate, run in running.items()}
     for rung in (steps // 8, steps // 4, steps // 2, steps):
         if rung < min(LAST, steps):
@@ -114,19 +127,27 @@ def _tune_by_halving(baseline: type[HandDesignedRule], episodes: Episodes, steps
         finals = {rate: final_loss(torch.stack(curve, 1)).mean().item() for rate, curve in curves.items()}
         best = sorted(finals, key=finals.__getitem__)
         curves = {rate: curves[rate] for rate in best[: -(-len(best) // 2)]}
+        progress(len(best) - len(curves))
         running = {rate: running[rate] for rate in curves}
     return best[0]
 
 
-def _final_losses(baseline: type[HandDesignedRule], episodes: Episodes, steps: int, rates: Tensor) -> Tensor:
-    """The mean final loss after some steps at each rate, [R]; as many rates in a batch as the cache can hold."""
+def _tune_on_all(
+    baseline: type[HandDesignedRule],
+    episodes: Episodes,
+    steps: int,
+    rates: Tensor,
+    progress: Callable[[int], object],
+) -> float:
+    """Runs all rates to the end, as many in a batch as the cache can hold."""
     at_once = max(1, CACHED // episodes.theta.numel()) if episodes.theta.device.type == "cpu" else len(rates)
     losses = []
     for batch in rates.split(at_once):
         each = batch.to(episodes.theta).repeat_interleave(len(episodes))[:, None]  # [R · E, 1]
         curves = learning_curves(baseline(each), episodes.repeat(len(batch)), steps)
         losses.append(final_loss(curves).view(len(batch), len(episodes)).mean(1).cpu())
-    return torch.cat(losses)
+        progress(len(batch))
+    return rates[torch.cat(losses).argmin()].item()
 
 
 def best_baseline(entries: Sequence[Entry]) -> HandDesignedRule | None:

@@ -143,16 +143,25 @@ class Comparison(Callback):
         rank_zero_info(f"Tuning the baselines: {len(rates)} learning rates on {len(episodes)} episodes{pruned} ...")
         fingerprint = episodes.fingerprint()
 
+        settings = data.horizon, self.rates_per_decade, self.prune_rates, trainer.precision
+        bar = tqdm(
+            desc="tuning",
+            total=len(BASELINES) * len(rates),
+            leave=False,
+            disable=not trainer.is_global_zero,
+            dynamic_ncols=True,
+        )
+
         def tuned(baseline: type[HandDesignedRule]) -> Tensor:
-            settings = data.horizon, self.rates_per_decade, self.prune_rates, trainer.precision
             return self._cache(trainer).get(
-                lambda: torch.tensor(tune(baseline, episodes, data.horizon, rates, self.prune_rates)),
+                lambda: torch.tensor(tune(baseline, episodes, data.horizon, rates, self.prune_rates, bar.update)),
                 *("rate", baseline.__name__, fingerprint, settings),
             )
 
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            bar = tqdm(BASELINES, "tuning", leave=False, disable=not trainer.is_global_zero, dynamic_ncols=True)
-            self.tuned = {baseline.__name__: float(tuned(baseline)) for baseline in bar}
+        with bar, torch.no_grad(), trainer.precision_plugin.forward_context():
+            for number, baseline in enumerate(BASELINES, 1):
+                self.tuned[baseline.__name__] = float(tuned(baseline))
+                bar.update(number * len(rates) - bar.n)  # those that are known, or need not be tried
         rank_zero_info("  " + ", ".join(f"{name} {rate:.3g}" for name, rate in self.tuned.items()))
 
     def _race(self, trainer: Trainer, episodes: Episodes) -> None:

@@ -44,51 +44,61 @@ class Pictures(Callback):
         require_positive("pictures.episodes", episodes)
         self.episodes = episodes
         self.steps = steps
-        self.shown: Episodes | None = None
+        self.shown: list[Episodes] = []
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the episodes of the last validation."""
+        self.shown = []
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the episodes of an earlier race."""
+        self.shown = []
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Episodes,
-        batch_idx: int,
-        *_: Any,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Episodes, *_: Any
     ) -> None:
-        """Keeps the first episodes, at most those of one batch."""
-        if batch_idx == 0:
-            self.shown = batch.first(self.episodes)
+        """Keeps the first episode."""
+        self._keep(batch, 1)
 
-    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Episodes, *_: Any
+    ) -> None:
+        """Keeps the first episodes."""
+        self._keep(batch, self.episodes)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the sheet of one episode, now that the best baseline is known."""
         if has_tensorboard(trainer):
-            self._draw(trainer, pl_module, "val/pictures", 1)
-        self.shown = None
+            self._draw(trainer, pl_module, "val/pictures")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the sheet and writes it."""
         folder = comparison_of(trainer).folder(trainer)
         name = re.sub(r"[^\w.-]+", "_", trainer.datamodule.variant_name)  # type: ignore[attr-defined]
         name = f"pictures{name and '_'}{name}"
-        figure = self._draw(trainer, pl_module, f"test/{name}", self.episodes)
+        figure = self._draw(trainer, pl_module, f"test/{name}")
         if figure is not None:
             figure.savefig(folder / f"{name}.png", dpi=DPI)
             print(f"Written to {folder}: {name}.png")
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, tag: str, count: int) -> Figure | None:
-        episodes, self.shown = self.shown, None
-        if episodes is None or not trainer.is_global_zero or episodes.pictures(episodes.theta) is None:
+    def _keep(self, batch: Episodes, count: int) -> None:
+        missing = count - sum(map(len, self.shown))
+        if missing > 0 and batch.pictures(batch.theta) is not None:
+            self.shown.append(batch.first(missing))
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, tag: str) -> Figure | None:
+        if not self.shown or not trainer.is_global_zero:
             return None
-        episodes = episodes.first(count)
         rules: dict[str, UpdateRule] = {rule_name(pl_module): pl_module.rule}  # type: ignore[dict-item]
         if best := comparison_of(trainer).best:
-            rules[best.label] = best.to(episodes.theta)
+            rules[best.label] = best.to(self.shown[0].theta)
         horizon = trainer.datamodule.horizon  # type: ignore[attr-defined]
         steps = {step for step in self.steps if step < horizon} | {horizon}
         with trainer.precision_plugin.forward_context():
-            lines = [rows(name, rule, episodes, steps, bool(pl_module.compiled)) for name, rule in rules.items()]
+            lines = [
+                [row for batch in self.shown for row in rows(name, rule, batch, steps, bool(pl_module.compiled))]
+                for name, rule in rules.items()
+            ]
         figure = sheet([row for of_episode in zip(*lines, strict=True) for row in of_episode])
         if has_tensorboard(trainer):
             show_figure(trainer, tag, figure)

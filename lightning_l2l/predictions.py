@@ -31,11 +31,12 @@ class Predictions(Callback):
         """Finds the folder, which all processes must ask for, and counts from the first episode.
 
         Raises:
-            InvalidInputError: the folder is the one that the episodes are read from.
+            InvalidInputError: the folder is the one that the pictures are read from.
         """
         self.place = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "predictions")
         source = getattr(trainer.datamodule, "predict", None)  # type: ignore[attr-defined]
-        if source is not None and Path(source).resolve() == self.place.resolve():
+        read_from = source and (Path(source) if Path(source).is_dir() else Path(source).parent)
+        if read_from and read_from.resolve() == self.place.resolve():
             raise InvalidInputError(
                 f"predictions.folder is {self.folder}, where data.predict lies, which must not be overwritten: give "
                 "another folder."

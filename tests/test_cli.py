@@ -18,6 +18,7 @@ from conftest import TINY, TINY_ART, TINY_CIFAR, TINY_MNIST, same, weights
 from pytorch_lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import lightning_l2l.comparison_callback
 import lightning_l2l.meta_learner
 from lightning_l2l.callbacks import Interrupt
 from lightning_l2l.cli import main
@@ -457,6 +458,46 @@ def test_a_killed_test_goes_on_with_the_baselines_it_has(monkeypatch):
     main(tiny("test", another, "--ckpt_path=best"))
     now = {path.name: path.stat().st_mtime_ns for path in Path("runs/baselines").iterdir()}
     assert now == kept
+
+
+def test_a_test_killed_between_two_baselines_goes_on_with_the_next(monkeypatch):
+    fit()
+    run, names = lightning_l2l.comparison_callback.learning_curves, []
+
+    def killed(rule, *args):
+        names.append(rule.label)
+        if names == ["SGD", "NAG", "RMSprop"]:
+            raise KeyError("killed")
+        return run(rule, *args)
+
+    monkeypatch.setattr("lightning_l2l.comparison_callback.learning_curves", killed)
+    command = tiny("test", "--data.episodes_per_batch=8", "--ckpt_path=best")
+    with pytest.raises(KeyError, match="killed"):
+        main(command)
+    main(command)
+    assert names == ["SGD", "NAG", "RMSprop", "RMSprop", "Adam"]
+    rows = list(csv.DictReader((RUN / "results.csv").read_text().splitlines()))
+    assert [row["rule"] for row in rows] == ["LSTM", "SGD", "NAG", "RMSprop", "Adam"]
+
+
+class Perceptron(torch.nn.Module):
+    """A module of a user's own, with a setting."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(784, hidden), torch.nn.Linear(hidden, 10)
+
+    def forward(self, images):
+        return self.last(self.first(images.flatten(1)).relu())
+
+
+def test_any_module_is_an_optimizee_from_the_command_line():
+    network = "--data.network={class_path: test_cli.Perceptron, init_args: {hidden: 3}}"
+    flags = [flag for flag in TINY_MNIST if "hidden_sizes" not in flag]
+    main(["fit", "--config", "mnist.yaml", *flags, network, "--data.init_std=null"])
+    main(["predict", "--config", "mnist.yaml", *flags, network, "--data.init_std=null", "--ckpt_path=best"])
+    with np.load("runs/mnist/version_0/predictions/0000.npz") as arrays:
+        assert arrays["theta"].shape[1] == 785 * 3 + 4 * 10
 
 
 def test_a_later_config_changes_settings_of_a_variant_and_keeps_the_others():

@@ -45,6 +45,14 @@ def test_tuning_finds_the_best_rate_of_the_grid(baseline):
     assert tune(baseline, episodes, 30, rates) == pytest.approx(rates[int(torch.stack(finals).argmin())].item())
 
 
+@pytest.mark.parametrize(("prune", "last"), [(False, 0), (True, 1)])
+def test_tuning_tells_how_far_it_is(prune, last):
+    tried: list[int] = []
+    tune(SGD, Quadratics().episodes("tune", range(4)), 80, learning_rates(2), prune, tried.append)
+    assert len(tried) == (4 if prune else 1)
+    assert sum(tried) == 11 - last  # what is left of the rates at the end of pruning
+
+
 def test_diverging_rates_are_never_chosen():
     assert tune(SGD, Quadratics().episodes("tune", range(4)), 100, torch.tensor([1e-3, 10.0])) == pytest.approx(1e-3)
 

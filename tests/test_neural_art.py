@@ -276,6 +276,16 @@ def test_wrong_settings_are_named(settings, words):
         art(**settings).setup()
 
 
+def test_a_broken_content_image_is_named_when_it_is_read(tmp_path):
+    root = write_contents(tmp_path / "content")
+    whole = (root / "test/1.png").read_bytes()
+    (root / "test/1.png").write_bytes(whole[: len(whole) // 2])
+    data = art(content=str(root))
+    data.setup()
+    with pytest.raises(InvalidInputError, match=r"test/1\.png is not an image that can be read"):
+        data.episodes("test", range(4))
+
+
 def test_content_images_go_round_in_an_order_that_changes(tmp_path):
     data = art(content=str(write_contents(tmp_path / "content", 6)))
     passes = [data.episodes("train", range(start, start + 4)).theta for start in (0, 4)]
@@ -315,7 +325,7 @@ def test_a_sheet_has_whole_pixels():
 def test_fit_test_and_predict(fails):
     main(["fit", "--config", "neural_art.yaml", *TINY_ART])
     small = ["--variants.large={size: 20, style: china}", *TINY_ART, "--data.test_episodes=4", "--ckpt_path=best"]
-    main(["test", "--config", "neural_art.yaml", *small])
+    main(["test", "--config", "neural_art.yaml", *small, "--data.episodes_per_batch=2"])
     rows = list(csv.DictReader((RUN / "results.csv").read_text().splitlines()))
     assert [row["rule"] for row in rows[:5]] == ["LSTM", "SGD", "NAG", "RMSprop", "Adam"]
     assert [rows[0]["variant"], rows[5]["variant"]] == ["flower 16 x 16, random features", "large, random features"]
@@ -344,6 +354,7 @@ def test_fit_test_and_predict(fails):
         assert image.size == (16, 24)
     own = Path("mine/a.png").read_bytes()
     assert "predictions.folder is mine" in fails(*paint, "--data.predict=mine", "--predictions.folder=mine")
+    assert "predictions.folder is mine" in fails(*paint, "--data.predict=mine/a.png", "--predictions.folder=mine")
     assert Path("mine/a.png").read_bytes() == own
     Path("text.jpg").write_text("no image")
     assert "text.jpg is not an image" in fails(*paint, "--data.predict=text.jpg")

@@ -1,5 +1,6 @@
 """Episodes: what is drawn, from what, and that splits never meet."""
 
+import io
 import shutil
 import socket
 from dataclasses import replace
@@ -168,6 +169,13 @@ def write_npz(path="images.npz", **changes):
     np.savez(path, **{k: v for k, v in (arrays | changes).items() if v is not None})
 
 
+def npy(array: np.ndarray) -> bytes:
+    """What NumPy writes of a single array."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 def test_an_npz_is_a_source():
     write_npz()
     data = ImageClassification(MLP(inputs=192, classes=4), source="images.npz", horizon=2, batch_size=4)
@@ -187,7 +195,11 @@ def test_an_npz_is_a_source():
         (lambda: write_npz(y_test=None), "has no y_test"),
         (lambda: write_npz(y_train=np.arange(3)), "x_train has shape"),
         (lambda: write_npz(x_test=np.zeros((12, 8, 8, 1), np.uint8)), "images of one shape"),
-        (lambda: write_npz(x_train=np.zeros((48, 8, 8, 3), np.int64)), "save both as uint8"),
+        (lambda: write_npz(x_test=np.zeros((12, 8, 8, 3), np.float32)), "save both as one type"),
+        (lambda: write_npz(x_train=np.zeros((48, 8, 8, 3), np.int64)), "save images as uint8"),
+        (lambda: write_npz(x_train=np.zeros((48, 8, 8, 3), np.uint16)), "x_train is uint16"),
+        (lambda: write_npz(y_train=np.array(["cat"] * 48)), "labels as integers"),
+        (lambda: Path("images.npz").write_bytes(npy(np.zeros(3))), "is not an .npz"),
     ],
 )
 def test_a_bad_npz_is_refused(write, want):
@@ -233,6 +245,22 @@ def test_without_a_standard_deviation_networks_start_as_their_modules_do():
     bound = 1 / (25**0.5)
     assert one[place].abs().max() <= bound
     assert one[place].std() == pytest.approx(bound / 3**0.5, rel=0.2)
+
+
+class Biased(nn.Sequential):
+    """Starts one of its layers in a way of its own."""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(784, 10))
+
+    def reset_parameters(self):
+        nn.init.constant_(self[1].bias, 7)
+
+
+def test_a_module_may_start_those_inside_it_otherwise():
+    episodes = digits(network=Biased(), init_std=None).episodes("train", [1, 2])
+    assert (episodes.theta[:, episodes.layout["1.bias"]] == 7).all()
+    assert not torch.equal(*episodes.theta[:, episodes.layout["1.weight"]])
 
 
 def test_the_convnet_has_the_papers_parts():
@@ -345,9 +373,18 @@ def test_fingerprints_tell_apart_what_is_printed_alike():
     assert len(prints) == 2
 
 
+class Boxed(MLP):
+    """Returns its logits in a tuple."""
+
+    def forward(self, images):
+        return (super().forward(images),)
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
+        ({"network": Boxed()}, "data.network makes tuple of 16 images"),
+        ({"network": nn.Conv2d(1, 2, 3)}, r"data.network makes \(16, 2, 26, 26\) of 16 images"),
         ({"network": ByName("relu"), "init_std": None}, "no reset_parameters"),
         ({"network": ConvNet(28, 1, (2,)), "batch_size": 1}, "does not take 1 images"),
         ({"train_labels": [0, 1]}, "give data.labels as well"),
@@ -386,7 +423,26 @@ def test_a_network_that_remembers_is_refused():
         digits(network=network).episodes("train", [0])
 
 
-def test_dropout_runs_side_by_side():
+def test_dropout_runs_side_by_side_and_has_one_fingerprint():
     network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10))
     episodes = digits(network=network).episodes("train", range(2))
-    assert episodes.value_and_grad(episodes.theta, 0)[0].isfinite().all()
+    first, second = (episodes.value_and_grad(episodes.theta, 0)[1] for _ in range(2))
+    assert first.isfinite().all()
+    assert not torch.equal(first, second)
+    assert episodes.fingerprint() == episodes.fingerprint()
+
+
+def test_episodes_of_any_type_have_a_fingerprint():
+    episodes = Quadratics(dimension=3).episodes("test", range(2))
+    assert episodes.fingerprint() != episodes.to("cpu", torch.bfloat16).fingerprint()
+
+
+def test_an_epoch_that_is_cut_short_is_followed_by_a_whole_one():
+    data = Quadratics(dimension=3, episodes_per_batch=2, val_episodes=6)
+    loader, thetas = data.val_dataloader(), data.episodes("val", range(6)).theta.split(2)
+    for _ in range(2):
+        assert torch.equal(next(iter(loader)).theta, thetas[0])
+    loader.load_state_dict({"position": 1})
+    assert loader.state_dict() == {"position": 1}
+    assert [torch.equal(batch.theta, theta) for batch, theta in zip(loader, thetas[1:], strict=True)] == [True, True]
+    assert len(list(loader)) == 3

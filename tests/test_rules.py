@@ -232,6 +232,12 @@ def test_groups_and_rules_must_have_the_same_names():
         grouped(a=["*"])
 
 
+@pytest.mark.parametrize("name", ["conv.weight", "keys", "training", ""])
+def test_a_group_must_have_a_name_that_a_module_can_have(name):
+    with pytest.raises(InvalidInputError, match=f"group called '{name}'"):
+        Grouped({name: CoordinatewiseLSTM()}, {name: ["*"]})
+
+
 def test_a_group_may_have_a_hand_designed_rule():
     rule = Grouped({"a": CoordinatewiseLSTM(hidden_size=3), "b": SGD(0.1)}, {"a": ["conv*"], "b": ["fc*"]}).bind(LAYOUT)
     grads = torch.randn(3, 1, 91)

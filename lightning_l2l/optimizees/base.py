@@ -83,7 +83,10 @@ class Episodes(ABC):
         and gradients.
         """
         digest = hashlib.sha256(f"{type(self).__module__} {type(self).__qualname__}".encode())
-        for tensor in self.value_and_grad(self.theta, 0):
+        with torch.random.fork_rng(devices=[self.theta.device] if self.theta.is_cuda else []):
+            torch.manual_seed(0)  # a network with dropout is the same whenever it is asked
+            losses_and_gradients = self.value_and_grad(self.theta, 0)
+        for tensor in losses_and_gradients:
             digest.update(content(tensor).encode())
         for name, value in self._fields().items():
             digest.update(f"{name} {content(value) if isinstance(value, Tensor) else value!r}".encode())
@@ -242,12 +245,12 @@ class EpisodeDataModule(LightningDataModule, ABC):
 class EpisodeLoader(DataLoader):
     """A DataLoader that knows how far it is, so that a run stopped in the middle of an epoch goes on from there."""
 
-    position = 0
+    position = 0  # batches dealt
+    resume_at = 0  # where the next epoch begins, and only that
 
     def __iter__(self) -> Iterator[Episodes]:  # type: ignore[override]
-        skip = self.position % len(self)
-        self.position = skip
-        for numbers in islice(iter(self.batch_sampler), skip, None):  # type: ignore[arg-type]
+        self.position, self.resume_at = self.resume_at, 0
+        for numbers in islice(iter(self.batch_sampler), self.position, None):  # type: ignore[arg-type]
             self.position += 1
             yield self.collate_fn([self.dataset[number] for number in numbers])
 
@@ -257,12 +260,12 @@ class EpisodeLoader(DataLoader):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Goes on after that many batches."""
-        self.position = state_dict["position"]
+        self.position = self.resume_at = state_dict["position"]
 
 
 def content(tensor: Tensor) -> str:
     """A digest of a tensor's type, shape and numbers."""
-    numbers = tensor.detach().cpu().numpy().tobytes()
+    numbers = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()  # NumPy has no bfloat16
     return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(numbers).hexdigest()}"
 
 

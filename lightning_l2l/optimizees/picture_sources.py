@@ -105,7 +105,7 @@ def folder_contents(folder: Path) -> dict[str, Sequence[Picture]]:
         paths = pictures_in(folder / part, f"data.content is {folder}, whose folder {part}")
         order = np.random.default_rng(ORDER_SEED).permutation(len(paths))
         subjects = {path: f"data.content is {folder}, whose file {part}/{path.name}" for path in paths}
-        for path, subject in subjects.items():  # now, and not after hours of training
+        for path, subject in subjects.items():  # now, and not after hours; but their headers alone, for time's sake
             open_picture(path, subject).close()
         contents[part] = [partial(read_picture, paths[n], subjects[paths[n]]) for n in order]
     return contents

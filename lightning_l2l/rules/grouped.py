@@ -28,6 +28,9 @@ class Grouped(UpdateRule):
                 f"rules are given for {', '.join(rules) or 'none'}, but groups for {', '.join(groups) or 'none'}: name "
                 "the same ones in both."
             )
+        for name in rules:
+            if not name or "." in name or hasattr(nn.ModuleDict(), name):
+                raise InvalidInputError(f"rules has a group called {name!r}, which PyTorch forbids: give another name.")
         self.rules = nn.ModuleDict(rules)
         self.groups = groups
         self._bound: tuple[Layout, BoundGroups] | None = None
