@@ -48,11 +48,11 @@ class ConfigByName(ActionConfigFile):
     """--config: a path, or the bare name of one of the package's own configs."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Resolves the name and applies the file; variants are merged with those before, as all else is."""
+        """Resolves the name and applies the file; variants are merged with those before, or removed by {}."""
         before = cfg.get("variants")
         super().__call__(parser, cfg, str(find_config(values)), option_string)
         now = cfg.get("variants")
-        if isinstance(before, dict) and isinstance(now, dict):  # a dict would replace the whole of the other
+        if isinstance(before, dict) and isinstance(now, dict) and now:  # a dict would replace the whole of the other
             cfg.variants = merge(before, now)
 
 

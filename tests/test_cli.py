@@ -500,7 +500,7 @@ def test_any_module_is_an_optimizee_from_the_command_line():
         assert arrays["theta"].shape[1] == 785 * 3 + 4 * 10
 
 
-def test_a_later_config_changes_settings_of_a_variant_and_keeps_the_others():
+def test_a_later_config_changes_settings_of_a_variant_keeps_the_others_or_removes_all():
     Path("variants.yaml").write_text(VARIANTS)
     Path("mine.yaml").write_text("variants:\n  longer: {test_episodes: 3}\n  mine: {horizon: 15}\n")
     fit()
@@ -508,6 +508,9 @@ def test_a_later_config_changes_settings_of_a_variant_and_keeps_the_others():
     rows = list(csv.DictReader((RUN / "results.csv").read_text().splitlines()))
     races = [(row["variant"], row["horizon"], row["episodes"]) for row in rows[::5]]
     assert races == [("uniform", "10", "8"), ("longer", "15", "3"), ("larger", "10", "8"), ("mine", "15", "8")]
+    Path("none.yaml").write_text("variants: {}\n")
+    main(tiny("test", "--config", "variants.yaml", "--config", "none.yaml", "--ckpt_path=best"))
+    assert [row["variant"] for row in csv.DictReader((RUN / "results.csv").read_text().splitlines())] == ["uniform"] * 5
 
 
 def test_a_parameter_without_a_group_is_named(fails):
