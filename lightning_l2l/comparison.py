@@ -39,10 +39,6 @@ class Entry:
     learning_rate: float | None
     curves: Tensor
 
-    def mean(self) -> Tensor:
-        """The mean curve in float64, [T + 1]."""
-        return self.curves.double().mean(0)
-
 
 @dataclass(frozen=True)
 class Race:
@@ -62,9 +58,11 @@ class Race:
         These are the loss before the first step, after 20 and 100, its mean over the last ten, its sum over steps 1 to
         the horizon, and the first step at which it is as low as the best baseline's mean over the last ten.
         """
-        lasts = [final_loss(entry.mean()).item() for entry in self.entries if entry.learning_rate is not None]
+        means = [entry.curves.double().mean(0) for entry in self.entries]
+        tuned = [mean for mean, entry in zip(means, self.entries, strict=True) if entry.learning_rate is not None]
+        lasts = [final_loss(mean).item() for mean in tuned]
         best = min(filter(math.isfinite, lasts), default=math.nan)  # which no loss is as low as
-        return [_numbers(entry.mean(), best) for entry in self.entries]
+        return [_numbers(mean, best) for mean in means]
 
 
 def _numbers(curve: Tensor, best: float) -> dict[str, float | None]:
