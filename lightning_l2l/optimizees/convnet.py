@@ -25,7 +25,8 @@ class OffsetNorm(nn.Module):
         nn.init.zeros_(self.offset)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return F.batch_norm(inputs, None, None, bias=self.offset, training=True)
+        scale = torch.ones_like(self.offset)  # PyTorch cannot go backward twice without one
+        return F.batch_norm(inputs, None, None, scale, self.offset, training=True)
 
 
 class ConvNet(nn.Sequential):
