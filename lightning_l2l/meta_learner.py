@@ -35,10 +35,10 @@ class MetaLearner(LightningModule):
             short ones are mastered; null is the data's horizon all along.
         gradient_clip: largest norm of the meta-gradient; it is scaled down to it.
         loss_weights: w_1 .. w_T, one for each step of the horizon; null weighs every step 1, as the paper does.
-        first_order_epochs: epochs before the exact meta-gradient, which goes through the optimizee's gradients as well:
-            the paper's leaves out that later gradients correct an update, and so learns smaller steps. Each epoch then
-            takes three to six times as long, and the memory of an unroll's whole graph; 0 begins so, null never does,
-            as the paper.
+        second_order: share of the epochs, the last ones, whose meta-gradient is the exact one of each truncation,
+            through the optimizee's gradients as well. The paper's takes them as given, and so learns smaller steps than
+            are best: 0 always takes that, 1 never. The exact one takes three to six times as long on a CPU, and the
+            memory of an unroll's whole graph, whatever ``memory`` and ``compiled`` say.
         memory: gigabytes that the activations of one unroll may take; beyond them they are computed again, slice by
             slice, which is slower; 0 always does that.
         compiled: run the LSTM by a kernel that is compiled on this machine, where it has a C++ compiler; on a GPU,
@@ -54,7 +54,7 @@ class MetaLearner(LightningModule):
         curriculum: list[int] | None = None,
         gradient_clip: float = 1.0,
         loss_weights: list[float] | None = None,
-        first_order_epochs: int | None = None,
+        second_order: float = 0.0,
         memory: float = 4.0,
         compiled: bool = True,
     ) -> None:
@@ -68,7 +68,7 @@ class MetaLearner(LightningModule):
         self.curriculum = curriculum
         self.gradient_clip = gradient_clip
         self.loss_weights = loss_weights
-        self.first_order_epochs = first_order_epochs
+        self.second_order = second_order
         self.first_order: meta_gradient.MetaGradient = meta_gradient.first_order
         self.memory = memory
         self.compiled = compiled
@@ -79,15 +79,17 @@ class MetaLearner(LightningModule):
             )
         for key in ("unroll", "learning_rate", "final_learning_rate", "gradient_clip"):
             require_positive(f"model.{key}", getattr(self, key))
-        if first_order_epochs is not None and first_order_epochs < 0:
+        if not 0 <= second_order <= 1:
             raise InvalidInputError(
-                f"model.first_order_epochs is {first_order_epochs}: give 0 or more, or null for all epochs."
+                f"model.second_order is {second_order}, but it is a share of the epochs: give a number from 0 to 1."
             )
 
     def setup(self, stage: str) -> None:
         """Checks what needs the data to be known."""
         self.save_hyperparameters({"variant": self.datamodule.variant})
         self.check(self.datamodule)
+        if stage == "fit" and self.second_order > 0:
+            self._check_second_order(self.datamodule)
         for key, horizon in self._horizons() if stage == "fit" else ():
             if horizon % self.unroll:
                 raise InvalidInputError(
@@ -124,6 +126,20 @@ class MetaLearner(LightningModule):
                 "each step."
             )
 
+    def _check_second_order(self, datamodule: EpisodeDataModule) -> None:
+        """Refuses an optimizee without second derivatives now, not when the first epochs are over."""
+        episodes = datamodule.episodes("val", [0])
+        theta = episodes.theta.clone().requires_grad_()
+        try:
+            with torch.random.fork_rng(devices=[]), torch.enable_grad():  # dropout must not change what comes
+                grad = episodes.value_and_grad(theta, 0)[1]
+                grad.square().sum().backward()
+        except RuntimeError as error:
+            raise InvalidInputError(
+                f"model.second_order is {self.second_order}, but the optimizee cannot be differentiated twice "
+                f"({str(error).splitlines()[0]}): give 0."
+            ) from error
+
     @property
     def datamodule(self) -> EpisodeDataModule:
         """Where the episodes come from."""
@@ -141,9 +157,9 @@ class MetaLearner(LightningModule):
         return stages[self.current_epoch * len(stages) // (self.trainer.max_epochs or 1)]
 
     @property
-    def second_order(self) -> bool:
-        """Whether this epoch's meta-gradient is the exact one."""
-        return self.first_order_epochs is not None and self.current_epoch >= self.first_order_epochs
+    def is_exact(self) -> bool:
+        """Whether this epoch's meta-gradient goes through the optimizee's gradients."""
+        return self.current_epoch >= round((1 - self.second_order) * (self.trainer.max_epochs or 1))
 
     @property
     def step_weights(self) -> Tensor:
@@ -201,8 +217,10 @@ class MetaLearner(LightningModule):
         """Runs the episodes over their horizon, with one meta-step for each truncation."""
         began = time.perf_counter()
         rule = self.fastest_rule(episodes)
-        steps = meta_gradient.second_order if self.second_order else self.first_order
-        with torch.set_grad_enabled(self.second_order):
+        if self.is_exact:
+            self.first_order = meta_gradient.first_order  # frees what a GPU has recorded
+        steps = meta_gradient.second_order if self.is_exact else self.first_order
+        with torch.set_grad_enabled(self.is_exact):
             run = start(rule, episodes)
         truncations = []
         for weights in self.step_weights[: self.train_horizon].split(self.unroll):
@@ -226,7 +244,7 @@ class MetaLearner(LightningModule):
     def fastest_rule(self, episodes: Episodes) -> UpdateRule:
         """The rule as it is run: autograd sees through it to second order only if it is left as it is."""
         rule = self.rule.bind(episodes.layout)
-        if self.second_order:
+        if self.is_exact:
             return rule
         return fastest(rule, episodes.theta, self.unroll, self.memory, self.compiled)
 

@@ -166,7 +166,7 @@ class StopInValidation(Callback):
 @pytest.mark.parametrize("batches", [1, 3, 4, 5], ids=lambda n: f"after {n + 1} of 8 meta-batches")
 @pytest.mark.parametrize("averaged", [False, True])
 def test_an_interrupted_run_resumes_as_if_nothing_had_happened(batches, averaged):
-    flags = ["--data.train_episodes=16", "--trainer.max_epochs=2"]
+    flags = ["--data.train_episodes=16", "--trainer.max_epochs=2", "--model.second_order=0.5"]
     if averaged:
         flags += ["--trainer.callbacks+=lightning_l2l.callbacks.AveragedWeights"]
     fit(*flags)
@@ -241,33 +241,57 @@ def test_a_run_that_never_was_finite_has_no_best():
 
 
 @pytest.mark.parametrize("config", ["mnist.yaml", "cifar10.yaml", "neural_art.yaml"])
-def test_every_optimizee_has_an_exact_meta_gradient(config):
-    fit("--trainer.fast_dev_run=true", "--model.first_order_epochs=0", config=config)
+def test_every_optimizee_has_an_exact_meta_gradient(config, monkeypatch):
+    norms, meta_step = [], MetaLearner.meta_step
+    monkeypatch.setattr(MetaLearner, "meta_step", lambda *given: norms.append(meta_step(*given)) or norms[-1])
+    fit("--trainer.fast_dev_run=true", "--model.second_order=1", config=config)
+    assert norms and all(0 < norm < float("inf") for norm in norms)
 
 
-def test_the_exact_meta_gradient_begins_after_the_epochs_of_first_order(monkeypatch):
-    epochs, exact, meta_step = [], meta_gradient.second_order, MetaLearner.meta_step
+def test_the_last_epochs_have_the_exact_meta_gradient(monkeypatch):
+    calls, exact, meta_step = [], meta_gradient.second_order, MetaLearner.meta_step
+    monkeypatch.setattr(meta_gradient, "second_order", lambda *given: calls.append("exact") or exact(*given))
+    monkeypatch.setattr(
+        MetaLearner, "meta_step", lambda self, given: calls.append(self.current_epoch) or meta_step(self, given)
+    )
+    fit("--model.second_order=0.3", "--trainer.max_epochs=3", "--data.train_episodes=4")
+    assert calls == [0, 0, 1, 1, "exact", 2, "exact", 2]
 
-    def note(*arguments):
-        epochs.append("exact")
-        return exact(*arguments)
 
-    def count(self, objective):
-        epochs.append(self.current_epoch)
-        return meta_step(self, objective)
+class Once(torch.autograd.Function):
+    """Twice its input, with a gradient that cannot be differentiated."""
 
-    monkeypatch.setattr(meta_gradient, "second_order", note)
-    monkeypatch.setattr(MetaLearner, "meta_step", count)
-    fit("--model.first_order_epochs=1", "--trainer.max_epochs=2", "--data.train_episodes=4")
-    later = epochs.index("exact")
-    assert set(epochs[:later]) == {0}
-    assert epochs[later::2] == ["exact"] * len(epochs[later::2]) and set(epochs[later + 1 :: 2]) == {1}
+    @staticmethod
+    def forward(ctx, inputs):
+        return 2 * inputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+class OnceDifferentiable(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.logits = torch.nn.Linear(784, 10)
+
+    def forward(self, images):
+        return Once.apply(self.logits(images.flatten(1)))
+
+
+def test_an_optimizee_that_lacks_second_derivatives_is_refused_at_the_start(fails):
+    network = f"--data.network={__name__}.OnceDifferentiable"
+    sentence = fails(*tiny("fit", network, "--model.second_order=0.5", config="mnist.yaml"))
+    assert "model.second_order is 0.5, but the optimizee cannot be differentiated twice" in sentence
 
 
 def test_second_order_and_loss_weights_are_settings():
-    fit("--model.first_order_epochs=0", "--model.loss_weights=[0,0,0,0,0,0,0,0,0,1]")
-    fit("--model.loss_weights=[0,0,0,0,0,0,0,0,0,1]")
-    assert not same(*(weights(f"runs/quadratic/version_{i}/checkpoints/last.ckpt") for i in (0, 1)))
+    last = "--model.loss_weights=[0,0,0,0,0,0,0,0,0,1]"
+    for flags in ([last, "--model.second_order=1"], [last], []):
+        fit(*flags)
+    first, second, third = (weights(f"runs/quadratic/version_{i}/checkpoints/last.ckpt") for i in range(3))
+    assert not same(first, second) and not same(second, third)
 
 
 def test_a_curriculum_lengthens_the_runs(monkeypatch):
@@ -301,7 +325,7 @@ def test_precision_is_the_trainers(precision):
         (["--comparison.rates_per_decade=0"], ["comparison.rates_per_decade is 0"]),
         (["--model.curriculum=[5,12]"], ["model.curriculum[1] is 12", "model.unroll=5"]),
         (["--model.curriculum=[15]"], ["model.curriculum[0] is 15", "data.horizon is 10"]),
-        (["--model.first_order_epochs=-1"], ["model.first_order_epochs is -1", "null"]),
+        (["--model.second_order=-1"], ["model.second_order is -1", "from 0 to 1"]),
         (["--model.loss_weights=[1,2]"], ["model.loss_weights has 2", "data.horizon is 10"]),
         (["--model.unrol=5"], ["unrol"]),
         (["--data.distribution=cauchy"], ["distribution", "uniform", "gaussian"]),
