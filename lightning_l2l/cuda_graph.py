@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lightning_l2l.errors import first_line
 from lightning_l2l.meta_gradient import Truncation, first_order, first_order_steps, with_objective
 from lightning_l2l.optimizees import Episodes
 from lightning_l2l.rules import UpdateRule
@@ -118,7 +119,7 @@ class GraphedFirstOrder:
                 return recording
             reason = "the recording gives other numbers"
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
         self.works = False
         self.recordings.clear()
         log.warning("Kernels are launched one by one, since %s cannot be recorded for the GPU (%s).", name, reason)

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can fix this."""
+"""The one exception that means: the user can fix this; and what others say."""
 
 
 class InvalidInputError(Exception):
@@ -7,3 +7,8 @@ class InvalidInputError(Exception):
     Its message is one sentence that names the key, the value and the fix; the command line prints it without a
     traceback and exits with status 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, for a sentence of one's own."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

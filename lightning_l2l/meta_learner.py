@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_l2l import meta_gradient
 from lightning_l2l.comparison import final_loss
 from lightning_l2l.cuda_graph import GraphedFirstOrder
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees import EpisodeDataModule, Episodes
 from lightning_l2l.optimizees.base import require_positive
 from lightning_l2l.rules import UpdateRule, fastest
@@ -137,7 +137,7 @@ class MetaLearner(LightningModule):
         except RuntimeError as error:
             raise InvalidInputError(
                 f"model.second_order is {self.second_order}, but the optimizee cannot be differentiated twice "
-                f"({str(error).splitlines()[0]}): give 0."
+                f"({first_line(error)}): give 0."
             ) from error
 
     @property

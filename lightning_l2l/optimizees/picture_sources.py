@@ -9,8 +9,7 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.optimizees.image_sources import first_line
+from lightning_l2l.errors import InvalidInputError, first_line
 
 CARRIED = ("flower", "china", "hopper")
 SMALLEST = 16  # pixels of a side, of which VGG's third stage still sees four

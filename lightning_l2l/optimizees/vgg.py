@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 
-from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.optimizees.image_sources import first_line, socket_timeout
+from lightning_l2l.errors import InvalidInputError, first_line
+from lightning_l2l.optimizees.image_sources import socket_timeout
 
 # channels of conv1_1 to conv3_3, by torchvision's numbers of the layers; pooling comes before 5 and 10
 LAYERS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256)}
