@@ -5,11 +5,13 @@ L(φ) = mean over episodes of Σ_t w_t f(θ_t), so that the caller decides when 
 """
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_l2l.linear_response import impulse_response
 from lightning_l2l.rules import UpdateRule
 from lightning_l2l.unroll import Optimizees, Run, Trajectory, full_precision, unroll
 
@@ -53,8 +55,14 @@ def first_order_steps(rule: UpdateRule, episodes: Optimizees, run: Run, weights:
     tape = rule.tape(run.theta, len(weights))
     end, trajectory = unroll(tape, episodes, run, len(weights))
     with full_precision(run.theta):
-        meta_grads = tape.backward(trajectory.grads, weights / len(end.loss))
+        meta_grads = tape.backward(suffix_sums(trajectory.grads, weights / len(end.loss)))
     return Steps(end, trajectory.losses, _size(trajectory), meta_grads)
+
+
+def suffix_sums(grads: list[Tensor], weights: Tensor) -> list[Tensor]:
+    """Returns G_t = Σ_{s>t} w_s ∇_s of every step, in the steps' order."""
+    weighted = (weight * grad for weight, grad in zip(weights.flip(0), reversed(grads), strict=True))
+    return list(accumulate(weighted, torch.add))[::-1]
 
 
 def with_objective(rule: UpdateRule, steps: Steps) -> Truncation:
@@ -80,6 +88,52 @@ def second_order(rule: UpdateRule, episodes: Optimizees, run: Run, weights: Tens
     end, trajectory = unroll(rule, episodes, run, len(weights))
     objective = (weights @ trajectory.losses).mean()
     return Truncation(end.detach(), trajectory.losses.detach(), _size(trajectory), objective)
+
+
+def linearized(rule: UpdateRule, episodes: Optimizees, run: Run, weights: Tensor, hessian_every: int = 1) -> Truncation:
+    """The meta-gradient of second order of a rule that answers gradients linearly: stable, and fit for the kernels.
+
+    A step's cotangent G_t = ∂L/∂θ_{t+1} has, beside what ``first_order`` sums up, the part that θ_{t+1} has in later
+    steps by way of ∇_{t+1}: the Hessian of f at θ_{t+1} times Σ_k a_k G_{t+1+k}, where a is the rule's impulse
+    response over the truncation. It is exact where g_t = Σ_k a_k ∇_{t-k}, as of gradient descent with momentum. The
+    rule's own dependence on φ is taken as it is.
+
+    Args:
+        rule: the update rule, whose parameters are φ.
+        episodes: N episodes of a twice differentiable optimizee.
+        run: where the runs stand.
+        weights: w_{t+1} .. w_{t+K} of the losses, [K].
+        hessian_every: steps between two Hessians; one serves for the steps up to the next, too.
+    """
+    with torch.no_grad():
+        tape = rule.tape(run.theta, len(weights))
+        end, trajectory = unroll(tape, episodes, run, len(weights))
+        with full_precision(run.theta):
+            updates = torch.stack([run.theta, *trajectory.thetas]).diff(dim=0)
+            response = impulse_response(torch.stack([run.grad, *trajectory.grads[:-1]]), updates, episodes.layout)
+        cotangents: list[Tensor] = []  # the latest step's first
+        cotangent = pending = torch.zeros_like(run.theta)
+        for step in reversed(range(len(weights))):
+            cotangent = cotangent + weights[step] / len(end.loss) * trajectory.grads[step]
+            for answer, later in zip(response, reversed(cotangents), strict=False):
+                pending = torch.addcmul(pending, answer, later)
+            if step % hessian_every == 0 and cotangents:
+                theta, number = trajectory.thetas[step], run.step + step + 1
+                cotangent = cotangent + hessian_product(episodes, theta, number, pending)
+                pending = torch.zeros_like(pending)
+            cotangents.append(cotangent)
+        with full_precision(run.theta):
+            meta_grads = tape.backward(cotangents[::-1])
+    return with_objective(rule, Steps(end, trajectory.losses, _size(trajectory), meta_grads))
+
+
+def hessian_product(episodes: Optimizees, theta: Tensor, step: int, vector: Tensor) -> Tensor:
+    """The Hessian of each episode's loss on a minibatch, times a vector of its own, [N, P]."""
+    with torch.enable_grad():
+        theta = theta.detach().requires_grad_()
+        grad = episodes.value_and_grad(theta, step)[1]
+        (product,) = torch.autograd.grad(grad, theta, vector.to(grad.dtype))
+    return product
 
 
 def _size(trajectory: Trajectory) -> Tensor:

@@ -1,6 +1,7 @@
 """Meta-training as a LightningModule."""
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,10 +36,13 @@ class MetaLearner(LightningModule):
             short ones are mastered; null is the data's horizon all along.
         gradient_clip: largest norm of the meta-gradient; it is scaled down to it.
         loss_weights: w_1 .. w_T, one for each step of the horizon; null weighs every step 1, as the paper does.
-        second_order: share of the epochs, the last ones, whose meta-gradient is the exact one of each truncation,
-            through the optimizee's gradients as well. The paper's takes them as given, and so learns smaller steps than
-            are best: 0 always takes that, 1 never. The exact one takes three to six times as long on a CPU, and the
-            memory of an unroll's whole graph, whatever ``memory`` and ``compiled`` say.
+        second_order: share of the epochs, the last ones, whose meta-gradient goes through the optimizee's gradients as
+            well. The paper's takes them as given, and so learns smaller steps than are best: 0 always takes that, 1
+            never.
+        hessian_every: the meta-gradient of second order takes the rule for the linear filter that is closest to its
+            steps, and a Hessian of the loss at every so many steps: fewer are faster, and less exact. Null takes the
+            exact one of each truncation, which explodes in long ones, takes three to six times as long as the first
+            order on a CPU, and the memory of an unroll's whole graph, whatever ``memory`` and ``compiled`` say.
         memory: gigabytes that the activations of one unroll may take; beyond them they are computed again, slice by
             slice, which is slower; 0 always does that.
         compiled: run the LSTM by a kernel that is compiled on this machine, where it has a C++ compiler; on a GPU,
@@ -55,6 +59,7 @@ class MetaLearner(LightningModule):
         gradient_clip: float = 1.0,
         loss_weights: list[float] | None = None,
         second_order: float = 0.0,
+        hessian_every: int | None = None,
         memory: float = 4.0,
         compiled: bool = True,
     ) -> None:
@@ -69,6 +74,7 @@ class MetaLearner(LightningModule):
         self.gradient_clip = gradient_clip
         self.loss_weights = loss_weights
         self.second_order = second_order
+        self.hessian_every = hessian_every
         self.first_order: meta_gradient.MetaGradient = meta_gradient.first_order
         self.memory = memory
         self.compiled = compiled
@@ -77,8 +83,9 @@ class MetaLearner(LightningModule):
             raise InvalidInputError(
                 f"model.rule is {type(rule).__name__}, which has no parameters to learn: give a learned rule."
             )
-        for key in ("unroll", "learning_rate", "final_learning_rate", "gradient_clip"):
-            require_positive(f"model.{key}", getattr(self, key))
+        for key in ("unroll", "learning_rate", "final_learning_rate", "gradient_clip", "hessian_every"):
+            if getattr(self, key) is not None:
+                require_positive(f"model.{key}", getattr(self, key))
         if not 0 <= second_order <= 1:
             raise InvalidInputError(
                 f"model.second_order is {second_order}, but it is a share of the epochs: give a number from 0 to 1."
@@ -157,9 +164,14 @@ class MetaLearner(LightningModule):
         return stages[self.current_epoch * len(stages) // (self.trainer.max_epochs or 1)]
 
     @property
-    def is_exact(self) -> bool:
+    def is_second_order(self) -> bool:
         """Whether this epoch's meta-gradient goes through the optimizee's gradients."""
         return self.current_epoch >= round((1 - self.second_order) * (self.trainer.max_epochs or 1))
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it goes through the rule, too, just as it is."""
+        return self.is_second_order and self.hessian_every is None
 
     @property
     def step_weights(self) -> Tensor:
@@ -217,9 +229,7 @@ class MetaLearner(LightningModule):
         """Runs the episodes over their horizon, with one meta-step for each truncation."""
         began = time.perf_counter()
         rule = self.fastest_rule(episodes)
-        if self.is_exact:
-            self.first_order = meta_gradient.first_order  # frees what a GPU has recorded
-        steps = meta_gradient.second_order if self.is_exact else self.first_order
+        steps = self.meta_gradient()
         with torch.set_grad_enabled(self.is_exact):
             run = start(rule, episodes)
         truncations = []
@@ -241,8 +251,17 @@ class MetaLearner(LightningModule):
         }
         self.log_dict(metrics, batch_size=len(episodes))
 
+    def meta_gradient(self) -> meta_gradient.MetaGradient:
+        """How this epoch's truncations give a meta-gradient."""
+        if not self.is_second_order:
+            return self.first_order
+        self.first_order = meta_gradient.first_order  # frees what a GPU has recorded
+        if self.hessian_every is None:
+            return meta_gradient.second_order
+        return partial(meta_gradient.linearized, hessian_every=self.hessian_every)
+
     def fastest_rule(self, episodes: Episodes) -> UpdateRule:
-        """The rule as it is run: autograd sees through it to second order only if it is left as it is."""
+        """The rule as it is run: autograd sees through it, for the exact meta-gradient, only if it is left as it is."""
         rule = self.rule.bind(episodes.layout)
         if self.is_exact:
             return rule

@@ -47,6 +47,7 @@ class Trajectory(NamedTuple):
     """What K steps from θ_t to θ_{t+K} left behind, for the meta-gradient and for learning curves."""
 
     losses: Tensor  # f(θ_{t+1}) .. f(θ_{t+K}), [K, N]
+    thetas: list[Tensor]  # θ_{t+1} .. θ_{t+K}, each [N, P]
     grads: list[Tensor]  # ∇_{t+1} .. ∇_{t+K}, each [N, P]
     update_sizes: Tensor  # root mean squares of g_t .. g_{t+K-1}, cut from the graph, [K]
 
@@ -70,7 +71,7 @@ def unroll(rule: UpdateRule | Tape, episodes: Optimizees, run: Run, steps: int) 
     Returns:
         Where the runs stand now, and what happened on the way.
     """
-    losses, grads, sizes = [], [], []
+    losses, thetas, grads, sizes = [], [], [], []
     for _ in range(steps):
         with full_precision(run.theta):
             update, state = rule.update(run.grad, run.state)
@@ -78,9 +79,10 @@ def unroll(rule: UpdateRule | Tape, episodes: Optimizees, run: Run, steps: int) 
         loss, grad = _evaluate(episodes, theta, run.step + 1)
         run = Run(run.step + 1, theta, state, loss, grad)
         losses.append(loss)
+        thetas.append(theta)
         grads.append(grad)
         sizes.append(update.detach().square().mean().sqrt())
-    return run, Trajectory(torch.stack(losses), grads, torch.stack(sizes))
+    return run, Trajectory(torch.stack(losses), thetas, grads, torch.stack(sizes))
 
 
 def full_precision(tensor: Tensor) -> torch.autocast:

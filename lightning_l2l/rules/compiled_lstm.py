@@ -74,25 +74,27 @@ class CompiledLSTM(UpdateRule):
         map_on_cores(self._threads(grad), run, *zip(*self._parts(grad), strict=True))
         return update
 
-    def meta_gradient(self, parameters: Tensor, grads: list[Tensor], weights: Tensor, before: State) -> Tensor:
+    def meta_gradient(self, parameters: Tensor, grads: list[Tensor], cotangents: list[Tensor], before: State) -> Tensor:
         """Runs K steps again and goes back through them; returns the gradient of all parameters, flat, float64.
 
         Args:
             parameters: φ, flat.
-            grads: ∇_t .. ∇_{t+K}, each [N, P] and contiguous.
-            weights: w_{t+1} .. w_{t+K}, [K].
+            grads: ∇_t .. ∇_{t+K-1}, each [N, P] and contiguous.
+            cotangents: G_t .. G_{t+K-1} of the steps, likewise.
             before: the state h_t.
         """
-        weights = weights.to(torch.float32).contiguous()
+
+        def addresses(tensors: list[Tensor], first: int) -> ctypes.Array:
+            return (ctypes.c_void_p * len(tensors))(*(_address(tensor, first).value for tensor in tensors))
 
         def run(first: int, count: int) -> Tensor:
             result = torch.zeros(len(parameters), dtype=torch.float64)
             self.kernel.backward(
                 *self._settings(parameters),
                 ctypes.c_long(count),
-                ctypes.c_long(len(weights)),
-                (ctypes.c_void_p * len(grads))(*(_address(grad, first).value for grad in grads)),
-                _address(weights),
+                ctypes.c_long(len(grads)),
+                addresses(grads, first),
+                addresses(cotangents, first),
                 _address(before[0], self._state_size * first),
                 _address(result),
             )
@@ -199,9 +201,9 @@ class CompiledTape(Tape):
         self.inputs += [grad.contiguous()] * self.remember
         return self.rule.step(self.parameters, grad, state, self.last), self.last
 
-    def backward(self, grads: list[Tensor], weights: Tensor) -> list[Tensor]:
-        every = [*self.inputs, *(grad.contiguous() for grad in grads[-1:])]
-        flat = self.rule.meta_gradient(self.parameters, every, weights, self.first).to(self.parameters.dtype)
+    def backward(self, cotangents: list[Tensor]) -> list[Tensor]:
+        cotangents = [cotangent.contiguous() for cotangent in cotangents]
+        flat = self.rule.meta_gradient(self.parameters, self.inputs, cotangents, self.first).to(self.parameters.dtype)
         parameters = list(self.rule.parameters())
         return [
             part.view_as(p) for part, p in zip(flat.split([p.numel() for p in parameters]), parameters, strict=True)

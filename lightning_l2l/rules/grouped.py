@@ -164,8 +164,8 @@ class GroupsTape(Tape):
     def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
         return self.groups.update_with(self.tapes, grad, state)
 
-    def backward(self, grads: list[Tensor], weights: Tensor) -> list[Tensor]:
-        of_groups = zip(*map(self.groups.places.split, grads), strict=True)
+    def backward(self, cotangents: list[Tensor]) -> list[Tensor]:
+        of_groups = zip(*map(self.groups.places.split, cotangents), strict=True)
         tapes = cast(Sequence[Tape], self.tapes)
-        results = [tape.backward(list(grads), weights) for tape, grads in zip(tapes, of_groups, strict=True)]
+        results = [tape.backward(list(part)) for tape, part in zip(tapes, of_groups, strict=True)]
         return [grad for result in results for grad in result]

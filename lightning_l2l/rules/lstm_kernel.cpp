@@ -371,10 +371,10 @@ void forward(const float *parameters, float preprocessing, float output_scale, l
     }
 }
 
-// Adds the meta-gradient of K steps to `meta_gradient`. gradients[t] is the input of step t, for t = 0 to K, the last
-// of which was the input of none; step t's cotangent is the sum over s > t of weights[s - 1] gradients[s].
+// Adds the meta-gradient of K steps to `meta_gradient`: gradients[t] is the input of step t, cotangents[t] dL/dg of it.
 void backward(const float *parameters, float preprocessing, float output_scale, long count, long steps,
-              const float *const *gradients, const float *weights, const void *before, double *meta_gradient) {
+              const float *const *gradients, const float *const *cotangents, const void *before,
+              double *meta_gradient) {
     const Rule rule{parameters, preprocessing, output_scale};
     const std::unique_ptr<Step[]> tape(new Step[steps]);
     const std::unique_ptr<Backward> back(new Backward);
@@ -387,8 +387,7 @@ void backward(const float *parameters, float preprocessing, float output_scale, 
         }
         std::memset((void *)back.get(), 0, sizeof(Backward));
         for (long t = steps - 1; t >= 0; t--) {
-            for (int i = 0; i < size; i++)
-                ((float *)back->cotangent)[i] += weights[t] * gradients[t + 1][start + i];
+            std::memcpy(back->cotangent, cotangents[t] + start, size * sizeof(float));
             backward_step(rule, t ? tape[t - 1].after : first, tape[t], *back);
         }
         add_block(*back, meta_gradient);

@@ -79,7 +79,7 @@ class LSTMTape(Tape):
         return self.rule.readout(rows).view_as(grad), self._state(grad, type(state))
 
     @torch.no_grad()
-    def backward(self, grads: list[Tensor], weights: Tensor) -> list[Tensor]:
+    def backward(self, cotangents: list[Tensor]) -> list[Tensor]:
         """As ``Tape.backward``; it gives the buffers back for the next tape."""
         output = self.rule.output.weight.T.contiguous()  # [H, 1]
         last = self.layers[-1]
@@ -88,10 +88,8 @@ class LSTMTape(Tape):
         grad_hidden = [torch.zeros_like(layer.cell[0]) for layer in self.layers]
         grad_cell = [torch.zeros_like(layer.cell[0]) for layer in self.layers]
         scratch = torch.empty_like(last.gates[0])
-        suffix_sum = torch.zeros_like(grads[0])
         for step in reversed(range(self.step)):
-            suffix_sum = torch.addcmul(suffix_sum, weights[step], grads[step])
-            cotangent = self.rule.output_scale * suffix_sum.reshape(1, -1)
+            cotangent = self.rule.output_scale * cotangents[step].reshape(1, -1)
             grad_output.addmm_(last.hidden[step], cotangent.T)
             grad_bias += cotangent.sum()
             grad_hidden[-1].addmm_(output, cotangent)

@@ -64,8 +64,8 @@ class SlicedTape(Tape):
     def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
         return self.sliced.update_with(self.tapes, grad, state)
 
-    def backward(self, grads: list[Tensor], weights: Tensor) -> list[Tensor]:
-        return self.sum_over_slices(lambda tape, grads: tape.backward(list(grads), weights), self.tapes, grads)
+    def backward(self, cotangents: list[Tensor]) -> list[Tensor]:
+        return self.sum_over_slices(lambda tape, part: tape.backward(list(part)), self.tapes, cotangents)
 
     def sum_over_slices(self, function: Callable, of_slices: Iterable, *lists: list[Tensor]) -> list[Tensor]:
         """Calls the function with what belongs to each slice, and adds up what it returns for each parameter."""
@@ -89,11 +89,11 @@ class ReplayTape(SlicedTape):
         self.inputs.append(grad)
         return self.sliced.update(grad, state)
 
-    def backward(self, grads: list[Tensor], weights: Tensor) -> list[Tensor]:
-        def replay(state: State, inputs: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    def backward(self, cotangents: list[Tensor]) -> list[Tensor]:
+        def replay(state: State, inputs: list[Tensor], cotangents: list[Tensor]) -> list[Tensor]:
             tape = self.sliced.rule.tape(inputs[0], len(inputs))
             for grad in inputs:
                 _, state = tape.update(grad, state)
-            return tape.backward(list(grads), weights)
+            return tape.backward(list(cotangents))
 
-        return self.sum_over_slices(replay, self.state, self.inputs, grads)
+        return self.sum_over_slices(replay, self.state, self.inputs, cotangents)

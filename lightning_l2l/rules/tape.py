@@ -1,6 +1,5 @@
 """K steps of a rule, remembered so that the meta-gradient can go back through them."""
 
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,14 +32,11 @@ class Tape:
         self.updates.append(update)
         return update.detach(), state
 
-    def backward(self, grads: list[Tensor], weights: Tensor) -> list[Tensor]:
-        """Computes Σ_t ⟨G_t, ∂g_t/∂φ⟩ for every parameter of the rule, where G_t = ∂L/∂g_t = Σ_{s>t} w_s ∇_s.
-
-        To be called once.
+    def backward(self, cotangents: list[Tensor]) -> list[Tensor]:
+        """Computes Σ_t ⟨G_t, ∂g_t/∂φ⟩ for every parameter of the rule; to be called once.
 
         Args:
-            grads: ∇_{t+1} .. ∇_{t+K}, the gradients after each step taken, each [N, P].
-            weights: w_{t+1} .. w_{t+K}, [K].
+            cotangents: G_t .. G_{t+K-1}, the meta-loss's derivatives by the steps, each [N, P].
 
         Returns:
             One tensor for every parameter, in the order of ``rule.parameters()``.
@@ -48,12 +44,5 @@ class Tape:
         parameters = list(self.rule.parameters())
         if not parameters:  # a hand-designed rule among a group's learned ones
             return []
-        cotangents = suffix_sums(grads, weights)
-        grads = torch.autograd.grad(self.updates, parameters, cotangents, allow_unused=True)  # type: ignore[assignment]
+        grads = torch.autograd.grad(self.updates, parameters, cotangents, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
-
-
-def suffix_sums(grads: list[Tensor], weights: Tensor) -> list[Tensor]:
-    """Returns G_t = Σ_{s>t} w_s ∇_s of every step, in the steps' order."""
-    weighted = (weight * grad for weight, grad in zip(weights.flip(0), reversed(grads), strict=True))
-    return list(accumulate(weighted, torch.add))[::-1]
