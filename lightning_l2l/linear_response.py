@@ -2,7 +2,7 @@
 
 A rule's own derivative by a gradient is of little use to the meta-gradient: where a gradient is near zero, a learned
 rule's step jumps with its sign, and the product of many such derivatives explodes. What moves a long run is how the
-rule answers gradients on the whole, their noise included, and that is seen from the steps it took.
+rule responses gradients on the whole, their noise included, and that is seen from the steps it took.
 """
 
 import torch
@@ -30,8 +30,9 @@ def impulse_response(grads: Tensor, updates: Tensor, layout: Layout) -> Tensor:
         a_0, a_1, .., [lags, N, P]; at most K of them, and at most ``LAGS``.
     """
     lags = min(LAGS, len(grads))
-    size = grads.square().mean(0).sqrt().clamp_min(torch.finfo(grads.dtype).tiny)
-    response = torch.empty(lags, *size.shape, dtype=grads.dtype, device=grads.device)
+    size = grads.square().mean(0).sqrt()
+    size[size == 0] = torch.inf  # where there was no gradient, nothing is known of an answer: take none
+    response = torch.zeros(lags, *size.shape, dtype=grads.dtype, device=grads.device)
     for place in layout.values():
         fits = []
         for scale in (size[:, place], torch.ones_like(size[:, place])):
@@ -43,13 +44,17 @@ def impulse_response(grads: Tensor, updates: Tensor, layout: Layout) -> Tensor:
 
 
 def _fit(inputs: Tensor, outputs: Tensor, lags: int) -> tuple[Tensor, Tensor]:
-    """Returns how much of the outputs' squares filters explain, [N], and the filters, newest first, [N, lags]."""
+    """Least squares for each episode.
+
+    Returns:
+        How much of the outputs' sum of squares is explained, [N], and the filters, newest first, [N, lags].
+    """
     inputs, outputs = inputs.transpose(0, 1), outputs.transpose(0, 1)
     products = F.pad(inputs @ inputs.mT, (lags - 1, 0, lags - 1, 0))  # ⟨∇_s, ∇_t⟩, with zeros before the first
-    answers = F.pad(outputs @ inputs.mT, (lags - 1, 0))  # ⟨g_t, ∇_s⟩
+    responses = F.pad(outputs @ inputs.mT, (lags - 1, 0))  # ⟨g_t, ∇_s⟩
     steps = range(inputs.shape[1])
-    squares = torch.stack([products[:, t : t + lags, t : t + lags] for t in steps]).sum(0)
-    target = torch.stack([answers[:, t, t : t + lags] for t in steps]).sum(0)
-    ridge = RIDGE * squares.diagonal(dim1=1, dim2=2).mean(1) + torch.finfo(squares.dtype).tiny
-    filters = torch.linalg.solve(squares + ridge[:, None, None] * torch.eye(lags).to(squares), target)
+    normal = torch.stack([products[:, t : t + lags, t : t + lags] for t in steps]).sum(0)
+    target = torch.stack([responses[:, t, t : t + lags] for t in steps]).sum(0)
+    ridge = RIDGE * normal.diagonal(dim1=1, dim2=2).mean(1) + torch.finfo(normal.dtype).tiny
+    filters = torch.linalg.solve_ex(normal + ridge[:, None, None] * torch.eye(lags).to(normal), target)[0]
     return (filters * target).sum(1), filters.flip(1)

@@ -74,7 +74,7 @@ def with_objective(rule: UpdateRule, steps: Steps) -> Truncation:
     return Truncation(steps.run.detach(), steps.losses, steps.update_size, torch.stack(terms).sum())
 
 
-def second_order(rule: UpdateRule, episodes: Optimizees, run: Run, weights: Tensor) -> Truncation:
+def exact(rule: UpdateRule, episodes: Optimizees, run: Run, weights: Tensor) -> Truncation:
     """The exact meta-gradient of the truncation, through ∇_t = ∇f(θ_t) as well.
 
     Needs an optimizee that is twice differentiable, and memory for the graph of every step of it.
@@ -91,40 +91,61 @@ def second_order(rule: UpdateRule, episodes: Optimizees, run: Run, weights: Tens
 
 
 def linearized(rule: UpdateRule, episodes: Optimizees, run: Run, weights: Tensor, hessian_every: int = 1) -> Truncation:
-    """The meta-gradient of second order of a rule that answers gradients linearly: stable, and fit for the kernels.
+    """The meta-gradient of second order of a rule that is taken to answer gradients linearly.
 
     A step's cotangent G_t = ∂L/∂θ_{t+1} has, beside what ``first_order`` sums up, the part that θ_{t+1} has in later
     steps by way of ∇_{t+1}: the Hessian of f at θ_{t+1} times Σ_k a_k G_{t+1+k}, where a is the rule's impulse
-    response over the truncation. It is exact where g_t = Σ_k a_k ∇_{t-k}, as of gradient descent with momentum. The
-    rule's own dependence on φ is taken as it is.
+    response in the truncation. The rule's own dependence on φ is taken as it is. In a run's first truncation this is
+    exact where g_t = Σ_k a_k ∇_{t-k}, as of gradient descent with momentum.
 
     Args:
         rule: the update rule, whose parameters are φ.
         episodes: N episodes of a twice differentiable optimizee.
         run: where the runs stand.
         weights: w_{t+1} .. w_{t+K} of the losses, [K].
-        hessian_every: steps between two Hessians; one serves for the steps up to the next, too.
+        hessian_every: steps between two Hessians; one serves for the steps after it up to the next, too.
     """
     with torch.no_grad():
         tape = rule.tape(run.theta, len(weights))
         end, trajectory = unroll(tape, episodes, run, len(weights))
+        cotangents = _linear_cotangents(episodes, run, trajectory, weights / len(end.loss), hessian_every)
         with full_precision(run.theta):
-            updates = torch.stack([run.theta, *trajectory.thetas]).diff(dim=0)
-            response = impulse_response(torch.stack([run.grad, *trajectory.grads[:-1]]), updates, episodes.layout)
-        cotangents: list[Tensor] = []  # the latest step's first
-        cotangent = pending = torch.zeros_like(run.theta)
-        for step in reversed(range(len(weights))):
-            cotangent = cotangent + weights[step] / len(end.loss) * trajectory.grads[step]
-            for answer, later in zip(response, reversed(cotangents), strict=False):
-                pending = torch.addcmul(pending, answer, later)
-            if step % hessian_every == 0 and cotangents:
-                theta, number = trajectory.thetas[step], run.step + step + 1
-                cotangent = cotangent + hessian_product(episodes, theta, number, pending)
-                pending = torch.zeros_like(pending)
-            cotangents.append(cotangent)
-        with full_precision(run.theta):
-            meta_grads = tape.backward(cotangents[::-1])
+            meta_grads = tape.backward(cotangents)
     return with_objective(rule, Steps(end, trajectory.losses, _size(trajectory), meta_grads))
+
+
+def _linear_cotangents(
+    episodes: Optimizees, run: Run, trajectory: Trajectory, weights: Tensor, hessian_every: int
+) -> list[Tensor]:
+    with full_precision(run.theta):
+        updates = torch.stack([run.theta, *trajectory.thetas]).diff(dim=0)
+        response = impulse_response(torch.stack([run.grad, *trajectory.grads[:-1]]), updates, episodes.layout)
+    cotangents: list[Tensor] = []  # the latest step's first
+    cotangent, pending = torch.zeros_like(run.theta), torch.zeros_like(run.theta)
+    longest = torch.zeros_like(run.theta[:, :1])
+    for step in reversed(range(len(weights))):
+        for answer, later in zip(response, reversed(cotangents), strict=False):
+            pending.addcmul_(answer, later)
+        if step % hessian_every == 0 and cotangents:
+            product = hessian_product(episodes, trajectory.thetas[step], run.step + step + 1, pending)
+            cotangent = cotangent + product * _damping(cotangent, product, longest)
+            pending.zero_()
+        cotangent = cotangent + weights[step] * trajectory.grads[step]
+        longest = longest + (weights[step] * trajectory.grads[step]).norm(dim=1, keepdim=True)
+        cotangents.append(cotangent)
+    return cotangents[::-1]
+
+
+def _damping(cotangent: Tensor, product: Tensor, longest: Tensor) -> Tensor:
+    """1, or for an episode whose cotangent would become longer than ``longest`` what makes it shortest; [N, 1].
+
+    Later gradients correct an update, so that the effect of every ∇_s on the steps before it fades, and a cotangent is
+    no longer than all of them, end to end. Where steps are large against the curvature, a linear answer would
+    overshoot, more with each step back, while the rule's own steps do not.
+    """
+    shortest = -(cotangent * product).sum(1, keepdim=True) / product.square().sum(1, keepdim=True)
+    too_long = (cotangent + product).norm(dim=1, keepdim=True) > longest
+    return torch.where(too_long, shortest.clamp(0, 1), 1.0)
 
 
 def hessian_product(episodes: Optimizees, theta: Tensor, step: int, vector: Tensor) -> Tensor:

@@ -43,10 +43,12 @@ class MetaLearner(LightningModule):
             steps, and a Hessian of the loss at every so many steps: fewer are faster, and less exact. Null takes the
             exact one of each truncation, which explodes in long ones, takes three to six times as long as the first
             order on a CPU, and the memory of an unroll's whole graph, whatever ``memory`` and ``compiled`` say.
+        second_order_unroll: K in the epochs of second order; null is ``unroll``. The linear filter can bear long ones,
+            which learn what pays off late.
         memory: gigabytes that the activations of one unroll may take; beyond them they are computed again, slice by
             slice, which is slower; 0 always does that.
         compiled: run the LSTM by a kernel that is compiled on this machine, where it has a C++ compiler; on a GPU,
-            record each truncation as a CUDA graph.
+            record each truncation of first order as a CUDA graph.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class MetaLearner(LightningModule):
         loss_weights: list[float] | None = None,
         second_order: float = 0.0,
         hessian_every: int | None = None,
+        second_order_unroll: int | None = None,
         memory: float = 4.0,
         compiled: bool = True,
     ) -> None:
@@ -75,6 +78,7 @@ class MetaLearner(LightningModule):
         self.loss_weights = loss_weights
         self.second_order = second_order
         self.hessian_every = hessian_every
+        self.second_order_unroll = second_order_unroll
         self.first_order: meta_gradient.MetaGradient = meta_gradient.first_order
         self.memory = memory
         self.compiled = compiled
@@ -83,7 +87,9 @@ class MetaLearner(LightningModule):
             raise InvalidInputError(
                 f"model.rule is {type(rule).__name__}, which has no parameters to learn: give a learned rule."
             )
-        for key in ("unroll", "learning_rate", "final_learning_rate", "gradient_clip", "hessian_every"):
+        for key in ("unroll", "learning_rate", "final_learning_rate", "gradient_clip"):
+            require_positive(f"model.{key}", getattr(self, key))
+        for key in ("hessian_every", "second_order_unroll"):
             if getattr(self, key) is not None:
                 require_positive(f"model.{key}", getattr(self, key))
         if not 0 <= second_order <= 1:
@@ -95,29 +101,35 @@ class MetaLearner(LightningModule):
         """Checks what needs the data to be known."""
         self.save_hyperparameters({"variant": self.datamodule.variant})
         self.check(self.datamodule)
-        if stage == "fit" and self.second_order > 0:
-            self._check_second_order(self.datamodule)
-        for key, horizon in self._horizons() if stage == "fit" else ():
-            if horizon % self.unroll:
+        if stage == "fit":
+            self._check_fit()
+
+    def _check_fit(self) -> None:
+        """Refuses what meta-training would stumble over."""
+        if self.trainer.precision in ("16-mixed", "16-true", "bf16-true"):
+            raise InvalidInputError(
+                f"trainer.precision is {self.trainer.precision}, which is too coarse for meta-gradients: use "
+                "bf16-mixed."
+            )
+        if (self.trainer.max_epochs or 0) < 1:
+            raise InvalidInputError(
+                f"trainer.max_epochs is {self.trainer.max_epochs}, but the learning rate's decay needs an end: give a "
+                "number above 0."
+            )
+        for epoch in range(self.trainer.max_epochs or 0):
+            (key, horizon), (unroll_key, unroll) = self._horizon_in(epoch), self._unroll_in(epoch)
+            if horizon % unroll:
                 raise InvalidInputError(
-                    f"{key} is {horizon}, which model.unroll={self.unroll} does not divide: make the horizon a "
-                    "multiple of the unroll."
+                    f"{key} is {horizon}, which {unroll_key}={unroll} does not divide: make the horizon a multiple of "
+                    "the unroll."
                 )
             if not 0 < horizon <= self.datamodule.horizon:
                 raise InvalidInputError(
                     f"{key} is {horizon}, but data.horizon is {self.datamodule.horizon}: give a positive number that "
                     "is not above it."
                 )
-        if stage == "fit" and self.trainer.precision in ("16-mixed", "16-true", "bf16-true"):
-            raise InvalidInputError(
-                f"trainer.precision is {self.trainer.precision}, which is too coarse for meta-gradients: use "
-                "bf16-mixed."
-            )
-        if stage == "fit" and (self.trainer.max_epochs or 0) < 1:
-            raise InvalidInputError(
-                f"trainer.max_epochs is {self.trainer.max_epochs}, but the learning rate's decay needs an end: give a "
-                "number above 0."
-            )
+        if self.second_order > 0:
+            self._check_second_order(self.datamodule)
 
     def check(self, datamodule: EpisodeDataModule) -> None:
         """Refuses data that the rule or the weights of the losses do not fit.
@@ -152,21 +164,26 @@ class MetaLearner(LightningModule):
         """Where the episodes come from."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def _horizons(self) -> list[tuple[str, int]]:
-        """All horizons of meta-training, with their keys."""
-        stages = enumerate(self.curriculum or [])
-        return [("data.horizon", self.datamodule.horizon), *((f"model.curriculum[{n}]", stage) for n, stage in stages)]
+    def _horizon_in(self, epoch: int) -> tuple[str, int]:
+        """Steps of an episode of meta-training, after the setting that says so."""
+        if not self.curriculum:
+            return "data.horizon", self.datamodule.horizon
+        stage = epoch * len(self.curriculum) // (self.trainer.max_epochs or 1)
+        return f"model.curriculum[{stage}]", self.curriculum[stage]
 
-    @property
-    def train_horizon(self) -> int:
-        """Steps of an episode of meta-training in this epoch."""
-        stages = self.curriculum or [self.datamodule.horizon]
-        return stages[self.current_epoch * len(stages) // (self.trainer.max_epochs or 1)]
+    def _unroll_in(self, epoch: int) -> tuple[str, int]:
+        """K, after the setting that says so."""
+        if self.second_order_unroll and self._is_second_order_in(epoch):
+            return "model.second_order_unroll", self.second_order_unroll
+        return "model.unroll", self.unroll
+
+    def _is_second_order_in(self, epoch: int) -> bool:
+        return epoch >= round((1 - self.second_order) * (self.trainer.max_epochs or 1))
 
     @property
     def is_second_order(self) -> bool:
         """Whether this epoch's meta-gradient goes through the optimizee's gradients."""
-        return self.current_epoch >= round((1 - self.second_order) * (self.trainer.max_epochs or 1))
+        return self._is_second_order_in(self.current_epoch)
 
     @property
     def is_exact(self) -> bool:
@@ -229,11 +246,12 @@ class MetaLearner(LightningModule):
         """Runs the episodes over their horizon, with one meta-step for each truncation."""
         began = time.perf_counter()
         rule = self.fastest_rule(episodes)
-        steps = self.meta_gradient()
+        steps = self.choose_meta_gradient()
         with torch.set_grad_enabled(self.is_exact):
             run = start(rule, episodes)
         truncations = []
-        for weights in self.step_weights[: self.train_horizon].split(self.unroll):
+        horizon, unroll = self._horizon_in(self.current_epoch)[1], self._unroll_in(self.current_epoch)[1]
+        for weights in self.step_weights[:horizon].split(unroll):
             truncation = steps(rule, episodes, run, weights)
             norm = self.meta_step(truncation.objective)
             truncations.append((weights @ truncation.losses.mean(1), norm, truncation.update_size))
@@ -251,13 +269,13 @@ class MetaLearner(LightningModule):
         }
         self.log_dict(metrics, batch_size=len(episodes))
 
-    def meta_gradient(self) -> meta_gradient.MetaGradient:
+    def choose_meta_gradient(self) -> meta_gradient.MetaGradient:
         """How this epoch's truncations give a meta-gradient."""
         if not self.is_second_order:
             return self.first_order
         self.first_order = meta_gradient.first_order  # frees what a GPU has recorded
         if self.hessian_every is None:
-            return meta_gradient.second_order
+            return meta_gradient.exact
         return partial(meta_gradient.linearized, hessian_every=self.hessian_every)
 
     def fastest_rule(self, episodes: Episodes) -> UpdateRule:
@@ -265,7 +283,7 @@ class MetaLearner(LightningModule):
         rule = self.rule.bind(episodes.layout)
         if self.is_exact:
             return rule
-        return fastest(rule, episodes.theta, self.unroll, self.memory, self.compiled)
+        return fastest(rule, episodes.theta, self._unroll_in(self.current_epoch)[1], self.memory, self.compiled)
 
     def meta_step(self, objective: Tensor) -> Tensor:
         """Takes one step of Adam on φ and returns the meta-gradient's norm; skips the step where that is not finite."""

@@ -250,16 +250,16 @@ def test_every_optimizee_has_a_meta_gradient_of_second_order(config, hessians, m
     assert norms and all(0 < norm < float("inf") for norm in norms)
 
 
-@pytest.mark.parametrize(("hessians", "name"), [("null", "second_order"), ("1", "linearized")])
+@pytest.mark.parametrize(("hessians", "name"), [("null", "exact"), ("1", "linearized")])
 def test_the_last_epochs_have_the_meta_gradient_of_second_order(hessians, name, monkeypatch):
     calls, function, meta_step = [], getattr(meta_gradient, name), MetaLearner.meta_step
-    monkeypatch.setattr(meta_gradient, name, lambda *given, **named: calls.append("it") or function(*given, **named))
+    monkeypatch.setattr(meta_gradient, name, lambda *given, **named: calls.append(name) or function(*given, **named))
     monkeypatch.setattr(
         MetaLearner, "meta_step", lambda self, given: calls.append(self.current_epoch) or meta_step(self, given)
     )
     settings = ["--model.second_order=0.3", f"--model.hessian_every={hessians}"]
     fit(*settings, "--trainer.max_epochs=3", "--data.train_episodes=4")
-    assert calls == [0, 0, 1, 1, "it", 2, "it", 2]
+    assert calls == [0, 0, 1, 1, name, 2, name, 2]
 
 
 class Once(torch.autograd.Function):
@@ -298,7 +298,10 @@ def test_second_order_and_loss_weights_are_settings():
     assert not same(first, second) and not same(second, third)
 
 
-def test_a_curriculum_lengthens_the_runs(monkeypatch):
+@pytest.mark.parametrize(
+    ("flags", "last"), [([], 4), (["--model.second_order=0.34", "--model.second_order_unroll=10"], 2)]
+)
+def test_a_curriculum_lengthens_the_runs(flags, last, monkeypatch):
     meta_steps, meta_step = [], MetaLearner.meta_step
 
     def count(self, objective):
@@ -306,8 +309,9 @@ def test_a_curriculum_lengthens_the_runs(monkeypatch):
         return meta_step(self, objective)
 
     monkeypatch.setattr(MetaLearner, "meta_step", count)
-    fit("--model.curriculum=[5,10]", "--trainer.max_epochs=3", "--data.train_episodes=8", "--data.episodes_per_batch=4")
-    assert meta_steps == [0] * 2 + [1] * 2 + [2] * 4  # unrolls of 5 in two meta-batches; the second half is longer
+    settings = ["--trainer.max_epochs=3", "--data.train_episodes=8", "--data.episodes_per_batch=4"]
+    fit("--model.curriculum=[5,10]", *settings, *flags)
+    assert meta_steps == [0] * 2 + [1] * 2 + [2] * last  # unrolls of 5 in two meta-batches; the second half is longer
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
@@ -330,6 +334,11 @@ def test_precision_is_the_trainers(precision):
         (["--model.curriculum=[5,12]"], ["model.curriculum[1] is 12", "model.unroll=5"]),
         (["--model.curriculum=[15]"], ["model.curriculum[0] is 15", "data.horizon is 10"]),
         (["--model.second_order=-1"], ["model.second_order is -1", "from 0 to 1"]),
+        (["--model.hessian_every=0"], ["model.hessian_every is 0"]),
+        (
+            ["--model.second_order=0.5", "--model.second_order_unroll=4"],
+            ["data.horizon is 10", "model.second_order_unroll=4"],
+        ),
         (["--model.loss_weights=[1,2]"], ["model.loss_weights has 2", "data.horizon is 10"]),
         (["--model.unrol=5"], ["unrol"]),
         (["--data.distribution=cauchy"], ["distribution", "uniform", "gaussian"]),

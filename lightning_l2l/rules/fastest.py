@@ -12,7 +12,7 @@ SMALLEST_SLICE = 256  # below it, calling costs more than computing
 
 
 def fastest(rule: UpdateRule, theta: Tensor, steps: int = 1, memory: float = 4.0, compiled: bool = True) -> UpdateRule:
-    """Returns a rule that takes the same steps as ``rule``, and gives the same first-order meta-gradients, sooner.
+    """Returns a rule that takes the same steps as ``rule``, and gives the same meta-gradients by its tape, sooner.
 
     A compiled rule replays its steps block by block, so its memory is flat in any case. Otherwise, what the steps
     leave behind is kept while it fits, and replayed slice by slice where it does not.
