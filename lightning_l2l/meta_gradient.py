@@ -130,8 +130,9 @@ def _linear_cotangents(
             product = hessian_product(episodes, trajectory.thetas[step], run.step + step + 1, pending)
             cotangent = cotangent + product * _damping(cotangent, product, longest)
             pending.zero_()
-        cotangent = cotangent + weights[step] * trajectory.grads[step]
-        longest = longest + (weights[step] * trajectory.grads[step]).norm(dim=1, keepdim=True)
+        own = weights[step] * trajectory.grads[step]
+        cotangent = cotangent + own
+        longest = longest + own.norm(dim=1, keepdim=True)
         cotangents.append(cotangent)
     return cotangents[::-1]
 

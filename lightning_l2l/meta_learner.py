@@ -116,8 +116,11 @@ class MetaLearner(LightningModule):
                 f"trainer.max_epochs is {self.trainer.max_epochs}, but the learning rate's decay needs an end: give a "
                 "number above 0."
             )
-        for epoch in range(self.trainer.max_epochs or 0):
-            (key, horizon), (unroll_key, unroll) = self._horizon_in(epoch), self._unroll_in(epoch)
+        epochs = range(self.trainer.max_epochs or 0)
+        for key, horizon, unroll_key, unroll in (
+            *((*stage, "model.unroll", self.unroll) for stage in self._horizons()),  # met by an epoch or not
+            *((*self._horizon_in(epoch), *self._unroll_in(epoch)) for epoch in epochs),
+        ):
             if horizon % unroll:
                 raise InvalidInputError(
                     f"{key} is {horizon}, which {unroll_key}={unroll} does not divide: make the horizon a multiple of "
@@ -164,12 +167,15 @@ class MetaLearner(LightningModule):
         """Where the episodes come from."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
+    def _horizons(self) -> list[tuple[str, int]]:
+        """All horizons of meta-training, with their keys."""
+        stages = enumerate(self.curriculum or [])
+        return [("data.horizon", self.datamodule.horizon), *((f"model.curriculum[{n}]", stage) for n, stage in stages)]
+
     def _horizon_in(self, epoch: int) -> tuple[str, int]:
         """Steps of an episode of meta-training, after the setting that says so."""
-        if not self.curriculum:
-            return "data.horizon", self.datamodule.horizon
-        stage = epoch * len(self.curriculum) // (self.trainer.max_epochs or 1)
-        return f"model.curriculum[{stage}]", self.curriculum[stage]
+        stages = self._horizons()[1:] or self._horizons()
+        return stages[epoch * len(stages) // (self.trainer.max_epochs or 1)]
 
     def _unroll_in(self, epoch: int) -> tuple[str, int]:
         """K, after the setting that says so."""

@@ -332,6 +332,7 @@ def test_precision_is_the_trainers(precision):
         (["--data.train_episodes=7"], ["data.train_episodes is 7", "multiple"]),
         (["--comparison.rates_per_decade=0"], ["comparison.rates_per_decade is 0"]),
         (["--model.curriculum=[5,12]"], ["model.curriculum[1] is 12", "model.unroll=5"]),
+        (["--model.curriculum=[5,12]", "--trainer.fast_dev_run=true"], ["model.curriculum[1] is 12", "model.unroll=5"]),
         (["--model.curriculum=[15]"], ["model.curriculum[0] is 15", "data.horizon is 10"]),
         (["--model.second_order=-1"], ["model.second_order is -1", "from 0 to 1"]),
         (["--model.hessian_every=0"], ["model.hessian_every is 0"]),

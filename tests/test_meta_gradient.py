@@ -106,9 +106,9 @@ class LearnedMomentum(UpdateRule):
 
     coordinatewise = True
 
-    def __init__(self, step=0.03):
+    def __init__(self):
         super().__init__()
-        self.phi = torch.nn.Parameter(torch.tensor([-step, 0.8]))
+        self.phi = torch.nn.Parameter(torch.tensor([-0.03, 0.8]))
 
     def init(self, theta):
         return (torch.zeros_like(theta),)
