@@ -127,7 +127,7 @@ def _linear_cotangents(
         for answer, later in zip(response, reversed(cotangents), strict=False):
             pending.addcmul_(answer, later)
         if step % hessian_every == 0 and cotangents:
-            product = hessian_product(episodes, trajectory.thetas[step], run.step + step + 1, pending)
+            product = episodes.hessian_product(trajectory.thetas[step], run.step + step + 1, pending)
             cotangent = cotangent + product * _damping(cotangent, product, longest)
             pending.zero_()
         own = weights[step] * trajectory.grads[step]
@@ -147,15 +147,6 @@ def _damping(cotangent: Tensor, product: Tensor, longest: Tensor) -> Tensor:
     shortest = -(cotangent * product).sum(1, keepdim=True) / product.square().sum(1, keepdim=True)
     too_long = (cotangent + product).norm(dim=1, keepdim=True) > longest
     return torch.where(too_long, shortest.clamp(0, 1), 1.0)
-
-
-def hessian_product(episodes: Optimizees, theta: Tensor, step: int, vector: Tensor) -> Tensor:
-    """The Hessian of each episode's loss on a minibatch, times a vector of its own, [N, P]."""
-    with torch.enable_grad():
-        theta = theta.detach().requires_grad_()
-        grad = episodes.value_and_grad(theta, step)[1]
-        (product,) = torch.autograd.grad(grad, theta, vector.to(grad.dtype))
-    return product
 
 
 def _size(trajectory: Trajectory) -> Tensor:

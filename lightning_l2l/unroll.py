@@ -28,6 +28,10 @@ class Optimizees(Protocol):
         """Returns the loss of each episode at θ on its minibatch number ``step``, [N], and its gradient, [N, P]."""
         ...
 
+    def hessian_product(self, theta: Tensor, step: int, vector: Tensor) -> Tensor:
+        """Returns the Hessian of that loss times a vector of its own, [N, P]; only for ``linearized``."""
+        ...
+
 
 class Run(NamedTuple):
     """Where N runs stand after t steps: all that is needed to go on."""

@@ -66,6 +66,14 @@ class Episodes(ABC):
             (grad,) = torch.autograd.grad(losses.sum(), theta, create_graph=differentiable)
         return losses if differentiable else losses.detach(), grad
 
+    def hessian_product(self, theta: Tensor, step: int, vector: Tensor) -> Tensor:
+        """Returns the Hessian of each episode's loss at its θ, times a vector of its own, [N, P]."""
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            grad = self.value_and_grad(theta, step)[1]
+            (product,) = torch.autograd.grad(grad, theta, vector.to(grad.dtype))
+        return product
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None, **_: Any) -> Self:
         """Moves every tensor, and whatever else can be moved, to a device; floating point tensors also to a type."""
         moved = {}

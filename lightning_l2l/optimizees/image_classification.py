@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,10 @@ class ClassificationEpisodes(Episodes):
         if self.channels_last:
             images = images.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, images.shape[:2])
         return torch.stack([self._one_loss(*one) for one in zip(theta, images, labels, strict=True)])
+
+    def hessian_product(self, theta: Tensor, step: int, vector: Tensor) -> Tensor:
+        # on a CPU, batch normalization's second derivative takes half as long again in that layout
+        return Episodes.hessian_product(replace(self, channels_last=False), theta, step, vector)
 
     def _one_loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         parameters = unflatten(theta, self.network)
