@@ -2,7 +2,7 @@
 
 A rule's own derivative by a gradient is of little use to the meta-gradient: where a gradient is near zero, a learned
 rule's step jumps with its sign, and the product of many such derivatives explodes. What moves a long run is how the
-rule responses gradients on the whole, their noise included, and that is seen from the steps it took.
+rule responds to gradients on the whole, their noise included, and that is seen from the steps it took.
 """
 
 import torch

@@ -24,8 +24,8 @@ from lightning_l2l.unroll import learning_curves, optimize, start
 class MetaLearner(LightningModule):
     """Learns an update rule: Adam on φ descends L(φ) = E_f[Σ_t w_t f(θ_t)] (arXiv:1606.04474, section 2, equation 3).
 
-    Each meta-batch is a number of episodes side by side, run over their whole horizon and cut into truncations of
-    ``unroll`` steps. Each truncation gives one step of Adam; θ and the rule's state are carried to the next.
+    Each meta-batch is a number of episodes side by side, run over a horizon and cut into truncations of ``unroll``
+    steps. Each truncation gives one step of Adam; θ and the rule's state are carried to the next.
 
     Args:
         rule: the update rule to learn.
@@ -37,14 +37,13 @@ class MetaLearner(LightningModule):
         gradient_clip: largest norm of the meta-gradient; it is scaled down to it.
         loss_weights: w_1 .. w_T, one for each step of the horizon; null weighs every step 1, as the paper does.
         second_order: share of the epochs, the last ones, whose meta-gradient goes through the optimizee's gradients as
-            well. The paper's takes them as given, and so learns smaller steps than are best: 0 always takes that, 1
-            never.
+            well. The paper's takes them as given in all epochs, which is 0, and so learns smaller steps than are best.
         hessian_every: the meta-gradient of second order takes the rule for the linear filter that is closest to its
             steps, and a Hessian of the loss at every so many steps: fewer are faster, and less exact. Null takes the
             exact one of each truncation, which explodes in long ones, takes three to six times as long as the first
             order on a CPU, and the memory of an unroll's whole graph, whatever ``memory`` and ``compiled`` say.
-        second_order_unroll: K in the epochs of second order; null is ``unroll``. The linear filter can bear long ones,
-            which learn what pays off late.
+        second_order_unroll: K in the epochs of second order, or the whole horizon where that is shorter; null is
+            ``unroll``. With ``hessian_every`` it may be long, and then learns what pays off late.
         memory: gigabytes that the activations of one unroll may take; beyond them they are computed again, slice by
             slice, which is slower; 0 always does that.
         compiled: run the LSTM by a kernel that is compiled on this machine, where it has a C++ compiler; on a GPU,
@@ -180,7 +179,7 @@ class MetaLearner(LightningModule):
     def _unroll_in(self, epoch: int) -> tuple[str, int]:
         """K, after the setting that says so."""
         if self.second_order_unroll and self._is_second_order_in(epoch):
-            return "model.second_order_unroll", self.second_order_unroll
+            return "model.second_order_unroll", min(self.second_order_unroll, self._horizon_in(epoch)[1])
         return "model.unroll", self.unroll
 
     def _is_second_order_in(self, epoch: int) -> bool:

@@ -29,7 +29,7 @@ class Optimizees(Protocol):
         ...
 
     def hessian_product(self, theta: Tensor, step: int, vector: Tensor) -> Tensor:
-        """Returns the Hessian of that loss times a vector of its own, [N, P]; only for ``linearized``."""
+        """Returns each episode's Hessian there times its row of ``vector``, [N, P]; only for ``linearized``."""
         ...
 
 

@@ -12,7 +12,7 @@ from lightning_l2l.cli import main
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = [
     *("--data.dimension=3", "--data.horizon=10", "--model.unroll=5", "--model.rule.init_args.hidden_size=4"),
-    *("--model.curriculum=null", "--model.second_order_unroll=null"),
+    "--model.curriculum=null",
     *("--data.episodes_per_batch=4", "--data.train_episodes=8", "--data.val_episodes=4", "--data.tuning_episodes=4"),
     *("--data.test_episodes=8", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"),
 ]

@@ -262,6 +262,15 @@ def test_the_last_epochs_have_the_meta_gradient_of_second_order(hessians, name, 
     assert calls == [0, 0, 1, 1, name, 2, name, 2]
 
 
+@pytest.mark.parametrize(("unroll", "steps"), [("null", 4), ("10", 2), ("500", 2)])
+def test_truncations_of_second_order_are_no_longer_than_a_run(unroll, steps, monkeypatch):
+    calls, meta_step = [], MetaLearner.meta_step
+    monkeypatch.setattr(MetaLearner, "meta_step", lambda *given: calls.append(1) or meta_step(*given))
+    settings = ["--model.second_order=1", "--model.hessian_every=1", f"--model.second_order_unroll={unroll}"]
+    fit(*settings, "--trainer.max_epochs=1")
+    assert len(calls) == steps
+
+
 class Once(torch.autograd.Function):
     """Twice its input, with a gradient that cannot be differentiated."""
 

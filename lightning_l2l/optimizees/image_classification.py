@@ -45,7 +45,8 @@ class ClassificationEpisodes(Episodes):
         indices: which images make each minibatch, [N, T + 1, B].
         images: all images, shared.
         network: the module whose parameters θ stands for, shared.
-        channels_last: whether it takes images in that layout, in which convolutions and pooling take half of the time.
+        channels_last: whether it takes images in that layout, in which convolutions and pooling take half of the time,
+            though not the products with a Hessian.
     """
 
     indices: Tensor
