@@ -28,7 +28,7 @@ def fresh_kernels(tmp_path, monkeypatch, caplog):
 
 
 def small_kernel():
-    return load_kernel(SOURCE, hidden=4, layers=1, inputs=1)
+    return load_kernel(SOURCE, hidden=4, layers=1, preprocessed=0, momenta=0)
 
 
 def test_the_kernel_is_compiled_once(fresh_kernels, tmp_path):

@@ -18,6 +18,7 @@ RULES = {
     "Adam": lambda: Adam(0.1),
     "LSTM": lambda: CoordinatewiseLSTM(hidden_size=5),
     "LSTM on plain gradients": lambda: CoordinatewiseLSTM(hidden_size=5, num_layers=1, preprocessing=None),
+    "LSTM with momenta": lambda: CoordinatewiseLSTM(hidden_size=5, momenta=[0.9, 0.99]),
 }
 
 

@@ -107,7 +107,10 @@ def test_hand_designed_rules_step_as_torch_optim_does(rule, optimizer):
     torch.testing.assert_close(theta(ours), theta(theirs), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_layers": 1, "preprocessing": None}], ids=["LSTM", "plain LSTM"])
+SETTINGS = {"LSTM": {}, "plain LSTM": {"num_layers": 1, "preprocessing": None}, "momenta": {"momenta": [0.9, 0.99]}}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_the_lstm_steps_as_it_is_defined(way, settings):
     rule, model = lstm(**settings), network()
     want = by_hand(rule, model, 5)

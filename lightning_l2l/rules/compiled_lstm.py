@@ -14,14 +14,15 @@ from lightning_l2l.rules.cores import map_on_cores
 from lightning_l2l.rules.tape import Tape
 
 if TYPE_CHECKING:
-    from lightning_l2l.rules.lstm import CoordinatewiseLSTM
+    from lightning_l2l.rules.lstm import CoordinatewiseLSTM, LSTMState
 
 SOURCE = Path(__file__).with_name("lstm_kernel.cpp")
 BLOCKS_PER_THREAD = 32  # fewer are not worth waking a thread
 
 
 class BlockState(NamedTuple):
-    blocks: Tensor  # hidden state and cell of a block's coordinates, [blocks, layers, 2, H, coordinates in a block]
+    # Of a block's coordinates each layer's hidden state and cell, then each running mean, of ∇ and of ∇².
+    blocks: Tensor  # [blocks, layers · 2 · H + momenta · 2, coordinates in a block]
 
 
 class CompiledLSTM(UpdateRule):
@@ -45,13 +46,18 @@ class CompiledLSTM(UpdateRule):
     @classmethod
     def of(cls, rule: "CoordinatewiseLSTM", threads: int) -> "CompiledLSTM | None":
         """Compiles the kernel for a rule's sizes; None where that cannot be done."""
-        inputs = 1 if rule.preprocessing is None else 2
-        kernel = load_kernel(SOURCE, hidden=rule.hidden_size, layers=rule.num_layers, inputs=inputs)
+        macros = {
+            "hidden": rule.hidden_size,
+            "layers": rule.num_layers,
+            "preprocessed": int(rule.preprocessing is not None),
+            "momenta": len(rule.momenta),
+        }
+        kernel = load_kernel(SOURCE, **macros)
         return None if kernel is None else cls(rule, kernel, threads)
 
     def init(self, theta: Tensor) -> BlockState:
         blocks = -(-theta.numel() // self.block_size)
-        return BlockState(theta.new_zeros(blocks, self.rule.num_layers, 2, self.rule.hidden_size, self.block_size))
+        return BlockState(theta.new_zeros(blocks, self._state_size, self.block_size))
 
     def update(self, grad: Tensor, state: State) -> tuple[Tensor, BlockState]:
         after = BlockState(torch.empty_like(state[0]))
@@ -142,11 +148,9 @@ class CompiledLSTM(UpdateRule):
 
         map_on_cores(threads, run, range(threads))
 
-    def to_blocks(self, hidden: Sequence[Tensor], cell: Sequence[Tensor]) -> Tensor:
-        """The state of a rule that is not compiled, one [H, N, P] a layer, as the blocks of ``init``."""
-        rows = torch.stack([torch.stack(pair) for pair in zip(hidden, cell, strict=True)]).flatten(
-            3
-        )  # [layers, 2, H, C]
+    def to_blocks(self, state: "LSTMState") -> Tensor:
+        """The state of the rule that is not compiled, for one episode, as the blocks of ``init``."""
+        rows = torch.cat([tensor.flatten(0, -2) for tensor in _in_block(state)])  # [rows of a block, P]
         blocks = -(-rows.shape[-1] // self.block_size)
         padded = torch.nn.functional.pad(rows, (0, blocks * self.block_size - rows.shape[-1]))
         return padded.unflatten(-1, (blocks, self.block_size)).movedim(-2, 0).contiguous()
@@ -165,11 +169,12 @@ class CompiledLSTM(UpdateRule):
 
     @property
     def _state_size(self) -> int:
-        return self.rule.num_layers * 2 * self.rule.hidden_size
+        return self.rule.num_layers * 2 * self.rule.hidden_size + 2 * len(self.rule.momenta)
 
     def _settings(self, parameters: Tensor) -> tuple:
+        momenta = (ctypes.c_float * len(self.rule.momenta))(*self.rule.momenta)
         preprocessing = ctypes.c_float(self.rule.preprocessing or 0.0)
-        return _address(parameters), preprocessing, ctypes.c_float(self.rule.output_scale)
+        return _address(parameters), preprocessing, momenta, ctypes.c_float(self.rule.output_scale)
 
     def _threads(self, grad: Tensor) -> int:
         return max(1, min(self.threads, grad.numel() // (BLOCKS_PER_THREAD * self.block_size)))
@@ -210,10 +215,22 @@ class CompiledTape(Tape):
         ]
 
 
-def from_blocks(blocks: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Hidden states and cells of ``count`` coordinates, [layers, H, 1, P] each, from blocks of them."""
-    rows = blocks.movedim(0, -2).flatten(-2)[..., None, :count]
-    return rows[:, 0], rows[:, 1]
+def fill_from_blocks(state: "LSTMState", blocks: Tensor) -> bool:
+    """Undoes ``to_blocks``, into the state of a rule that is not compiled, for one episode; False if it does not fit."""
+    into = _in_block(state)
+    sizes, count = [tensor.flatten(0, -2).shape[0] for tensor in into], into[0].shape[-1]
+    if blocks.ndim != 3 or blocks.shape[1] != sum(sizes) or len(blocks) != -(-count // blocks.shape[-1]):
+        return False
+    rows = blocks.movedim(0, -2).flatten(-2)[:, :count]
+    for tensor, part in zip(into, rows.split(sizes), strict=True):
+        tensor.copy_(part.view_as(tensor))
+    return True
+
+
+def _in_block(state: "LSTMState") -> list[Tensor]:
+    """A state's tensors, in the order in which a block holds them."""
+    layers = zip(state.hidden, state.cell, strict=True)
+    return [tensor for pair in (*layers, *state.momenta) for tensor in pair]
 
 
 def _address(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:

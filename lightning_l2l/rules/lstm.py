@@ -12,6 +12,8 @@ from lightning_l2l.rules.compiled_lstm import CompiledLSTM
 from lightning_l2l.rules.lstm_tape import LSTMTape, activate, double_candidate
 from lightning_l2l.rules.tape import Tape
 
+SMALLEST_SQUARE = 1e-16  # of a gradient that is told from none
+
 
 def preprocess_gradient(grad: Tensor, p: float = 10.0) -> Tensor:
     """Splits a gradient into its magnitude, on a log scale, and its sign (arXiv:1606.04474, appendix A).
@@ -32,9 +34,27 @@ def preprocess_gradient(grad: Tensor, p: float = 10.0) -> Tensor:
     return torch.stack([magnitude, direction])
 
 
+class Momentum(NamedTuple):
+    mean: Tensor  # running mean of ∇, [N, P]
+    square: Tensor  # running mean of ∇², [N, P]
+
+    def after(self, grad: Tensor, decay: float) -> "Momentum":
+        """Both moved on by a gradient [N, P]."""
+        mean = decay * self.mean + (1 - decay) * grad
+        return Momentum(mean, decay * self.square + (1 - decay) * grad.square())
+
+    def agreement(self) -> Tensor:
+        """How far gradients agreed lately: their mean by their root mean square, from -1 to 1, [N, P].
+
+        Both start at zero and neither is corrected for it, so that the first steps give small numbers.
+        """
+        return self.mean / (self.square + SMALLEST_SQUARE).sqrt()
+
+
 class LSTMState(NamedTuple):
     hidden: tuple[Tensor, ...]  # one [H, N, P] a layer
     cell: tuple[Tensor, ...]  # one [H, N, P] a layer
+    momenta: tuple[Momentum, ...] = ()  # one a decay
 
 
 class CoordinatewiseLSTM(UpdateRule):
@@ -49,6 +69,9 @@ class CoordinatewiseLSTM(UpdateRule):
         num_layers: number of layers.
         preprocessing: p of appendix A (the paper: 10); null feeds the gradient as it is.
         output_scale: factor of the output (the paper: 0.1 on MNIST, 1 elsewhere).
+        momenta: decays β of running means, each of which gives one more input: the mean of the coordinate's gradients
+            by their root mean square, much as in arXiv:1703.03633, section 4.1. On the log scale of appendix A a mean
+            over many noisy gradients is hard to come by. null is the paper's, which has none.
     """
 
     coordinatewise = True
@@ -59,6 +82,7 @@ class CoordinatewiseLSTM(UpdateRule):
         num_layers: int = 2,
         preprocessing: float | None = 10.0,
         output_scale: float = 0.1,
+        momenta: list[float] | None = None,
     ) -> None:
         super().__init__()
         for name, value in {
@@ -68,11 +92,15 @@ class CoordinatewiseLSTM(UpdateRule):
         }.items():
             if value is not None and value <= 0:
                 raise InvalidInputError(f"{name} is {value}, but it must be positive: give a value above 0.")
+        for decay in momenta or ():
+            if not 0 < decay < 1:
+                raise InvalidInputError(f"momenta has {decay}, but each is a decay: give numbers between 0 and 1.")
         self.hidden_size = hidden_size
         self.num_layers = num_layers
         self.preprocessing = preprocessing
         self.output_scale = output_scale
-        inputs = [1 if preprocessing is None else 2] + [hidden_size] * (num_layers - 1)
+        self.momenta = tuple(momenta or ())
+        inputs = [(1 if preprocessing is None else 2) + len(self.momenta)] + [hidden_size] * (num_layers - 1)
         self.weights = nn.ParameterList(torch.empty(4 * hidden_size, n + hidden_size) for n in inputs)
         self.biases = nn.ParameterList(torch.empty(4 * hidden_size) for _ in inputs)
         self.output = nn.Linear(hidden_size, 1)
@@ -90,20 +118,23 @@ class CoordinatewiseLSTM(UpdateRule):
 
     def init(self, theta: Tensor) -> LSTMState:
         zeros = tuple(theta.new_zeros(self.hidden_size, *theta.shape) for _ in range(self.num_layers))
-        return LSTMState(zeros, zeros)
+        return LSTMState(zeros, zeros, tuple(Momentum(*theta.new_zeros(2, *theta.shape)) for _ in self.momenta))
 
     def update(self, grad: Tensor, state: State) -> tuple[Tensor, LSTMState]:
-        rows = self.inputs(grad)
+        *last, momenta = state
+        rows, momenta = self.inputs(grad, momenta)
         hidden, cell = [], []
-        for weight, bias, last_hidden, last_cell in zip(self.weights, self.biases, *state, strict=True):
+        for weight, bias, last_hidden, last_cell in zip(self.weights, self.biases, *last, strict=True):
             rows, next_cell = _lstm_layer(rows, last_hidden, last_cell, weight, bias)
             hidden.append(rows)
             cell.append(next_cell)
-        return self.readout(rows.flatten(1)).view_as(grad), LSTMState(tuple(hidden), tuple(cell))
+        return self.readout(rows.flatten(1)).view_as(grad), LSTMState(tuple(hidden), tuple(cell), momenta)
 
-    def inputs(self, grad: Tensor) -> Tensor:
-        """What the first layer sees of a gradient [N, P]: [1 or 2, N, P]."""
-        return grad[None] if self.preprocessing is None else preprocess_gradient(grad, self.preprocessing)
+    def inputs(self, grad: Tensor, momenta: tuple[Momentum, ...]) -> tuple[Tensor, tuple[Momentum, ...]]:
+        """What the first layer sees of a gradient [N, P], [inputs, N, P], and the running means with it."""
+        rows = grad[None] if self.preprocessing is None else preprocess_gradient(grad, self.preprocessing)
+        momenta = tuple(last.after(grad, decay) for last, decay in zip(momenta, self.momenta, strict=True))
+        return torch.stack([*rows, *(momentum.agreement() for momentum in momenta)]), momenta
 
     def readout(self, hidden: Tensor) -> Tensor:
         """The step that the last layer's hidden state [H, C] stands for, [1, C]."""

@@ -4,7 +4,8 @@
 // one block are COLUMNS vectors side by side. Nothing of a forward step but the state is kept. The backward pass runs
 // a block's K steps again from the state before them, then goes back through them: cheaper than memory's bandwidth.
 //
-// The macros HIDDEN, LAYERS and INPUTS (1: the gradient as it is; 2: preprocessed) are given by whoever compiles this.
+// The macros HIDDEN, LAYERS, PREPROCESSED (0: the gradient as it is; 1: appendix A) and MOMENTA (how many running means
+// are inputs, too) are given by whoever compiles this.
 
 #include <cmath>
 #include <cstring>
@@ -25,13 +26,23 @@ constexpr int LANES = 4, TILE_ROWS = 5;  // 16
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int bits __attribute__((vector_size(4 * LANES)));
 
-constexpr int BLOCK = 32, COLUMNS = BLOCK / LANES, GATES = 4 * HIDDEN;
+constexpr int BLOCK = 32, COLUMNS = BLOCK / LANES, GATES = 4 * HIDDEN, INPUTS = 1 + PREPROCESSED + MOMENTA;
 constexpr int GATE_VECTORS = (GATES + LANES - 1) / LANES;
+constexpr float SMALLEST_SQUARE = 1e-16f;  // of a gradient that is told from none
 
 typedef vec Row[COLUMNS];  // one number for every coordinate of a block
 
 struct State {  // of one layer
     Row hidden[HIDDEN], cell[HIDDEN];
+};
+
+struct Momentum {  // running means of the gradient and of its square
+    Row mean, square;
+};
+
+struct Memory {  // what is kept from one step to the next
+    State layers[LAYERS];
+    Momentum momenta[MOMENTA];
 };
 
 struct Activations {  // of one layer, for the backward pass
@@ -42,7 +53,7 @@ struct Activations {  // of one layer, for the backward pass
 struct Step {
     Row inputs[INPUTS];
     Activations activations[LAYERS];
-    State after[LAYERS];
+    Memory after;
 };
 
 constexpr int inputs_of(int layer) { return layer ? HIDDEN : INPUTS; }
@@ -54,7 +65,8 @@ constexpr int OUTPUT_AT = bias_at(LAYERS);
 
 struct Rule {
     const float *parameters;
-    float preprocessing;  // p of appendix A
+    float preprocessing;   // p of appendix A
+    const float *momenta;  // decays of the running means
     float output_scale;
 
     const float *weight(int layer) const { return parameters + weight_at(layer); }
@@ -122,19 +134,39 @@ inline void multiply(const float *a, int row_stride, int stride, const float *fi
 }
 
 // Appendix A: (log|g| / p, sign g), or (-1, e^p g) where the gradient is small.
-void read_gradient(const Rule &rule, const float *gradient, int count, Row *inputs) {
-    float *first = (float *)inputs, *second = first + BLOCK;
+void preprocess(const Rule &rule, const float *gradient, float *magnitude, float *direction) {
     const float smallest = std::exp(-rule.preprocessing), largest = std::exp(rule.preprocessing);
     for (int i = 0; i < BLOCK; i++) {
-        const float g = i < count ? gradient[i] : 0.0f;
-        if (INPUTS == 1) {
-            first[i] = g;
-            continue;
-        }
-        const float size = std::fabs(g), scaled = g * largest;
-        first[i] = std::log(size < smallest ? smallest : size) / rule.preprocessing;
-        second[i] = scaled > 1 ? 1 : scaled < -1 ? -1 : scaled;
+        const float size = std::fabs(gradient[i]), scaled = gradient[i] * largest;
+        magnitude[i] = std::log(size < smallest ? smallest : size) / rule.preprocessing;
+        direction[i] = scaled > 1 ? 1 : scaled < -1 ? -1 : scaled;
     }
+}
+
+// Moves the running means on; the input is their ratio.
+void agree(float decay, const float *gradient, const Momentum &before, Momentum &after, float *ratio) {
+    const float *last_mean = (const float *)before.mean, *last_square = (const float *)before.square;
+    float *mean = (float *)after.mean, *square = (float *)after.square;
+    for (int i = 0; i < BLOCK; i++) {
+        const float g = gradient[i];
+        mean[i] = decay * last_mean[i] + (1 - decay) * g;
+        square[i] = decay * last_square[i] + (1 - decay) * (g * g);
+        ratio[i] = mean[i] / std::sqrt(square[i] + SMALLEST_SQUARE);
+    }
+}
+
+// What the first layer sees of the gradients of `count` coordinates.
+void read_gradient(const Rule &rule, const float *gradient, int count, const Memory &before, Memory &after,
+                   Row *inputs) {
+    Row padded = {};
+    std::memcpy(padded, gradient, count * sizeof(float));
+    if (PREPROCESSED)
+        preprocess(rule, (float *)padded, (float *)inputs[0], (float *)inputs[PREPROCESSED]);
+    else
+        std::memcpy(inputs[0], padded, sizeof(Row));
+    for (int m = 0; m < MOMENTA; m++)
+        agree(rule.momenta[m], (float *)padded, before.momenta[m], after.momenta[m],
+              (float *)inputs[1 + PREPROCESSED + m]);
 }
 
 template <int LAYER>
@@ -169,9 +201,15 @@ void forward_layers(const Rule &rule, const Row *inputs, const State *before, St
         forward_layers<LAYER + 1>(rule, after[LAYER].hidden, before, after, activations);
 }
 
-// One step of one block. `before` and `after` may be the same.
-void forward_step(const Rule &rule, const State *before, State *after, Step &step) {
-    forward_layers<0>(rule, step.inputs, before, after, step.activations);
+// What the last layer's hidden state stands for, before it is scaled.
+void read_out(const Rule &rule, const Memory &memory, Row &output) {
+    multiply<1, HIDDEN>(rule.output(), HIDDEN, 1, rule.output() + HIDDEN, memory.layers[LAYERS - 1].hidden, &output);
+}
+
+// One step of one block of `count` coordinates. `before` and `after` may be the same.
+void forward_step(const Rule &rule, const float *gradient, int count, const Memory &before, Memory &after, Step &step) {
+    read_gradient(rule, gradient, count, before, after, step.inputs);
+    forward_layers<0>(rule, step.inputs, before.layers, after.layers, step.activations);
 }
 
 // Where the backward pass of one block stands, and what it has gathered for the parameters.
@@ -275,17 +313,17 @@ void backward_layer(const Rule &rule, const Row *inputs, const State &before, Ac
 }
 
 template <int LAYER>
-void backward_layers(const Rule &rule, const State *before, Step &step, Backward &back) {
-    const Row *inputs = LAYER ? step.after[LAYER - 1].hidden : step.inputs;
-    backward_layer<LAYER>(rule, inputs, before[LAYER], step.activations[LAYER], back);
+void backward_layers(const Rule &rule, const Memory &before, Step &step, Backward &back) {
+    const Row *inputs = LAYER ? step.after.layers[LAYER - 1].hidden : step.inputs;
+    backward_layer<LAYER>(rule, inputs, before.layers[LAYER], step.activations[LAYER], back);
     if constexpr (LAYER > 0) backward_layers<LAYER - 1>(rule, before, step, back);
 }
 
-void backward_step(const Rule &rule, const State *before, Step &step, Backward &back) {
+void backward_step(const Rule &rule, const Memory &before, Step &step, Backward &back) {
     for (int h = 0; h < HIDDEN; h++)
         for (int c = 0; c < COLUMNS; c++) {
             const vec cotangent = rule.output_scale * back.cotangent[c];
-            back.output[h][c] += cotangent * step.after[LAYERS - 1].hidden[h][c];
+            back.output[h][c] += cotangent * step.after.layers[LAYERS - 1].hidden[h][c];
             back.hidden[LAYERS - 1][h][c] += cotangent * rule.output()[h];
         }
     for (int c = 0; c < COLUMNS; c++) back.output_bias[c] += rule.output_scale * back.cotangent[c];
@@ -316,19 +354,19 @@ int least(long a, int b) { return a < b ? a : b; }
 // An optimizer keeps a block's state between two steps as it is, or in bfloat16: the upper half of each float.
 typedef unsigned whole __attribute__((vector_size(4 * LANES), may_alias));
 typedef unsigned short halves __attribute__((vector_size(2 * LANES), may_alias));
-constexpr int STATE_VECTORS = LAYERS * sizeof(State) / sizeof(vec);
+constexpr int MEMORY_VECTORS = sizeof(Memory) / sizeof(vec);
 
-State *open_state(State *kept, State *) { return kept; }
-void close_state(State *, const State *) {}
+Memory *open_memory(Memory *kept, Memory *) { return kept; }
+void close_memory(Memory *, const Memory *) {}
 
-State *open_state(const halves *kept, State *state) {
-    for (int i = 0; i < STATE_VECTORS; i++) ((whole *)state)[i] = __builtin_convertvector(kept[i], whole) << 16;
-    return state;
+Memory *open_memory(const halves *kept, Memory *memory) {
+    for (int i = 0; i < MEMORY_VECTORS; i++) ((whole *)memory)[i] = __builtin_convertvector(kept[i], whole) << 16;
+    return memory;
 }
 
-void close_state(halves *kept, const State *state) {
-    for (int i = 0; i < STATE_VECTORS; i++) {
-        const whole number = ((const whole *)state)[i];
+void close_memory(halves *kept, const Memory *memory) {
+    for (int i = 0; i < MEMORY_VECTORS; i++) {
+        const whole number = ((const whole *)memory)[i];
         kept[i] = __builtin_convertvector((number + 0x7fff + (number >> 16 & 1)) >> 16, halves);  // nearest, or even
     }
 }
@@ -338,13 +376,12 @@ void optimize_one(const Rule &rule, float factor, long count, const float *gradi
     Step step;
     for (long start = 0; start < count; start += BLOCK, kept += BLOCK_LENGTH) {
         const int size = least(count - start, BLOCK);
-        State *state = open_state(kept, step.after);
-        read_gradient(rule, gradient + start, size, step.inputs);
-        forward_step(rule, state, state, step);
+        Memory *memory = open_memory(kept, &step.after);
+        forward_step(rule, gradient + start, size, *memory, *memory, step);
         Row output;
-        multiply<1, HIDDEN>(rule.output(), HIDDEN, 1, rule.output() + HIDDEN, state[LAYERS - 1].hidden, &output);
+        read_out(rule, *memory, output);
         for (int i = 0; i < size; i++) theta[start + i] += factor * (rule.output_scale * ((float *)output)[i]);
-        close_state(kept, state);
+        close_memory(kept, memory);
     }
 }
 
@@ -354,37 +391,34 @@ extern "C" {
 
 int block_size() { return BLOCK; }
 
-// Takes one step: `gradient` and `update` have `count` numbers, the states one entry a layer for each block.
-void forward(const float *parameters, float preprocessing, float output_scale, long count, const float *gradient,
-             const void *before, void *after, float *update) {
-    const Rule rule{parameters, preprocessing, output_scale};
+// Takes one step: `gradient` and `update` have `count` numbers, the states one entry for each block.
+void forward(const float *parameters, float preprocessing, const float *momenta, float output_scale, long count,
+             const float *gradient, const void *before, void *after, float *update) {
+    const Rule rule{parameters, preprocessing, momenta, output_scale};
     Step step;
     for (long start = 0; start < count; start += BLOCK) {
-        const long block = start / BLOCK * LAYERS;
+        const long block = start / BLOCK;
         const int size = least(count - start, BLOCK);
-        State *next = (State *)after + block;
-        read_gradient(rule, gradient + start, size, step.inputs);
-        forward_step(rule, (const State *)before + block, next, step);
+        Memory *next = (Memory *)after + block;
+        forward_step(rule, gradient + start, size, ((const Memory *)before)[block], *next, step);
         Row output;
-        multiply<1, HIDDEN>(rule.output(), HIDDEN, 1, rule.output() + HIDDEN, next[LAYERS - 1].hidden, &output);
+        read_out(rule, *next, output);
         for (int i = 0; i < size; i++) update[start + i] = output_scale * ((float *)output)[i];
     }
 }
 
 // Adds the meta-gradient of K steps to `meta_gradient`: gradients[t] is the input of step t, cotangents[t] dL/dg of it.
-void backward(const float *parameters, float preprocessing, float output_scale, long count, long steps,
-              const float *const *gradients, const float *const *cotangents, const void *before,
+void backward(const float *parameters, float preprocessing, const float *momenta, float output_scale, long count,
+              long steps, const float *const *gradients, const float *const *cotangents, const void *before,
               double *meta_gradient) {
-    const Rule rule{parameters, preprocessing, output_scale};
+    const Rule rule{parameters, preprocessing, momenta, output_scale};
     const std::unique_ptr<Step[]> tape(new Step[steps]);
     const std::unique_ptr<Backward> back(new Backward);
     for (long start = 0; start < count; start += BLOCK) {
-        const State *first = (const State *)before + start / BLOCK * LAYERS;
+        const Memory &first = ((const Memory *)before)[start / BLOCK];
         const int size = least(count - start, BLOCK);
-        for (long t = 0; t < steps; t++) {
-            read_gradient(rule, gradients[t] + start, size, tape[t].inputs);
-            forward_step(rule, t ? tape[t - 1].after : first, tape[t].after, tape[t]);
-        }
+        for (long t = 0; t < steps; t++)
+            forward_step(rule, gradients[t] + start, size, t ? tape[t - 1].after : first, tape[t].after, tape[t]);
         std::memset((void *)back.get(), 0, sizeof(Backward));
         for (long t = steps - 1; t >= 0; t--) {
             std::memcpy(back->cotangent, cotangents[t] + start, size * sizeof(float));
@@ -395,15 +429,15 @@ void backward(const float *parameters, float preprocessing, float output_scale, 
 }
 
 // Takes one step of each of `number` parameters in place: theta, of `count` numbers, moves by factor times the step, and
-// the state has one entry a layer for each block, as in `forward`, or the same in bfloat16.
-void optimize(const float *parameters, float preprocessing, float output_scale, float factor, int in_bfloat16,
-              long number, const long *counts, const float *const *gradients, void *const *states,
+// the state has one entry for each block, as in `forward`, or the same in bfloat16.
+void optimize(const float *parameters, float preprocessing, const float *momenta, float output_scale, float factor,
+              int in_bfloat16, long number, const long *counts, const float *const *gradients, void *const *states,
               float *const *thetas) {
-    const Rule rule{parameters, preprocessing, output_scale};
+    const Rule rule{parameters, preprocessing, momenta, output_scale};
     for (long i = 0; i < number; i++)
         if (in_bfloat16)
-            optimize_one<halves, STATE_VECTORS>(rule, factor, counts[i], gradients[i], (halves *)states[i], thetas[i]);
+            optimize_one<halves, MEMORY_VECTORS>(rule, factor, counts[i], gradients[i], (halves *)states[i], thetas[i]);
         else
-            optimize_one<State, LAYERS>(rule, factor, counts[i], gradients[i], (State *)states[i], thetas[i]);
+            optimize_one<Memory, 1>(rule, factor, counts[i], gradients[i], (Memory *)states[i], thetas[i]);
 }
 }

@@ -69,14 +69,15 @@ class LSTMTape(Tape):
     def update(self, grad: Tensor, state: "State") -> tuple[Tensor, "LSTMState"]:
         """As the rule's ``update``: gradient [N, P] in, step [N, P] and next state out; called K times at most."""
         if self.step == 0:
-            for layer, hidden, cell in zip(self.layers, *state, strict=True):
+            for layer, hidden, cell in zip(self.layers, *state[:2], strict=True):
                 layer.rows[0, -1 - len(hidden) : -1] = hidden.flatten(1)
                 layer.cell[0] = cell.flatten(1)
-        rows = self.rule.inputs(grad).flatten(1)
+        inputs, momenta = self.rule.inputs(grad, state[2])
+        rows = inputs.flatten(1)
         for layer, weight in zip(self.layers, self.weights, strict=True):
             rows = self._forward(layer, weight, rows)
         self.step += 1
-        return self.rule.readout(rows).view_as(grad), self._state(grad, type(state))
+        return self.rule.readout(rows).view_as(grad), self._state(grad, state)._replace(momenta=momenta)
 
     @torch.no_grad()
     def backward(self, cotangents: list[Tensor]) -> list[Tensor]:
@@ -127,7 +128,7 @@ class LSTMTape(Tape):
             layer.rows[step + 1, len(inputs) : -1] = hidden
         return hidden
 
-    def _state(self, grad: Tensor, state_type: "type") -> "LSTMState":
+    def _state(self, grad: Tensor, state: "State") -> "LSTMState":
         """The state after this step; after the last one a copy, since the buffers will be used again."""
         hidden = tuple(layer.hidden[self.step - 1].view(-1, *grad.shape) for layer in self.layers)
         cell = tuple(layer.cell[self.step].view(-1, *grad.shape) for layer in self.layers)
@@ -136,7 +137,7 @@ class LSTMTape(Tape):
                 tuple(h.clone() for h in hidden),
                 tuple(c.clone() for c in cell),
             )
-        return state_type(hidden, cell)
+        return type(state)(hidden, cell)
 
 
 def activate(gates: Tensor, cell: Tensor, next_cell: Tensor, tanh_cell: Tensor, hidden: Tensor) -> None:

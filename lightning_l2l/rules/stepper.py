@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lightning_l2l.rules.base import State, UpdateRule
-from lightning_l2l.rules.compiled_lstm import CompiledLSTM, from_blocks
+from lightning_l2l.rules.compiled_lstm import CompiledLSTM, fill_from_blocks
+from lightning_l2l.rules.lstm import LSTMState
 
 CHUNK = {"cpu": 4096}  # coordinates at a time: on a CPU, what a core's cache holds
 LARGE_CHUNK = 65_536  # elsewhere; the LSTM's activations then take 60 MB
@@ -89,10 +90,11 @@ class Stepper:
         Raises:
             ValueError: it is another rule's, or another θ's.
         """
-        if "blocks" in state and len(state["blocks"]) == -(-len(theta) // state["blocks"].shape[-1]):
-            hidden, cell = from_blocks(state["blocks"], len(theta))
-            state = {f"hidden.{i}": h for i, h in enumerate(hidden)} | {f"cell.{i}": c for i, c in enumerate(cell)}
-        return self._copy(state, self.init(theta))
+        into = self.init(theta)
+        own = pytree.tree_unflatten(into.values(), self.structure)  # the same tensors
+        if "blocks" in state and isinstance(own, LSTMState) and fill_from_blocks(own, state["blocks"]):
+            return into
+        return self._copy(state, into)
 
     def _copy(self, state: KeptState, into: KeptState) -> KeptState:
         shapes = ({name: getattr(value, "shape", None) for name, value in each.items()} for each in (state, into))
@@ -132,7 +134,7 @@ class CompiledStepper(Stepper):
         super().__init__(kernel.rule, torch.device("cpu"), torch.float32, in_bfloat16)
         self.kernel = kernel
         self.parameters = kernel.parameter_vector()
-        self.names = ["blocks"]
+        self.names_without_kernel, self.names = self.names, ["blocks"]
 
     def init(self, theta: Tensor) -> KeptState:
         return {"blocks": self.kernel.init(theta.new_empty(len(theta), dtype=self.kept_dtype))[0]}
@@ -157,9 +159,8 @@ class CompiledStepper(Stepper):
         return blocks is not None and blocks.is_cpu
 
     def adopt(self, state: KeptState, theta: Tensor) -> KeptState:
-        parts = [[value for name, value in state.items() if name.startswith(kind)] for kind in ("hidden.", "cell.")]
-        if len(state) == sum(map(len, parts)) == 2 * self.kernel.rule.num_layers:
-            state = {"blocks": self.kernel.to_blocks(*parts)}
+        if list(state) == self.names_without_kernel:
+            state = {"blocks": self.kernel.to_blocks(pytree.tree_unflatten(state.values(), self.structure))}
         return self._copy(state, self.init(theta))
 
 
