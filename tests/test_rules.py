@@ -52,6 +52,20 @@ def test_preprocessing_has_the_values_of_appendix_a(grad, want):
     torch.testing.assert_close(result[:, 0], torch.tensor(want, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("alternating", "want"), [(False, 1.0), (True, -1 / 19)])
+def test_momenta_say_how_far_gradients_agree(alternating, want):
+    """A mean of ±a with decay .9 tends to ±a (1 - .9) / (1 + .9) where signs alternate, of any size a."""
+    rule = CoordinatewiseLSTM(momenta=[0.9]).double()
+    grad = torch.tensor([[1e-6, -3.0, 0.0]], dtype=torch.float64)
+    momenta = rule.init(grad).momenta
+    for step in range(300):
+        rows, momenta = rule.inputs(grad * (-1) ** (step * alternating), momenta)
+        if step == 0:  # means begin at zero
+            torch.testing.assert_close(rows[2, 0, :2].abs(), torch.full((2,), 0.1**0.5).double(), rtol=1e-3, atol=0)
+    assert rows.shape == (3, 1, 3)
+    torch.testing.assert_close(rows[2, 0], want * torch.tensor([1, -1, 0]).double(), rtol=1e-3, atol=1e-12)
+
+
 def test_permuting_coordinates_permutes_steps(rule):
     grads = torch.randn(6, 2, 7, dtype=torch.float64)
     order = torch.randperm(7)
@@ -103,6 +117,11 @@ def test_a_tensor_of_rates_gives_each_episode_its_own():
 def test_non_positive_settings_are_refused(make):
     with pytest.raises(InvalidInputError, match="must be positive"):
         make()
+
+
+def test_momenta_that_are_no_decays_are_refused():
+    with pytest.raises(InvalidInputError, match=r"momenta has 1.0, but each is a decay: give numbers between 0 and 1"):
+        CoordinatewiseLSTM(momenta=[0.9, 1.0])
 
 
 LSTMS = [name for name in RULES if "LSTM" in name]

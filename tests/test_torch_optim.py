@@ -188,11 +188,12 @@ def test_loading_a_state_dict_shares_nothing():
         assert all(torch.equal(value, saved["state"][number][name]) for name, value in state.items())
 
 
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("first", ["kernel", "eager"])
-def test_a_state_goes_to_a_machine_without_a_compiler_and_back(first, monkeypatch):
+def test_a_state_goes_to_a_machine_without_a_compiler_and_back(first, settings, monkeypatch):
     if lstm().compiled(torch.zeros(1), 1) is None:
         skip("there is no C++ compiler")
-    rule, model, of, saved = lstm(), network(), CompiledLSTM.of, None
+    rule, model, of, saved = lstm(**settings), network(), CompiledLSTM.of, None
     want = by_hand(rule, model, 6)
     for index, kernel in enumerate([first == "kernel", first != "kernel"]):
         monkeypatch.setattr(CompiledLSTM, "of", of if kernel else classmethod(lambda *_: None))
@@ -453,8 +454,9 @@ def test_half_precision_rounds_once(way, dtype):
     assert (p != want).float().mean() < 0.002  # where the two ways differ in the last bit of float32, at a half
 
 
-def test_bfloat16_states_are_half_as_large_and_steps_nearly_the_same(way):
-    rule = lstm(hidden_size=20)
+@pytest.mark.parametrize(("momenta", "size"), [(None, 320), ([0.9, 0.99], 336)])
+def test_bfloat16_states_are_half_as_large_and_steps_nearly_the_same(way, momenta, size):
+    rule = lstm(hidden_size=20, momenta=momenta)
     states, steps = [], []
     for bfloat16_state in (False, True):
         p = torch.zeros(40, 200, requires_grad=True)
@@ -464,7 +466,7 @@ def test_bfloat16_states_are_half_as_large_and_steps_nearly_the_same(way):
             optimizer.step()
         states.append(sum(value.numel() * value.element_size() for value in optimizer.state[p].values()))
         steps.append(p.detach())
-    assert states == [320 * 8000, 160 * 8000]
+    assert states == [size * 8000, size // 2 * 8000]
     assert 0 < (steps[1] - steps[0]).norm() < 0.02 * steps[0].norm()
 
 

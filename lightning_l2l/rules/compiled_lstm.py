@@ -216,7 +216,7 @@ class CompiledTape(Tape):
 
 
 def fill_from_blocks(state: "LSTMState", blocks: Tensor) -> bool:
-    """Undoes ``to_blocks``, into the state of a rule that is not compiled, for one episode; False if it does not fit."""
+    """Undoes ``to_blocks``, into a state of the rule that is not compiled; False where it does not fit."""
     into = _in_block(state)
     sizes, count = [tensor.flatten(0, -2).shape[0] for tensor in into], into[0].shape[-1]
     if blocks.ndim != 3 or blocks.shape[1] != sum(sizes) or len(blocks) != -(-count // blocks.shape[-1]):

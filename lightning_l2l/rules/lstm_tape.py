@@ -18,7 +18,7 @@ from lightning_l2l.rules.tape import Tape
 
 if TYPE_CHECKING:
     from lightning_l2l.rules.base import State
-    from lightning_l2l.rules.lstm import CoordinatewiseLSTM, LSTMState
+    from lightning_l2l.rules.lstm import CoordinatewiseLSTM, LSTMState, Momentum
 
 
 class LayerBuffers(NamedTuple):
@@ -77,7 +77,7 @@ class LSTMTape(Tape):
         for layer, weight in zip(self.layers, self.weights, strict=True):
             rows = self._forward(layer, weight, rows)
         self.step += 1
-        return self.rule.readout(rows).view_as(grad), self._state(grad, state)._replace(momenta=momenta)
+        return self.rule.readout(rows).view_as(grad), self._state(grad, momenta, type(state))
 
     @torch.no_grad()
     def backward(self, cotangents: list[Tensor]) -> list[Tensor]:
@@ -128,7 +128,7 @@ class LSTMTape(Tape):
             layer.rows[step + 1, len(inputs) : -1] = hidden
         return hidden
 
-    def _state(self, grad: Tensor, state: "State") -> "LSTMState":
+    def _state(self, grad: Tensor, momenta: tuple["Momentum", ...], state_type: "type") -> "LSTMState":
         """The state after this step; after the last one a copy, since the buffers will be used again."""
         hidden = tuple(layer.hidden[self.step - 1].view(-1, *grad.shape) for layer in self.layers)
         cell = tuple(layer.cell[self.step].view(-1, *grad.shape) for layer in self.layers)
@@ -137,7 +137,7 @@ class LSTMTape(Tape):
                 tuple(h.clone() for h in hidden),
                 tuple(c.clone() for c in cell),
             )
-        return type(state)(hidden, cell)
+        return state_type(hidden, cell, momenta)
 
 
 def activate(gates: Tensor, cell: Tensor, next_cell: Tensor, tanh_cell: Tensor, hidden: Tensor) -> None:
