@@ -33,8 +33,8 @@ class LearnedOptimizer(Optimizer):
     **Precision.** Steps are computed in float32, in float64 for float64 parameters; half-precision parameters are
     rounded once, at the end.
 
-    **State.** The paper's LSTM remembers 80 numbers of each coordinate: 320 bytes, or 160 with ``bfloat16_state``,
-    and two more for each of its ``momenta``.
+    **State.** The paper's LSTM remembers 80 numbers of each coordinate: 320 bytes, or 160 with ``bfloat16_state``.
+    Running means, such as a rule's ``momenta``, are kept in full with it, too: 8 bytes for each of them.
     ``state_dict`` holds them as plain tensors, and loading it continues to the next bit; the rule itself is not in it,
     only its name, so give the same rule again. A step needs next to no memory beyond the state: coordinates are worked
     on in chunks.

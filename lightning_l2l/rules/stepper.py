@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lightning_l2l.rules.base import State, UpdateRule
-from lightning_l2l.rules.compiled_lstm import CompiledLSTM, fill_from_blocks
-from lightning_l2l.rules.lstm import LSTMState
+from lightning_l2l.rules.compiled_lstm import BlockState, CompiledLSTM, join_blocks
+from lightning_l2l.rules.lstm import LSTMState, Momentum
 
 CHUNK = {"cpu": 4096}  # coordinates at a time: on a CPU, what a core's cache holds
+RUNNING_MEANS = ("mean", "square")  # in bfloat16 they would stall: what a step adds is rounded away
 LARGE_CHUNK = 65_536  # elsewhere; the LSTM's activations then take 60 MB
 
 KeptState = dict[str, Any]
@@ -40,8 +41,9 @@ class Stepper:
         self.device = device
         self.dtype = dtype
         self.kept_dtype = torch.bfloat16 if in_bfloat16 else dtype
-        leaves, self.structure = pytree.tree_flatten_with_path(self.rule.init(torch.zeros(1, 1).to(device, dtype)))
-        self.names = [_name(path) for path, _ in leaves]
+        first = self.rule.init(torch.zeros(1, 1).to(device, dtype))
+        self.structure = pytree.tree_structure(first)
+        self.names = list(_named(first))
 
     def init(self, theta: Tensor) -> KeptState:
         """Returns the state before the first step from θ, [P]."""
@@ -53,7 +55,8 @@ class Stepper:
                     kept[name] = value
                     continue
                 if name not in kept:
-                    kind = self.kept_dtype if value.is_floating_point() else value.dtype
+                    small = value.is_floating_point() and name.rpartition(".")[2] not in RUNNING_MEANS
+                    kind = self.kept_dtype if small else value.dtype
                     kept[name] = value.new_empty((*value.shape[:-1], len(theta)), dtype=kind)
                 kept[name][..., part] = value
         return kept
@@ -90,11 +93,11 @@ class Stepper:
         Raises:
             ValueError: it is another rule's, or another θ's.
         """
-        into = self.init(theta)
-        own = pytree.tree_unflatten(into.values(), self.structure)  # the same tensors
-        if "blocks" in state and isinstance(own, LSTMState) and fill_from_blocks(own, state["blocks"]):
-            return into
-        return self._copy(state, into)
+        if "blocks" in state and len(state["blocks"]) == -(-len(theta) // state["blocks"].shape[-1]):
+            layers, *momenta = (join_blocks(blocks, len(theta)) for blocks in state.values())
+            means = tuple(Momentum(*pair) for pair in momenta[0]) if momenta else ()
+            state = _named(LSTMState(tuple(layers[:, 0]), tuple(layers[:, 1]), means))
+        return self._copy(state, self.init(theta))
 
     def _copy(self, state: KeptState, into: KeptState) -> KeptState:
         shapes = ({name: getattr(value, "shape", None) for name, value in each.items()} for each in (state, into))
@@ -123,7 +126,7 @@ class Stepper:
 
 
 class CompiledStepper(Stepper):
-    """As ``Stepper``, by the LSTM's kernel, on all θ in one call. A state is one tensor, ``blocks``.
+    """As ``Stepper``, by the LSTM's kernel, on all θ in one call. A state is that of ``CompiledLSTM``.
 
     Args:
         kernel: the rule by its kernel.
@@ -134,21 +137,24 @@ class CompiledStepper(Stepper):
         super().__init__(kernel.rule, torch.device("cpu"), torch.float32, in_bfloat16)
         self.kernel = kernel
         self.parameters = kernel.parameter_vector()
-        self.names_without_kernel, self.names = self.names, ["blocks"]
+        self.names_without_kernel = self.names
+        self.names = ["blocks", "momenta"] if kernel.rule.momenta else ["blocks"]
 
     def init(self, theta: Tensor) -> KeptState:
-        return {"blocks": self.kernel.init(theta.new_empty(len(theta), dtype=self.kept_dtype))[0]}
+        state = self.kernel.init(theta.new_empty(len(theta), dtype=self.dtype))
+        return self._kept(state._replace(blocks=state.blocks.to(self.kept_dtype)))
 
     def step(self, work: Sequence[Work], factor: float) -> None:
         direct = []
         for theta, grad, state in work:
             if theta.dtype == grad.dtype == self.dtype:
-                direct.append((theta, grad, state["blocks"]))
+                direct.append((theta, grad, self._opened(state)))
                 torch.autograd.graph.increment_version(theta)  # overwritten behind autograd's back
                 continue
             width = self.kernel.block_size
             for part in self._parts(theta):
-                computed, blocks = theta[part].to(self.dtype), state["blocks"][part.start // width :]
+                computed = theta[part].to(self.dtype)
+                blocks = BlockState(*(tensor[part.start // width :] for tensor in self._opened(state)))
                 self.kernel.optimize(self.parameters, [(computed, grad[part].to(self.dtype), blocks)], factor)
                 theta[part] = computed  # rounded once
         if direct:
@@ -160,8 +166,14 @@ class CompiledStepper(Stepper):
 
     def adopt(self, state: KeptState, theta: Tensor) -> KeptState:
         if list(state) == self.names_without_kernel:
-            state = {"blocks": self.kernel.to_blocks(pytree.tree_unflatten(state.values(), self.structure))}
+            state = self._kept(self.kernel.to_blocks(pytree.tree_unflatten(state.values(), self.structure)))
         return self._copy(state, self.init(theta))
+
+    def _kept(self, state: BlockState) -> KeptState:
+        return {name: getattr(state, name) for name in self.names}
+
+    def _opened(self, state: KeptState) -> BlockState:
+        return BlockState(state["blocks"], state.get("momenta", torch.empty(len(state["blocks"]), 0)))
 
 
 def make_stepper(rule: UpdateRule, device: torch.device, dtype: torch.dtype, in_bfloat16: bool = False) -> Stepper:
@@ -174,9 +186,13 @@ def make_stepper(rule: UpdateRule, device: torch.device, dtype: torch.dtype, in_
     return Stepper(rule, device, dtype, in_bfloat16)
 
 
-def _name(path: Sequence[Any]) -> str:
-    """What a place in a rule's state is called, such as hidden.0."""
-    return ".".join(str(getattr(key, "name", getattr(key, "idx", getattr(key, "key", "")))) for key in path)
+def _named(state: State) -> KeptState:
+    """What a rule's state holds, by names such as hidden.0."""
+
+    def name(path: Sequence[Any]) -> str:
+        return ".".join(str(getattr(key, "name", getattr(key, "idx", getattr(key, "key", "")))) for key in path)
+
+    return {name(path): value for path, value in pytree.tree_flatten_with_path(state)[0]}
 
 
 def _per_coordinate(value: Any, length: int) -> bool:
