@@ -54,7 +54,7 @@ class Momentum(NamedTuple):
 class LSTMState(NamedTuple):
     hidden: tuple[Tensor, ...]  # one [H, N, P] a layer
     cell: tuple[Tensor, ...]  # one [H, N, P] a layer
-    momenta: tuple[Momentum, ...] = ()  # one a decay
+    momenta: tuple[Momentum, ...]  # one a decay
 
 
 class CoordinatewiseLSTM(UpdateRule):

@@ -13,8 +13,9 @@ from lightning_l2l.rules.compiled_lstm import BlockState, CompiledLSTM, join_blo
 from lightning_l2l.rules.lstm import LSTMState, Momentum
 
 CHUNK = {"cpu": 4096}  # coordinates at a time: on a CPU, what a core's cache holds
-RUNNING_MEANS = ("mean", "square")  # in bfloat16 they would stall: what a step adds is rounded away
 LARGE_CHUNK = 65_536  # elsewhere; the LSTM's activations then take 60 MB
+RUNNING_MEANS = ("mean", "square")  # in bfloat16 they would stall: what a step adds is rounded away
+NO_MOMENTA = torch.empty(0)
 
 KeptState = dict[str, Any]
 """What a rule remembers of one θ [P], as plain tensors and numbers by name, all that ``torch.optim`` can keep."""
@@ -141,8 +142,8 @@ class CompiledStepper(Stepper):
         self.names = ["blocks", "momenta"] if kernel.rule.momenta else ["blocks"]
 
     def init(self, theta: Tensor) -> KeptState:
-        state = self.kernel.init(theta.new_empty(len(theta), dtype=self.dtype))
-        return self._kept(state._replace(blocks=state.blocks.to(self.kept_dtype)))
+        state = self.kernel.init(theta.new_empty(len(theta), dtype=self.kept_dtype))
+        return self._kept(state._replace(momenta=state.momenta.to(self.dtype)))
 
     def step(self, work: Sequence[Work], factor: float) -> None:
         direct = []
@@ -173,7 +174,7 @@ class CompiledStepper(Stepper):
         return {name: getattr(state, name) for name in self.names}
 
     def _opened(self, state: KeptState) -> BlockState:
-        return BlockState(state["blocks"], state.get("momenta", torch.empty(len(state["blocks"]), 0)))
+        return BlockState(state["blocks"], state.get("momenta", NO_MOMENTA))
 
 
 def make_stepper(rule: UpdateRule, device: torch.device, dtype: torch.dtype, in_bfloat16: bool = False) -> Stepper:
