@@ -45,7 +45,8 @@ class Comparison(Callback):
     Args:
         rates_per_decade: how fine the grid of learning rates from 1e-4 to 10 is.
         prune_rates: give up the worse half of the rates after an eighth, a quarter and half of the horizon, for
-            a third of the time; a rate that is slow at first but best in the end may then be missed.
+            a third of the time; a rate that is slow at first but best in the end may then be missed, above all where
+            runs begin on a plateau (``deep`` of mnist_transfer.yaml: SGD ended at 2.30 so, at 1.79 else).
         results: what results call the experiment, and a folder for them in the run's folder, so that tests of one rule
             on several things do not overwrite each other; by default the logger's name, and the run's folder itself.
     """
