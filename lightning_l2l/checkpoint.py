@@ -103,6 +103,15 @@ def check_same_settings(checkpoint: dict[str, Any], model: Any, data: Any, resum
             )
 
 
+def without_ckpt_path(arguments: list[str]) -> list[str]:
+    """The command line without --ckpt_path and its value."""
+    kept = [argument for argument in arguments if not argument.startswith("--ckpt_path=")]
+    if "--ckpt_path" in kept:
+        index = kept.index("--ckpt_path")
+        del kept[index : index + 2]
+    return kept
+
+
 def plain(settings: Any) -> Any:
     """Settings as dictionaries, lists, strings, numbers and None, which a checkpoint may hold safely."""
     if isinstance(settings, Namespace):

@@ -31,6 +31,7 @@ from lightning_l2l.checkpoint import (
     plain,
     read_checkpoint,
     read_pretrained,
+    without_ckpt_path,
 )
 from lightning_l2l.comparison_callback import Comparison, comparison_of
 from lightning_l2l.errors import InvalidInputError
@@ -165,11 +166,6 @@ class LearningToLearnCLI(LightningCLI):
                     f"--ckpt_path is missing, but {self.subcommand} needs a trained rule: give best, last or a path."
                 )
         elif config.ckpt_path.startswith(PRETRAINED):
-            if self.subcommand == "fit":
-                raise InvalidInputError(
-                    f"--ckpt_path is {config.ckpt_path}, which fit cannot go on from, since it holds the rule alone: "
-                    "give best, last or a path."
-                )
             self.pretrained = read_pretrained(config.ckpt_path)
             check_same_settings(self.pretrained, config.model, config.data, resumes=False)
         else:
@@ -270,15 +266,6 @@ def runs_folder(logger: Any) -> Path | None:
     if not isinstance(logger, Namespace) or not str(logger.get("class_path", "")).endswith("TensorBoardLogger"):
         return None
     return Path(logger.init_args.save_dir).resolve() / (logger.init_args.name or "lightning_logs")
-
-
-def without_ckpt_path(arguments: list[str]) -> list[str]:
-    """The command line without --ckpt_path and its value."""
-    kept = [argument for argument in arguments if not argument.startswith("--ckpt_path=")]
-    if "--ckpt_path" in kept:
-        index = kept.index("--ckpt_path")
-        del kept[index : index + 2]
-    return kept
 
 
 def main(args: list[str] | None = None) -> None:

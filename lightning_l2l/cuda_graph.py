@@ -7,7 +7,6 @@ a truncation are the same in every meta-batch, though: recorded once, they are l
 import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -96,7 +95,7 @@ class GraphedFirstOrder:
 
         def function(tensors: Sequence[Tensor]) -> list[Tensor]:
             own, run, weights = put_tensors(tensors, skeleton)
-            return take_tensors(first_order_steps(rule, replace(episodes, **own), run, weights))[0]
+            return take_tensors(first_order_steps(rule, episodes.with_tensors(own), run, weights))[0]
 
         steps = first_order_steps(rule, episodes, run, weights)
         expected, result = take_tensors(steps)

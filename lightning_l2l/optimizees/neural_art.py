@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.optimizees.base import EpisodeDataModule, EpisodeLoader, Episodes, Split, content
+from lightning_l2l.optimizees.base import EpisodeDataModule, EpisodeLoader, Split
+from lightning_l2l.optimizees.episodes import Episodes, content
 from lightning_l2l.optimizees.picture_sources import (
     CARRIED,
     SMALLEST,

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightning_l2l.optimizees.base import (
     EpisodeDataModule,
-    Episodes,
     Split,
     require_positive,
 )
+from lightning_l2l.optimizees.episodes import Episodes
 
 
 @dataclass(eq=False)

@@ -1,0 +1,80 @@
+"""Episodes whose parameters are measured in other units, so that a rule learns to do without an optimizee's own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_l2l.optimizees.episodes import Episodes
+from lightning_l2l.rules import Layout
+
+INNER = "episodes."  # before the names of the fields of the episodes inside
+
+
+@dataclass(eq=False)
+class ScaledEpisodes(Episodes):
+    """The losses of other episodes, f(scale · θ), from the same starts: random scaling (arXiv:1703.03633, section 4).
+
+    Attributes:
+        scale: one positive number for each coordinate, [N, P].
+        episodes: those whose losses these are.
+    """
+
+    scale: Tensor
+    episodes: Episodes
+
+    @property
+    def layout(self) -> Layout:
+        return self.episodes.layout
+
+    def loss(self, theta: Tensor, step: int) -> Tensor:
+        return self.episodes.loss(self.scale * theta, step)
+
+    def value_and_grad(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        losses, grad = self.episodes.value_and_grad(self.scale * theta, step)
+        return losses, self.scale * grad
+
+    def hessian_product(self, theta: Tensor, step: int, vector: Tensor) -> Tensor:
+        return self.scale * self.episodes.hessian_product(self.scale * theta, step, self.scale * vector)
+
+    def pictures(self, theta: Tensor) -> Tensor | None:
+        return self.episodes.pictures(self.scale * theta)
+
+    def references(self) -> dict[str, Tensor]:
+        return self.episodes.references()
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None, **_: Any) -> Self:
+        return replace(super().to(device, dtype), episodes=self.episodes.to(device, dtype))
+
+    def tensor_fields(self) -> dict[str, Tensor]:
+        inner = {INNER + name: value for name, value in self.episodes.tensor_fields().items()}
+        return super().tensor_fields() | inner
+
+    def shared_fields(self) -> dict[str, Any]:
+        return {INNER + name: value for name, value in self.episodes.shared_fields().items()}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        inner = {name.removeprefix(INNER): value for name, value in tensors.items() if name.startswith(INNER)}
+        own = {name: value for name, value in tensors.items() if not name.startswith(INNER)}
+        return replace(self, **own, episodes=self.episodes.with_tensors(inner))
+
+
+def scaled_at_random(episodes: Episodes, log_range: float, randoms: Sequence[np.random.Generator]) -> ScaledEpisodes:
+    """Measures each parameter tensor of each episode in a unit of its own, e^u with u ~ U[-log_range, log_range].
+
+    Coordinates of a tensor share the unit: that is what changes with the width and the depth of a network, where
+    gradients of whole layers grow or fade.
+
+    Args:
+        episodes: N episodes.
+        log_range: the largest size of u.
+        randoms: where each episode's units come from.
+    """
+    scale = torch.ones_like(episodes.theta)
+    for place in episodes.layout.values():
+        units = [np.exp(random.uniform(-log_range, log_range)) for random in randoms]
+        scale[:, place] = torch.tensor(units, dtype=scale.dtype)[:, None]
+    return ScaledEpisodes(episodes.theta / scale, scale, episodes)
