@@ -1,6 +1,7 @@
 """A checkpoint's rule as a file of its own, with a model card."""
 
 import csv
+import re
 import shlex
 import textwrap
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lightning_l2l.checkpoint import read_checkpoint, without_ckpt_path
+from lightning_l2l.checkpoint import PRETRAINED, read_checkpoint, without_ckpt_path
 from lightning_l2l.comparison import COLUMNS
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.pretrained import FOLDER, write_rule
@@ -65,8 +66,12 @@ def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, comma
         trained, again = f"`python -m lightning_l2l {command}`", f"```bash\npython -m lightning_l2l {test}\n```"
     config = run / "config.yaml"
     seed = yaml.safe_load(config.read_text()).get("seed_everything", "unknown") if config.is_file() else "unknown"
+    begun = re.search(rf"{PRETRAINED}(\S+)", command)  # else the seed drew them
+    first = f"the first weights are those of {begun[1]}" if begun else f"{seed} for the first weights"
     date = datetime.fromtimestamp(path.stat().st_mtime, UTC).date()
     source = f"{data.get('class_path', 'unknown')}, {settings.get('variant', 'unknown')}"
+    if scaling := data.get("init_args", {}).get("random_scaling"):
+        source += f", random_scaling {scaling}"
     return f"""# {Path(name).stem}
 
 An update rule of {numbers:,} numbers, learned as in arXiv:1606.04474. Use it in a loop of your own with
@@ -80,7 +85,7 @@ optimizer = lightning_l2l.LearnedOptimizer(model.named_parameters(), "{name}")
 | | |
 |---|---|
 | Command | {trained} |
-| Seed | {seed} for the first weights, {data.get("init_args", {}).get("seed", "unknown")} for the episodes |
+| Seed | {first}, {data.get("init_args", {}).get("seed", "unknown")} for the episodes |
 | Data | {source} |
 | Date | {date} |
 | Rule | {_settings(settings["rule"])} |

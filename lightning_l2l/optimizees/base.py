@@ -36,10 +36,10 @@ class EpisodeDataModule(LightningDataModule, ABC):
         tuning_episodes: episodes on which the baselines' learning rates are tuned.
         test_episodes: fresh episodes that the test runs.
         seed: another seed gives other episodes in every split.
-        random_scaling: the episodes of meta-training and validation, but not of the test, measure each parameter tensor
-            in a unit of its own, e^u with u drawn from U[-random_scaling, random_scaling] (random scaling,
-            arXiv:1703.03633, where each coordinate has its own). A rule that has met gradients of all sizes does better
-            on networks of another depth; 0, as in the paper, leaves episodes as they are.
+        random_scaling: the episodes of meta-training and validation, but neither those for tuning nor of the test,
+            measure each parameter tensor in a unit of its own, e^u with u drawn from U[-random_scaling, random_scaling]
+            (random scaling, arXiv:1703.03633, where each coordinate has its own). A rule that has met gradients of all
+            sizes does better on networks of another depth; 0, as in the paper, leaves episodes as they are.
     """
 
     variant_name = ""
@@ -72,9 +72,9 @@ class EpisodeDataModule(LightningDataModule, ABC):
             require_positive(f"data.{key}", getattr(self, key))
         if seed < 0:
             raise InvalidInputError(f"data.seed is {seed}, but it must not be negative: give 0 or more.")
-        if random_scaling < 0:
+        if not 0 <= random_scaling < math.inf:
             raise InvalidInputError(
-                f"data.random_scaling is {random_scaling}, but it must not be negative: give 0 or more."
+                f"data.random_scaling is {random_scaling}, but it must be finite and not negative: give 0 or more."
             )
         if train_episodes % episodes_per_batch:
             raise InvalidInputError(

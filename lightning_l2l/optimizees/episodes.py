@@ -66,10 +66,12 @@ class Episodes(ABC):
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None, **_: Any) -> Self:
         """Moves every tensor, and whatever else can be moved, to a device; floating point tensors also to a type."""
-        moved = {}
+        moved: dict[str, Any] = {}
         for name, value in self._fields().items():
             if isinstance(value, Tensor):
                 moved[name] = value.to(device, dtype if value.is_floating_point() else None)
+            elif isinstance(value, Episodes):
+                moved[name] = value.to(device, dtype)
             elif hasattr(value, "to"):
                 moved[name] = value.to(device)
         return replace(self, **moved)

@@ -46,9 +46,6 @@ class ScaledEpisodes(Episodes):
     def references(self) -> dict[str, Tensor]:
         return self.episodes.references()
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None, **_: Any) -> Self:
-        return replace(super().to(device, dtype), episodes=self.episodes.to(device, dtype))
-
     def tensor_fields(self) -> dict[str, Tensor]:
         inner = {INNER + name: value for name, value in self.episodes.tensor_fields().items()}
         return super().tensor_fields() | inner
