@@ -12,15 +12,19 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_l2l.learners.base import MONITOR, monitor_of
 from lightning_l2l.tensorboard import has_tensorboard
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps φ with the lowest val/meta_loss as checkpoints/best.ckpt; a loss that is not a number is never best."""
+    """Keeps φ with the lowest val/meta_loss, or what else the learner monitors, as checkpoints/best.ckpt.
+
+    A loss that is not a number is never best.
+    """
 
     def __init__(self) -> None:
         super().__init__(
-            monitor="val/meta_loss",
+            monitor=MONITOR,
             filename="best",
             enable_version_counter=False,
             save_on_train_epoch_end=False,
@@ -131,7 +135,7 @@ class MetaProgressBar(ProgressBar):
         )
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._advance(trainer, {"meta_loss": "train/meta_loss", "val": "val/meta_loss"})
+        self._advance(trainer, {"meta_loss": "train/meta_loss", "val": monitor_of(trainer.lightning_module)})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
@@ -182,9 +186,7 @@ class MetaProgressBar(ProgressBar):
 
 
 class HyperparameterMetrics(Callback):
-    """Fills TensorBoard's HParams tab: all settings of a run beside its best val/meta_loss."""
-
-    METRIC = "hp/best_val_meta_loss"
+    """Fills TensorBoard's HParams tab: all settings of a run beside the best of what its learner monitors."""
 
     def __init__(self) -> None:
         self.best = torch.inf
@@ -193,13 +195,13 @@ class HyperparameterMetrics(Callback):
         """Logs the settings."""
         if has_tensorboard(trainer):
             settings = {**pl_module.hparams, **trainer.datamodule.hparams}  # type: ignore[attr-defined]
-            trainer.logger.log_hyperparams(settings, {self.METRIC: torch.nan})  # type: ignore[union-attr]
+            trainer.logger.log_hyperparams(settings, {_best_metric(pl_module): torch.nan})  # type: ignore[union-attr]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the best meta-loss so far."""
-        loss = trainer.callback_metrics["val/meta_loss"].item()
+        loss = trainer.callback_metrics[monitor_of(pl_module)].item()
         self.best = min(self.best, loss) if loss == loss else self.best
-        pl_module.log(self.METRIC, self.best, rank_zero_only=True)
+        pl_module.log(_best_metric(pl_module), self.best, rank_zero_only=True)
 
     def state_dict(self) -> dict[str, float]:
         """What a checkpoint keeps."""
@@ -208,3 +210,7 @@ class HyperparameterMetrics(Callback):
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Takes up what a checkpoint kept."""
         self.best = state_dict["best"]
+
+
+def _best_metric(learner: LightningModule) -> str:
+    return f"hp/best_{monitor_of(learner).replace('/', '_')}"

@@ -1,21 +1,16 @@
 """The command line: python -m lightning_l2l {fit,validate,test,predict} --config NAME.yaml, or export."""
 
-import logging
+import argparse
 import os
 import shlex
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import Namespace
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
-from pytorch_lightning.cli import (
-    LightningArgumentParser,
-    LightningCLI,
-    SaveConfigCallback,
-)
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lightning_l2l.callbacks import (
     BestCheckpoint,
@@ -24,56 +19,46 @@ from lightning_l2l.callbacks import (
     LastCheckpoint,
     MetaProgressBar,
 )
-from lightning_l2l.checkpoint import (
+from lightning_l2l.config_files import ConfigByName, merge, refuse_old_keys
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.evaluation.comparison import Comparison, comparison_of
+from lightning_l2l.evaluation.pictures import Pictures
+from lightning_l2l.evaluation.predictions import Predictions
+from lightning_l2l.learners import MetaLearner
+from lightning_l2l.learners import base as learners
+from lightning_l2l.optimizees import EpisodeDataModule
+from lightning_l2l.terminal import invalid_input, quieten, show_log
+from lightning_l2l.trained.checkpoint import (
     PRETRAINED,
     check_same_settings,
+    check_same_shapes,
     find_checkpoint,
     plain,
     read_checkpoint,
     read_pretrained,
     without_ckpt_path,
 )
-from lightning_l2l.comparison_callback import Comparison, comparison_of
-from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.export import export
-from lightning_l2l.meta_learner import MetaLearner
-from lightning_l2l.optimizees import EpisodeDataModule
-from lightning_l2l.pictures import Pictures
-from lightning_l2l.predictions import Predictions
+from lightning_l2l.trained.export import export
 
-PACKAGE = Path(__file__).parent
-CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # in an installed wheel, in a checkout
-
-
-class ConfigByName(ActionConfigFile):
-    """--config: a path, or the bare name of one of the package's own configs."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Resolves the name and applies the file; variants are merged with those before, or removed by {}."""
-        before = cfg.get("variants")
-        super().__call__(parser, cfg, str(find_config(values)), option_string)
-        now = cfg.get("variants")
-        if isinstance(before, dict) and isinstance(now, dict) and now:  # a dict would replace the whole of the other
-            cfg.variants = merge(before, now)
-
-
-def find_config(name: str) -> Path:
-    """Returns the file that --config means.
-
-    Raises:
-        InvalidInputError: there is none; the message lists those there are.
-    """
-    for folder in (Path(), *CONFIG_FOLDERS):
-        if (folder / name).is_file() and (folder == Path() or "/" not in name):
-            return folder / name
-    known = sorted({path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")})
-    raise InvalidInputError(
-        f"--config is {name}, which is neither a file nor one of the package's own: choose {', '.join(known)}."
-    )
+PROGRAM = "python -m lightning_l2l"
+LEARNER = "lightning_l2l.learners.MetaLearner"
+COMMANDS = {
+    "fit": "Meta-trains an update rule, and keeps the best and the last checkpoint in the run's folder.",
+    "validate": "Runs the validation episodes with a trained rule.",
+    "test": "Races a trained rule against tuned baselines on fresh episodes.",
+    "predict": "Runs a trained rule and writes the optimized parameters to files.",
+    "export": "Makes a file of a checkpoint's rule, and its model card.",
+}
 
 
 class OneSentenceParser(LightningArgumentParser):
     """Says what is wrong in one sentence, without the usage that would bury it."""
+
+    more_help = ""
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """Adds help that does not belong to an argument."""
+        return super().format_help(*args, **kwargs) + self.more_help
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raises ``InvalidInputError``, which ``main`` prints."""
@@ -85,10 +70,11 @@ class LearningToLearnCLI(LightningCLI):
 
     def __init__(self, arguments: list[str]) -> None:
         self.arguments = arguments
-        self.pretrained: dict[str, Any] | None = None
+        self.checkpoint: dict[str, Any] | None = None
         super().__init__(
-            MetaLearner,
+            LightningModule,
             EpisodeDataModule,
+            subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             save_config_callback=SaveStageConfig,
@@ -100,39 +86,45 @@ class LearningToLearnCLI(LightningCLI):
                 "enable_model_summary": False,
                 "inference_mode": False,  # optimizees need autograd in validation and test, too
                 "devices": 1,  # more would change how many meta-steps a config takes
-                "callbacks": [
-                    LastCheckpoint(),
-                    Interrupt(),
-                    MetaProgressBar(),
-                    HyperparameterMetrics(),
-                ],
+                "callbacks": [LastCheckpoint(), Interrupt(), MetaProgressBar(), HyperparameterMetrics()],
             },
+            parser_kwargs={"prog": PROGRAM},
             args=arguments,
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Makes --config find configs by name."""
-        kwargs["description"] = (
-            "Learns an update rule and races it against tuned baselines. A further command, export, makes a file of a "
-            "checkpoint's rule: see export --help."
-        )
         parser = OneSentenceParser(**kwargs, allow_abbrev=False)
         parser.add_argument(
-            "-c",
-            "--config",
-            action=ConfigByName,
-            help="A config's path, or the name of a shipped one.",
+            "-c", "--config", action=ConfigByName, help="A config's path, or the name of a shipped one."
         )
         return parser
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The commands there are."""
+        """The commands that a Trainer runs."""
         commands = LightningCLI.subcommands()
-        return {name: commands[name] | {"weights_only"} for name in ("fit", "validate", "test", "predict")}
+        return {name: commands[name] | {"weights_only"} for name in COMMANDS if name != "export"}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """Adds all commands; only the one that is run gets its arguments, since reading those takes long."""
+        parser.description = "Learns an update rule and races it against tuned baselines."
+        commands = parser.add_subcommands()
+        self._subcommand_parsers = {}
+        for name, sentence in COMMANDS.items():
+            settings: dict[str, Any] = {"prog": f"{PROGRAM} {name}", "description": sentence}
+            if name in self.arguments:
+                own = self._prepare_subcommand_parser(Trainer, name, **settings)
+                assert isinstance(own, OneSentenceParser)
+                own.more_help = learner_help()
+            else:
+                own = OneSentenceParser(**settings)
+            self._subcommand_parsers[name] = own
+            commands.add_subcommand(name, own, help=sentence)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Callbacks that have settings."""
+        """The learner that is meant where none is named, and callbacks that have settings."""
+        parser.set_defaults({"model": {"class_path": LEARNER}})
         parser.add_argument(
             "--variants",
             type=dict[str, dict[str, Any]],
@@ -146,7 +138,7 @@ class LearningToLearnCLI(LightningCLI):
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults(
             {
-                "early_stopping.monitor": "val/meta_loss",
+                "early_stopping.monitor": learners.MONITOR,  # another learner's own is put in its place
                 "early_stopping.patience": 20,
                 "early_stopping.check_on_train_epoch_end": False,  # a resumed epoch may have been validated before
             }
@@ -160,39 +152,41 @@ class LearningToLearnCLI(LightningCLI):
         if self.subcommand == "predict":
             config.return_predictions = False  # they are written as they come
         runs = runs_folder(config.trainer.logger)
+        resumes = self.subcommand == "fit" and not str(config.ckpt_path).startswith(PRETRAINED)
         if config.ckpt_path is None:
             if self.subcommand != "fit":
                 raise InvalidInputError(
                     f"--ckpt_path is missing, but {self.subcommand} needs a trained rule: give best, last or a path."
                 )
         elif config.ckpt_path.startswith(PRETRAINED):
-            self.pretrained = read_pretrained(config.ckpt_path)
-            check_same_settings(self.pretrained, config.model, config.data, resumes=False)
+            self.checkpoint = read_pretrained(config.ckpt_path)
         else:
             path = find_checkpoint(config.ckpt_path, runs).resolve()
             config.ckpt_path = str(path)
-            resumes = self.subcommand == "fit"
-            check_same_settings(read_checkpoint(path, resumes), config.model, config.data, resumes)
+            self.checkpoint = read_checkpoint(path, resumes)
             if runs and path.parent.name == "checkpoints":
-                runs, config.trainer.logger.init_args.version = (
-                    path.parents[2],
-                    path.parents[1].name,
-                )
+                runs, config.trainer.logger.init_args.version = path.parents[2], path.parents[1].name
+        if self.checkpoint is not None:
+            check_same_settings(self.checkpoint, config, resumes)
         if runs:  # callbacks remember absolute paths, so that the same run is the same from any folder
-            (
-                config.trainer.logger.init_args.save_dir,
-                config.trainer.logger.init_args.name,
-            ) = str(runs.parent), runs.name
+            logger = config.trainer.logger.init_args
+            logger.save_dir, logger.name = str(runs.parent), runs.name
 
     def after_instantiate_classes(self) -> None:
-        """Adds the rule's and the data's settings to the hyperparameters, for checkpoints and TensorBoard."""
+        """Takes up a trained rule, and adds all settings to the hyperparameters, for checkpoints and TensorBoard."""
         config = self.config[self.subcommand]
-        if self.pretrained is not None:
-            self.model.check_shapes(self.pretrained["state_dict"], config.ckpt_path)
-            self.model.load_state_dict(self.pretrained["state_dict"])
-            self.config_init[self.subcommand].ckpt_path = None  # the Trainer has nothing to load
-        self.model.save_hyperparameters({"rule": plain(config.model.rule)})
+        if self.checkpoint is not None:
+            weights = self.checkpoint["state_dict"]
+            check_same_shapes(weights, self.model.state_dict(), config.ckpt_path)
+            if config.ckpt_path.startswith(PRETRAINED):
+                self.model.load_state_dict(weights)
+                self.config_init[self.subcommand].ckpt_path = None  # the Trainer has nothing to load
+        settings = plain(config.model.get("init_args", {}))
+        self.model.save_hyperparameters({"class_path": config.model.class_path, **settings})
         self.datamodule.save_hyperparameters({"data": plain(config.data)})
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, BestCheckpoint | EarlyStopping) and callback.monitor == learners.MONITOR:
+                callback.monitor = learners.monitor_of(self.model)
         # now, so that what is wrong with one is said before the first race has taken its time
         self.variants = {name: self._variant(name, changes) for name, changes in config.variants.items()}
 
@@ -205,7 +199,7 @@ class LearningToLearnCLI(LightningCLI):
             given = parser.parse_object({"data": merge(settings, {"init_args": changes})})
             datamodule = parser.instantiate_classes(given).data
         except Exception as error:
-            if not (reason := _invalid_input(error)):
+            if not (reason := invalid_input(error)):
                 raise
             raise InvalidInputError(f"variants.{name}: {reason}") from None
         datamodule.variant_name = name
@@ -221,7 +215,7 @@ class LearningToLearnCLI(LightningCLI):
             try:
                 datamodule.prepare_data()
                 datamodule.setup("test")
-                self.model.check(datamodule)
+                learners.check(self.model, datamodule)
             except InvalidInputError as error:
                 raise InvalidInputError(f"variants.{name}: {error}") from None
 
@@ -236,20 +230,15 @@ class LearningToLearnCLI(LightningCLI):
         best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
         if self.trainer.is_global_zero and best.best_model_path:
             flags = shlex.join(without_ckpt_path(self.arguments[1:]))
-            print("Race the learned rule with the lowest val/meta_loss against the tuned baselines with")
-            print(f"  python -m lightning_l2l test {flags} --ckpt_path {os.path.relpath(best.best_model_path)}")
+            print(f"Race the learned rule with the lowest {best.monitor} against the tuned baselines with")
+            print(f"  {PROGRAM} test {flags} --ckpt_path {os.path.relpath(best.best_model_path)}")
 
 
-def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Returns settings with some changed, at any depth; another class comes without the settings of the one before."""
-    merged = dict(settings)
-    for key, change in changes.items():
-        into = merged.get(key)
-        if isinstance(into, dict) and isinstance(change, dict) and "class_path" not in change:
-            merged[key] = merge(into, change)
-        else:
-            merged[key] = change
-    return merged
+def learner_help() -> str:
+    """The settings of the learner that is meant where none is named, as --help shows those of a class."""
+    parser = OneSentenceParser(add_help=False, usage=argparse.SUPPRESS, description="")
+    parser.add_class_arguments(MetaLearner, "model", fail_untyped=False)
+    return f"\nThe model is {LEARNER}, unless --model names another learner:\n\n{parser.format_help().strip()}\n"
 
 
 class SaveStageConfig(SaveConfigCallback):
@@ -278,9 +267,10 @@ def main(args: list[str] | None = None) -> None:
         if arguments[:1] == ["export"]:
             run_export(arguments[1:])
         else:
+            refuse_old_keys(arguments)
             LearningToLearnCLI(arguments)
     except Exception as error:
-        invalid = _invalid_input(error)
+        invalid = invalid_input(error)
         if invalid is None:
             raise
         print(f"error: {invalid}", file=sys.stderr)
@@ -289,39 +279,6 @@ def main(args: list[str] | None = None) -> None:
 
 def run_export(arguments: list[str]) -> None:
     """Runs the command export, which needs no config."""
-    parser = OneSentenceParser(
-        prog="python -m lightning_l2l export", description=(export.__doc__ or "").split("\n\n")[0]
-    )
+    parser = OneSentenceParser(prog=f"{PROGRAM} export", description=(export.__doc__ or "").split("\n\n")[0])
     parser.add_function_arguments(export, as_group=False)
     export(**vars(parser.parse_args(arguments)))
-
-
-def _invalid_input(error: BaseException | None) -> BaseException | None:
-    """Finds what a user can fix among the errors that led to this: the parser wraps those of constructors."""
-    found: BaseException | None = None
-    while error is not None:
-        found = error if isinstance(error, InvalidInputError | MisconfigurationException) else found
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return found
-
-
-def quieten() -> None:
-    """Silences notices that a user can do nothing about."""
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*LeafSpec.*")
-    warnings.filterwarnings("ignore", ".*overridden `on_after_batch_transfer`.*")
-    warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
-    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", ".*WeightAveraging callback, but loading a checkpoint outside.*")
-    warnings.filterwarnings("ignore", ".*was deprecated in v4.*")  # of jsonargparse, by Lightning
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: "Tip" not in record.getMessage()
-    )
-
-
-def show_log() -> None:
-    """Prints what the package itself has to say, such as how long it compiled."""
-    log = logging.getLogger("lightning_l2l")
-    if not log.handlers and os.environ.get("LOCAL_RANK", "0") == "0":
-        log.setLevel(logging.INFO)
-        log.addHandler(logging.StreamHandler())

@@ -12,3 +12,9 @@ class InvalidInputError(Exception):
 def first_line(error: BaseException) -> str:
     """What an error says first, for a sentence of one's own."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def require_positive(key: str, value: float) -> None:
+    """Raises ``InvalidInputError`` unless a setting is above zero."""
+    if value <= 0:
+        raise InvalidInputError(f"{key} is {value}, but it must be positive: give a value above 0.")

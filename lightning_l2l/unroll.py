@@ -2,35 +2,16 @@
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lightning_l2l.rules import Layout, State, Tape, UpdateRule, fastest
+from lightning_l2l.episodes import Episodes
+from lightning_l2l.rules import State, Tape, UpdateRule, fastest
 
-
-class Optimizees(Protocol):
-    """What the loop asks of N episodes side by side."""
-
-    @property
-    def theta(self) -> Tensor:
-        """Where the runs start, θ_0, [N, P]."""
-        ...
-
-    @property
-    def layout(self) -> Layout:
-        """Which coordinates of θ belong to which named parameter."""
-        ...
-
-    def value_and_grad(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Returns the loss of each episode at θ on its minibatch number ``step``, [N], and its gradient, [N, P]."""
-        ...
-
-    def hessian_product(self, theta: Tensor, step: int, vector: Tensor) -> Tensor:
-        """Returns each episode's Hessian there times its row of ``vector``, [N, P]; only for ``linearized``."""
-        ...
+LAST = 10  # steps whose mean loss is called final
 
 
 class Run(NamedTuple):
@@ -41,6 +22,10 @@ class Run(NamedTuple):
     state: State  # h_t of the update rule
     loss: Tensor  # f(θ_t) on minibatch t, [N]
     grad: Tensor  # ∇_t, the gradient of that loss, [N, P]
+
+    def seen_by(self, rule: UpdateRule | Tape) -> dict[str, Tensor]:
+        """What a rule asks to see beside the gradient."""
+        return {name: getattr(self, name) for name in rule.sees}
 
     def detach(self) -> "Run":
         """Cuts the graph here: where one truncation ends and the next goes on with the same θ and state."""
@@ -56,12 +41,13 @@ class Trajectory(NamedTuple):
     update_sizes: Tensor  # root mean squares of g_t .. g_{t+K-1}, cut from the graph, [K]
 
 
-def start(rule: UpdateRule, episodes: Optimizees) -> Run:
-    """Begins a run: θ_0, the rule's first state, and the loss and gradient at θ_0."""
-    return Run(0, episodes.theta, rule.init(episodes.theta), *_evaluate(episodes, episodes.theta, 0))
+def start(rule: UpdateRule, episodes: Episodes) -> Run:
+    """Begins a run: the rule's θ_0, its first state, and the loss and gradient at θ_0."""
+    theta = rule.start(episodes.theta)
+    return Run(0, theta, rule.init(theta), *_evaluate(episodes, theta, 0))
 
 
-def unroll(rule: UpdateRule | Tape, episodes: Optimizees, run: Run, steps: int) -> tuple[Run, Trajectory]:
+def unroll(rule: UpdateRule | Tape, episodes: Episodes, run: Run, steps: int) -> tuple[Run, Trajectory]:
     """Takes K steps θ_{t+1} = θ_t + g_t, evaluating the loss and the gradient once after each.
 
     With gradients enabled, everything here is differentiable with respect to φ, through θ_t and ∇_t too.
@@ -78,7 +64,7 @@ def unroll(rule: UpdateRule | Tape, episodes: Optimizees, run: Run, steps: int) 
     losses, thetas, grads, sizes = [], [], [], []
     for _ in range(steps):
         with full_precision(run.theta):
-            update, state = rule.update(run.grad, run.state)
+            update, state = rule.update(run.grad, run.state, **run.seen_by(rule))
         theta = run.theta + update
         loss, grad = _evaluate(episodes, theta, run.step + 1)
         run = Run(run.step + 1, theta, state, loss, grad)
@@ -94,40 +80,39 @@ def full_precision(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def _evaluate(episodes: Optimizees, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+def _evaluate(episodes: Episodes, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
     loss, grad = episodes.value_and_grad(theta, step)
     return loss.to(theta.dtype), grad.to(theta.dtype)
 
 
-def learning_curves(rule: UpdateRule, episodes: Optimizees, steps: int, compiled: bool = True) -> Tensor:
+def learning_curves(rule: UpdateRule, episodes: Episodes, steps: int) -> Tensor:
     """Runs the whole horizon without a meta-gradient.
 
     Args:
         rule: the update rule.
         episodes: N episodes.
         steps: the horizon T.
-        compiled: whether to use a kernel where the rule has one.
 
     Returns:
         f(θ_0) .. f(θ_T) of every episode, [N, T + 1].
     """
-    return optimize(rule, episodes, steps, compiled)[1]
+    return optimize(rule, episodes, steps)[1]
 
 
-def optimize(rule: UpdateRule, episodes: Optimizees, steps: int, compiled: bool = True) -> tuple[Tensor, Tensor]:
+def optimize(rule: UpdateRule, episodes: Episodes, steps: int) -> tuple[Tensor, Tensor]:
     """As ``learning_curves``, and keeps where the runs end.
 
     Returns:
         θ_T, [N, P], and f(θ_0) .. f(θ_T) of every episode, [N, T + 1].
     """
     losses = []
-    for run in islice(runs(rule, episodes, compiled), steps + 1):
+    for run in islice(runs(rule, episodes), steps + 1):
         losses.append(run.loss)
     return run.theta, torch.stack(losses, dim=1)
 
 
 @torch.no_grad()
-def runs(rule: UpdateRule, episodes: Optimizees, compiled: bool = True) -> Iterator[Run]:
+def runs(rule: UpdateRule, episodes: Episodes) -> Iterator[Run]:
     """Yields where the runs stand at t = 0, 1, ..., taking a step whenever the next is asked for.
 
     The state of what it yields may be overwritten by the next step; the rest may be kept.
@@ -135,11 +120,15 @@ def runs(rule: UpdateRule, episodes: Optimizees, compiled: bool = True) -> Itera
     Args:
         rule: the update rule.
         episodes: N episodes; they bound how many steps may be asked for.
-        compiled: whether to use a kernel where the rule has one.
     """
-    rule = fastest(rule.bind(episodes.layout), episodes.theta, compiled=compiled)
+    rule = fastest(rule.bind(episodes.layout), episodes.theta)
     run = start(rule, episodes)
     stepper = rule.in_place()
     while True:
         yield run
         run, _ = unroll(stepper, episodes, run, 1)  # one step at a time, so that nothing is kept
+
+
+def final_loss(curves: Tensor) -> Tensor:
+    """Mean of the last ten steps of curves [..., T + 1]; infinite where that is not a number."""
+    return curves[..., 1:][..., -LAST:].mean(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)

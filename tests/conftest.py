@@ -12,7 +12,6 @@ from lightning_l2l.cli import main
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = [
     *("--data.dimension=3", "--data.horizon=10", "--model.unroll=5", "--model.rule.init_args.hidden_size=4"),
-    "--model.curriculum=null",
     *("--data.episodes_per_batch=4", "--data.train_episodes=8", "--data.val_episodes=4", "--data.tuning_episodes=4"),
     *("--data.test_episodes=8", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"),
 ]
@@ -28,6 +27,7 @@ TINY_CIFAR = [
         "--data.network.init_args.image_size=28",
         "--data.network.init_args.colours=1",
     ),
+    "--model.stages=null",
     *("--data.network.init_args.channels=[2,2,2]", "--data.network.init_args.hidden_sizes=[3]", "--data.batch_size=8"),
     *(flag for flag in TINY if "dimension" not in flag and "hidden_size" not in flag),
 ]

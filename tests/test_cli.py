@@ -18,17 +18,20 @@ from conftest import TINY, TINY_ART, TINY_CIFAR, TINY_MNIST, same, weights
 from pytorch_lightning import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import lightning_l2l.comparison_callback
-import lightning_l2l.meta_learner
-from lightning_l2l import meta_gradient
+import lightning_l2l.evaluation.comparison
+import lightning_l2l.learners.meta_learner
 from lightning_l2l.callbacks import Interrupt
 from lightning_l2l.cli import main
-from lightning_l2l.meta_learner import MetaLearner
+from lightning_l2l.learners import MetaLearner
+from lightning_l2l.meta_gradients import Exact, Linearized
 from lightning_l2l.optimizees import Quadratics
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml"))
 RUN = Path("runs/quadratic/version_0")
+EXACT = "{class_path: lightning_l2l.meta_gradients.Exact}"
+LINEARIZED = "{class_path: lightning_l2l.meta_gradients.Linearized, init_args: {hessian_every: 2}}"
+HALF_EXACT = f"--model.stages=[{{}}, {{meta_gradient: {EXACT}}}]"  # the second half of the epochs
 
 
 UPON = {  # configs that are given after another
@@ -78,7 +81,7 @@ def test_print_config_is_complete_and_commented(config, capsys):
     printed = capsys.readouterr().out
     settings = yaml.safe_load(printed)
     unrolls = {"neural_art": 32, "cifar10": 50}
-    assert settings["model"]["unroll"] == unrolls.get(UPON.get(config, config).removesuffix(".yaml"), 20)
+    assert settings["model"]["init_args"]["unroll"] == unrolls.get(UPON.get(config, config).removesuffix(".yaml"), 20)
     assert settings["comparison"]["rates_per_decade"] == 4
     assert "# K, steps between two meta-steps; must divide the horizon." in printed
 
@@ -94,7 +97,8 @@ def test_configs_compose_and_flags_beat_them(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config", "quadratic.yaml", "--config", "mine.yaml", "--model.unroll=25", "--print_config"])
     settings = yaml.safe_load(capsys.readouterr().out)
-    assert (settings["model"]["learning_rate"], settings["model"]["unroll"]) == (0.5, 25)
+    model = settings["model"]["init_args"]
+    assert (model["learning_rate"], model["unroll"]) == (0.5, 25)
     assert settings["data"]["init_args"]["distribution"] == "uniform"
 
 
@@ -166,7 +170,7 @@ class StopInValidation(Callback):
 @pytest.mark.parametrize("batches", [1, 3, 4, 5], ids=lambda n: f"after {n + 1} of 8 meta-batches")
 @pytest.mark.parametrize("averaged", [False, True])
 def test_an_interrupted_run_resumes_as_if_nothing_had_happened(batches, averaged):
-    flags = ["--data.train_episodes=16", "--trainer.max_epochs=2", "--model.second_order=0.5"]
+    flags = ["--data.train_episodes=16", "--trainer.max_epochs=2", HALF_EXACT]
     if averaged:
         flags += ["--trainer.callbacks+=lightning_l2l.callbacks.AveragedWeights"]
     fit(*flags)
@@ -220,9 +224,9 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume():
 def test_a_diverging_run_keeps_the_last_good_checkpoint(monkeypatch):
     fit()
     good = weights(RUN / "checkpoints" / "best.ckpt")
-    evaluate = lightning_l2l.meta_learner.learning_curves
+    evaluate = lightning_l2l.learners.meta_learner.learning_curves
     monkeypatch.setattr(
-        lightning_l2l.meta_learner, "learning_curves", lambda *arguments: evaluate(*arguments) * torch.nan
+        lightning_l2l.learners.meta_learner, "learning_curves", lambda *arguments: evaluate(*arguments) * torch.nan
     )
     fit("--ckpt_path=last", "--trainer.max_epochs=4")
     assert same(weights(RUN / "checkpoints" / "best.ckpt"), good)
@@ -240,34 +244,33 @@ def test_a_run_that_never_was_finite_has_no_best():
     assert later[len(skipped)].value > skipped[-1].value
 
 
-@pytest.mark.parametrize("hessians", ["null", "2"])
+@pytest.mark.parametrize("meta_gradient", [EXACT, LINEARIZED], ids=["exact", "linearized"])
 @pytest.mark.parametrize("config", ["mnist.yaml", "cifar10.yaml", "neural_art.yaml"])
-def test_every_optimizee_has_a_meta_gradient_of_second_order(config, hessians, monkeypatch):
+def test_every_optimizee_has_a_meta_gradient_of_second_order(config, meta_gradient, monkeypatch):
     norms, meta_step = [], MetaLearner.meta_step
     monkeypatch.setattr(MetaLearner, "meta_step", lambda *given: norms.append(meta_step(*given)) or norms[-1])
-    settings = ["--model.second_order=1", f"--model.hessian_every={hessians}"]
-    fit("--trainer.fast_dev_run=true", *settings, config=config)
+    fit("--trainer.fast_dev_run=true", f"--model.stages=[{{meta_gradient: {meta_gradient}}}]", config=config)
     assert norms and all(0 < norm < float("inf") for norm in norms)
 
 
-@pytest.mark.parametrize(("hessians", "name"), [("null", "exact"), ("1", "linearized")])
-def test_the_last_epochs_have_the_meta_gradient_of_second_order(hessians, name, monkeypatch):
-    calls, function, meta_step = [], getattr(meta_gradient, name), MetaLearner.meta_step
-    monkeypatch.setattr(meta_gradient, name, lambda *given, **named: calls.append(name) or function(*given, **named))
+@pytest.mark.parametrize(("estimator", "given"), [(Exact, EXACT), (Linearized, LINEARIZED)])
+def test_a_later_stage_has_a_meta_gradient_of_its_own(estimator, given, monkeypatch):
+    calls, truncation, meta_step = [], estimator.truncation, MetaLearner.meta_step
+    name = estimator.__name__
+    monkeypatch.setattr(estimator, "truncation", lambda *given: calls.append(name) or truncation(*given))
     monkeypatch.setattr(
         MetaLearner, "meta_step", lambda self, given: calls.append(self.current_epoch) or meta_step(self, given)
     )
-    settings = ["--model.second_order=0.3", f"--model.hessian_every={hessians}"]
-    fit(*settings, "--trainer.max_epochs=3", "--data.train_episodes=4")
+    stages = f"--model.stages=[{{share: 0.7}}, {{share: 0.3, meta_gradient: {given}}}]"
+    fit(stages, "--trainer.max_epochs=3", "--data.train_episodes=4")
     assert calls == [0, 0, 1, 1, name, 2, name, 2]
 
 
 @pytest.mark.parametrize(("unroll", "steps"), [("null", 4), ("10", 2), ("500", 2)])
-def test_truncations_of_second_order_are_no_longer_than_a_run(unroll, steps, monkeypatch):
+def test_a_stages_truncations_are_no_longer_than_a_run(unroll, steps, monkeypatch):
     calls, meta_step = [], MetaLearner.meta_step
     monkeypatch.setattr(MetaLearner, "meta_step", lambda *given: calls.append(1) or meta_step(*given))
-    settings = ["--model.second_order=1", "--model.hessian_every=1", f"--model.second_order_unroll={unroll}"]
-    fit(*settings, "--trainer.max_epochs=1")
+    fit(f"--model.stages=[{{unroll: {unroll}, meta_gradient: {LINEARIZED}}}]", "--trainer.max_epochs=1")
     assert len(calls) == steps
 
 
@@ -295,22 +298,20 @@ class OnceDifferentiable(torch.nn.Module):
 
 def test_an_optimizee_that_lacks_second_derivatives_is_refused_at_the_start(fails):
     network = f"--data.network={__name__}.OnceDifferentiable"
-    sentence = fails(*tiny("fit", network, "--model.second_order=0.5", config="mnist.yaml"))
-    assert "model.second_order is 0.5, but the optimizee cannot be differentiated twice" in sentence
+    sentence = fails(*tiny("fit", network, HALF_EXACT, config="mnist.yaml"))
+    assert "model.stages has the meta-gradient Exact, but the optimizee cannot be differentiated twice" in sentence
 
 
-def test_second_order_and_loss_weights_are_settings():
+def test_stages_and_loss_weights_are_settings():
     last = "--model.loss_weights=[0,0,0,0,0,0,0,0,0,1]"
-    for flags in ([last, "--model.second_order=1"], [last], []):
+    for flags in ([last, f"--model.stages=[{{meta_gradient: {EXACT}}}]"], [last], []):
         fit(*flags)
     first, second, third = (weights(f"runs/quadratic/version_{i}/checkpoints/last.ckpt") for i in range(3))
     assert not same(first, second) and not same(second, third)
 
 
-@pytest.mark.parametrize(
-    ("flags", "last"), [([], 4), (["--model.second_order=0.34", "--model.second_order_unroll=10"], 2)]
-)
-def test_a_curriculum_lengthens_the_runs(flags, last, monkeypatch):
+@pytest.mark.parametrize(("unroll", "last"), [("null", 4), ("10", 2)])
+def test_later_stages_may_have_longer_runs(unroll, last, monkeypatch):
     meta_steps, meta_step = [], MetaLearner.meta_step
 
     def count(self, objective):
@@ -319,8 +320,8 @@ def test_a_curriculum_lengthens_the_runs(flags, last, monkeypatch):
 
     monkeypatch.setattr(MetaLearner, "meta_step", count)
     settings = ["--trainer.max_epochs=3", "--data.train_episodes=8", "--data.episodes_per_batch=4"]
-    fit("--model.curriculum=[5,10]", *settings, *flags)
-    assert meta_steps == [0] * 2 + [1] * 2 + [2] * last  # unrolls of 5 in two meta-batches; the second half is longer
+    fit(f"--model.stages=[{{share: 2, horizon: 5}}, {{horizon: 10, unroll: {unroll}}}]", *settings)
+    assert meta_steps == [0] * 2 + [1] * 2 + [2] * last  # two meta-batches with truncations of 5, or of the whole run
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
@@ -340,15 +341,13 @@ def test_precision_is_the_trainers(precision):
         (["--model.rule.init_args.hidden_size=0"], ["hidden_size is 0", "positive"]),
         (["--data.train_episodes=7"], ["data.train_episodes is 7", "multiple"]),
         (["--comparison.rates_per_decade=0"], ["comparison.rates_per_decade is 0"]),
-        (["--model.curriculum=[5,12]"], ["model.curriculum[1] is 12", "model.unroll=5"]),
-        (["--model.curriculum=[5,12]", "--trainer.fast_dev_run=true"], ["model.curriculum[1] is 12", "model.unroll=5"]),
-        (["--model.curriculum=[15]"], ["model.curriculum[0] is 15", "data.horizon is 10"]),
-        (["--model.second_order=-1"], ["model.second_order is -1", "from 0 to 1"]),
-        (["--model.hessian_every=0"], ["model.hessian_every is 0"]),
-        (
-            ["--model.second_order=0.5", "--model.second_order_unroll=4"],
-            ["data.horizon is 10", "model.second_order_unroll=4"],
-        ),
+        (["--model.stages=[{horizon: 5}, {horizon: 7}]"], ["model.stages[1].horizon is 7", "model.unroll=5"]),
+        (["--model.stages=[{horizon: 15}]"], ["model.stages[0].horizon is 15", "data.horizon is 10"]),
+        (["--model.stages=[{horizon: [10, 5]}]"], ["model.stages[0].horizon is 5", "the smaller one first"]),
+        (["--model.stages=[{share: 0}]"], ["model.stages[0].share is 0"]),
+        (["--model.stages=[]"], ["model.stages is []"]),
+        ([f"--model.stages=[{{meta_gradient: {LINEARIZED.replace('2', '0')}}}]"], ["hessian_every is 0"]),
+        (["--model.stages=[{unroll: 4}]"], ["data.horizon is 10", "model.stages[0].unroll=4"]),
         (["--model.loss_weights=[1,2]"], ["model.loss_weights has 2", "data.horizon is 10"]),
         (["--model.unrol=5"], ["unrol"]),
         (["--data.distribution=cauchy"], ["distribution", "uniform", "gaussian"]),
@@ -523,7 +522,7 @@ def test_a_killed_test_goes_on_with_the_baselines_it_has(monkeypatch):
     def forbidden(*_):
         raise AssertionError("a baseline was tuned again")
 
-    monkeypatch.setattr("lightning_l2l.comparison_callback.tune", forbidden)
+    monkeypatch.setattr("lightning_l2l.evaluation.comparison.tune", forbidden)
     main(tiny("test", "--ckpt_path=best"))
     assert (RUN / "results.csv").read_text() == first
     another = "--trainer.logger.init_args.name=another"
@@ -535,7 +534,7 @@ def test_a_killed_test_goes_on_with_the_baselines_it_has(monkeypatch):
 
 def test_a_test_killed_between_two_baselines_goes_on_with_the_next(monkeypatch):
     fit()
-    run, names = lightning_l2l.comparison_callback.learning_curves, []
+    run, names = lightning_l2l.evaluation.comparison.learning_curves, []
 
     def killed(rule, *args):
         names.append(rule.label)
@@ -543,7 +542,7 @@ def test_a_test_killed_between_two_baselines_goes_on_with_the_next(monkeypatch):
             raise KeyError("killed")
         return run(rule, *args)
 
-    monkeypatch.setattr("lightning_l2l.comparison_callback.learning_curves", killed)
+    monkeypatch.setattr("lightning_l2l.evaluation.comparison.learning_curves", killed)
     command = tiny("test", "--data.episodes_per_batch=8", "--ckpt_path=best")
     with pytest.raises(KeyError, match="killed"):
         main(command)
@@ -606,15 +605,13 @@ def test_groups_train_race_and_resume():
     assert [row["rule"] for row in csv.DictReader(results)] == ["LSTM", "SGD", "NAG", "RMSprop", "Adam"]
 
 
-def test_every_way_of_running_the_rule_learns_the_same():
+def test_every_way_of_running_the_rule_learns_the_same(monkeypatch):
     """In float64, for which the kernel steps aside: Adam makes much of float32's rounding."""
-    ways = {
-        "kernel": [],
-        "eager": ["--model.compiled=false"],
-        "replayed": ["--model.compiled=false", "--model.memory=0"],
-    }
-    for name, flags in ways.items():
-        fit(*flags, "--trainer.precision=64-true", f"--trainer.logger.init_args.name={name}")
+    ways = {"kernel": ("1", "4"), "eager": ("0", "4"), "replayed": ("0", "0")}
+    for name, (compiled, memory) in ways.items():
+        monkeypatch.setenv("LIGHTNING_L2L_COMPILED", compiled)
+        monkeypatch.setenv("LIGHTNING_L2L_MEMORY", memory)
+        fit("--trainer.precision=64-true", f"--trainer.logger.init_args.name={name}")
     learned = [weights(f"runs/{name}/version_0/checkpoints/last.ckpt") for name in ways]
     for other in learned[1:]:
         for key in other:

@@ -6,18 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_l2l.comparison import (
-    BASELINES,
-    Entry,
-    Race,
-    curves_figure,
-    learning_rates,
-    results_table,
-    tune,
-    write_results,
-)
+from lightning_l2l.evaluation.result_cache import ResultCache
+from lightning_l2l.evaluation.results import Entry, Race, curves_figure, results_table, write_results
+from lightning_l2l.evaluation.tuning import BASELINES, learning_rates, tune
 from lightning_l2l.optimizees import MLP, ImageClassification, Quadratics
-from lightning_l2l.result_cache import ResultCache
 from lightning_l2l.rules import NAG, SGD
 from lightning_l2l.unroll import learning_curves
 

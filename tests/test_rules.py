@@ -7,9 +7,9 @@ import torch
 from conftest import skip
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.rules import NAG, SGD, Adam, CoordinatewiseLSTM, Grouped, RMSprop, Tape, fastest
-from lightning_l2l.rules.lstm import preprocess_gradient
-from lightning_l2l.rules.sliced import Sliced
+from lightning_l2l.rules import NAG, SGD, Adam, CoordinatewiseLSTM, Grouped, RMSprop, Tape, fastest, layout_of
+from lightning_l2l.rules.fast.sliced import Sliced
+from lightning_l2l.rules.gradient_inputs import preprocess_gradient
 
 RULES = {
     "SGD": lambda: SGD(0.1),
@@ -208,7 +208,7 @@ def grouped(**groups):
     )
 
 
-LAYOUT = {"conv.weight": slice(0, 40), "conv.bias": slice(40, 43), "fc.weight": slice(43, 90), "fc.bias": slice(90, 91)}
+LAYOUT = layout_of({"conv.weight": (8, 5), "conv.bias": (3,), "fc.weight": (1, 47), "fc.bias": (1,)})
 
 
 @pytest.mark.parametrize("compiled", [True, False])

@@ -1,18 +1,18 @@
-"""The DataModule that deals out episodes."""
+"""The DataModule that draws episodes."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import islice
 from typing import Literal, get_args
 
 import numpy as np
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.optimizees.episodes import Episodes
+from lightning_l2l.episodes import Episodes
+from lightning_l2l.errors import InvalidInputError, require_positive
+from lightning_l2l.optimizees.loader import EpisodeLoader
 from lightning_l2l.optimizees.scaled import scaled_at_random
 
 Split = Literal["train", "val", "tune", "test"]
@@ -20,7 +20,7 @@ Split = Literal["train", "val", "tune", "test"]
 
 
 class EpisodeDataModule(LightningDataModule, ABC):
-    """Deals out episodes. An episode is a number: its dataset is a range, and the same number gives the same episode.
+    """Draws episodes. An episode is a number: its dataset is a range, and the same number gives the same episode.
 
     That makes reproducing a run, sharding it over processes and resuming it free. Every epoch of meta-training sees
     episodes of its own.
@@ -100,6 +100,10 @@ class EpisodeDataModule(LightningDataModule, ABC):
         """The source of all randomness of one episode: a stream that no other episode of any split shares."""
         return np.random.default_rng([self.seed, get_args(Split).index(split), number])
 
+    def random_of_meta_batch(self, number: int) -> np.random.Generator:
+        """The source of what a meta-batch draws for all its episodes, the same in every process."""
+        return np.random.default_rng([self.seed, len(get_args(Split)), number])
+
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", self.train_episodes)
 
@@ -141,30 +145,3 @@ class EpisodeDataModule(LightningDataModule, ABC):
             return episodes
         randoms = [self.random(split, number).spawn(1)[0] for number in numbers]
         return scaled_at_random(episodes, self.random_scaling, randoms)
-
-
-class EpisodeLoader(DataLoader):
-    """A DataLoader that knows how far it is, so that a run stopped in the middle of an epoch goes on from there."""
-
-    position = 0  # batches dealt
-    resume_at = 0  # where the next epoch begins, and only that
-
-    def __iter__(self) -> Iterator[Episodes]:  # type: ignore[override]
-        self.position, self.resume_at = self.resume_at, 0
-        for numbers in islice(iter(self.batch_sampler), self.position, None):  # type: ignore[arg-type]
-            self.position += 1
-            yield self.collate_fn([self.dataset[number] for number in numbers])
-
-    def state_dict(self) -> dict[str, int]:
-        """What a checkpoint keeps: the number of batches dealt; an epoch that is over counts as none."""
-        return {"position": self.position % len(self)}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Goes on after that many batches."""
-        self.position = self.resume_at = state_dict["position"]
-
-
-def require_positive(key: str, value: float) -> None:
-    """Raises ``InvalidInputError`` unless a setting is above zero."""
-    if value <= 0:
-        raise InvalidInputError(f"{key} is {value}, but it must be positive: give a value above 0.")

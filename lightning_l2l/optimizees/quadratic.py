@@ -8,12 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_l2l.optimizees.base import (
-    EpisodeDataModule,
-    Split,
-    require_positive,
-)
-from lightning_l2l.optimizees.episodes import Episodes
+from lightning_l2l.episodes import Episodes
+from lightning_l2l.errors import require_positive
+from lightning_l2l.optimizees.base import EpisodeDataModule, Split
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_l2l.optimizees.episodes import Episodes
+from lightning_l2l.episodes import Episodes
 from lightning_l2l.rules import Layout
 
 INNER = "episodes."  # before the names of the fields of the episodes inside
@@ -73,5 +73,5 @@ def scaled_at_random(episodes: Episodes, log_range: float, randoms: Sequence[np.
     scale = torch.ones_like(episodes.theta)
     for place in episodes.layout.values():
         units = [np.exp(random.uniform(-log_range, log_range)) for random in randoms]
-        scale[:, place] = torch.tensor(units, dtype=scale.dtype)[:, None]
+        scale[:, place.coordinates] = torch.tensor(units, dtype=scale.dtype)[:, None]
     return ScaledEpisodes(episodes.theta / scale, scale, episodes)

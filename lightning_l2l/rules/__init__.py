@@ -1,11 +1,10 @@
 """Update rules: what turns a gradient into a step, learned or designed by hand, behind one interface."""
 
-from lightning_l2l.rules.base import Layout, State, UpdateRule
-from lightning_l2l.rules.fastest import fastest
+from lightning_l2l.rules.base import Layout, Place, State, Tape, UpdateRule, layout_of
+from lightning_l2l.rules.fast.fastest import fastest
 from lightning_l2l.rules.grouped import Grouped
 from lightning_l2l.rules.hand_designed import NAG, SGD, Adam, HandDesignedRule, RMSprop
-from lightning_l2l.rules.lstm import CoordinatewiseLSTM
-from lightning_l2l.rules.tape import Tape
+from lightning_l2l.rules.lstm.rule import CoordinatewiseLSTM
 
 __all__ = [
     "NAG",
@@ -15,9 +14,11 @@ __all__ = [
     "Grouped",
     "HandDesignedRule",
     "Layout",
+    "Place",
     "RMSprop",
     "State",
     "Tape",
     "UpdateRule",
     "fastest",
+    "layout_of",
 ]

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.rules.base import Layout, State, UpdateRule
-from lightning_l2l.rules.tape import Tape
+from lightning_l2l.rules.base import Layout, State, Tape, UpdateRule, layout_of
 
 
 class Grouped(UpdateRule):
@@ -46,8 +45,9 @@ class Grouped(UpdateRule):
             InvalidInputError: a parameter belongs to no group, or to two.
         """
         if self._bound is None or self._bound[0] != layout:
-            rules = [self.rules[group] for group in self.groups]
-            self._bound = layout, BoundGroups(rules, self._places(layout))  # type: ignore[arg-type]
+            layouts = self._layouts(layout)
+            rules = [cast(UpdateRule, self.rules[group]).bind(shifted(own)) for group, own in layouts.items()]
+            self._bound = layout, BoundGroups(rules, Places([indices(own) for own in layouts.values()]))
         return self._bound[1]
 
     def group_of(self, name: str, fix: str = "change the patterns of model.rule.init_args.groups") -> str:
@@ -68,23 +68,34 @@ class Grouped(UpdateRule):
             )
         return found[0]
 
-    def _places(self, layout: Layout) -> "Places":
-        places: dict[str, list[Tensor]] = {group: [] for group in self.groups}
+    def _layouts(self, layout: Layout) -> dict[str, Layout]:
+        """The parameters of each group, at their places in the whole θ."""
+        layouts: dict[str, Layout] = {group: {} for group in self.groups}
         for name, place in layout.items():
-            places[self.group_of(name)].append(torch.arange(place.start, place.stop))
-        for group, indices in places.items():
-            if not indices:
+            layouts[self.group_of(name)][name] = place
+        for group, own in layouts.items():
+            if not own:
                 raise InvalidInputError(
                     f"no parameter belongs to group {group}, whose patterns are {self.groups[group]}; the optimizee's "
                     f"parameters are {', '.join(layout)}: change the patterns of model.rule.init_args.groups."
                 )
-        return Places([torch.cat(indices) for indices in places.values()])
+        return layouts
 
     def init(self, theta: Tensor) -> State:
         raise TypeError("a Grouped rule must be bound to an optimizee's layout before it can run")
 
     def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
         raise TypeError("a Grouped rule must be bound to an optimizee's layout before it can run")
+
+
+def indices(layout: Layout) -> Tensor:
+    """The coordinates of all parameters of a layout, [P]."""
+    return torch.cat([torch.arange(place.start, place.stop) for place in layout.values()])
+
+
+def shifted(layout: Layout) -> Layout:
+    """The same parameters without gaps between them."""
+    return layout_of({name: place.shape for name, place in layout.items()})
 
 
 class Places:
@@ -127,16 +138,27 @@ class BoundGroups(UpdateRule):
         self.registered = nn.ModuleList(rules)
         self.rules = rules
         self.places = places
+        self.sees = tuple({name for rule in rules for name in rule.sees})
+
+    def start(self, theta: Tensor) -> Tensor:
+        if all(type(rule).start is UpdateRule.start for rule in self.rules):
+            return theta
+        return self.places.join([rule.start(p) for rule, p in zip(self.rules, self.places.split(theta), strict=True)])
 
     def init(self, theta: Tensor) -> State:
         return tuple(rule.init(part) for rule, part in zip(self.rules, self.places.split(theta), strict=True))
 
-    def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
-        return self.update_with(self.rules, grad, state)
+    def update(self, grad: Tensor, state: State, **seen: Tensor) -> tuple[Tensor, State]:
+        return self.update_with(self.rules, grad, state, seen)
 
-    def update_with(self, rules: Sequence[UpdateRule | Tape], grad: Tensor, state: State) -> tuple[Tensor, State]:
+    def update_with(
+        self, rules: Sequence[UpdateRule | Tape], grad: Tensor, state: State, seen: dict[str, Tensor]
+    ) -> tuple[Tensor, State]:
         """As ``update``, with a rule or tape for each group."""
-        steps = [r.update(g, s) for r, g, s in zip(rules, self.places.split(grad), state, strict=True)]
+        steps = []
+        for number, (rule, own_grad, own_state) in enumerate(zip(rules, self.places.split(grad), state, strict=True)):
+            own = {name: self.places.split(seen[name])[number] if name == "theta" else seen[name] for name in rule.sees}
+            steps.append(rule.update(own_grad, own_state, **own))
         updates, states = zip(*steps, strict=True)
         return self.places.join(updates), states
 
@@ -161,8 +183,8 @@ class GroupsTape(Tape):
         self.groups = groups
         self.tapes = tapes
 
-    def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
-        return self.groups.update_with(self.tapes, grad, state)
+    def update(self, grad: Tensor, state: State, **seen: Tensor) -> tuple[Tensor, State]:
+        return self.groups.update_with(self.tapes, grad, state, seen)
 
     def backward(self, cotangents: list[Tensor]) -> list[Tensor]:
         of_groups = zip(*map(self.groups.places.split, cotangents), strict=True)

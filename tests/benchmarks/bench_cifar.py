@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.workloads import lstm
 from lightning_l2l.optimizees import ConvNet, ImageClassification
-from lightning_l2l.optimizees.image_sources import LabelledImages
+from lightning_l2l.optimizees.sources.images import LabelledImages
 from lightning_l2l.rules import Adam, Grouped
 from lightning_l2l.unroll import learning_curves
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from benchmarks.workloads import HORIZON, Bare, Plain, classification, lstm, lstm_operations
-from lightning_l2l.cuda_graph import GraphedFirstOrder
 
 EPISODES, COORDINATES = 64, 15_910
 STATE = 80  # floats a coordinate, of two layers of 20 units
@@ -32,7 +31,7 @@ def _seconds(work) -> float:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_gpu_episode(against, gpu_rates):
-    ours = Bare(classification(EPISODES), lstm().cuda(), device="cuda", compute=GraphedFirstOrder())
+    ours = Bare(classification(EPISODES), lstm().cuda(), device="cuda")
     plain = Plain(classification(1), preprocessing=True, device="cuda")
     operations, traffic = gpu_rates
     optimizee = 2.0 * 128 * (784 * 20 + 20 * 10) * 2 * HORIZON

@@ -8,7 +8,7 @@ from pytorch_lightning import Trainer
 
 from benchmarks.workloads import HORIZON, UNROLL, Bare, Plain, classification, lstm, lstm_operations
 from lightning_l2l.callbacks import MetaProgressBar
-from lightning_l2l.meta_learner import MetaLearner
+from lightning_l2l.learners import MetaLearner
 from lightning_l2l.optimizees import Quadratics
 
 COORDINATES = 15_910

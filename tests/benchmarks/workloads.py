@@ -5,11 +5,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_l2l.meta_gradient import MetaGradient, first_order
-from lightning_l2l.optimizees import MLP, Episodes, ImageClassification
-from lightning_l2l.optimizees.image_sources import LabelledImages
-from lightning_l2l.rules import CoordinatewiseLSTM, UpdateRule, fastest
-from lightning_l2l.unroll import learning_curves, start
+from lightning_l2l.episodes import Episodes
+from lightning_l2l.meta_gradients import FirstOrder, Plan
+from lightning_l2l.meta_losses import WeightedSum
+from lightning_l2l.optimizees import MLP, ImageClassification
+from lightning_l2l.optimizees.sources.images import LabelledImages
+from lightning_l2l.rules import CoordinatewiseLSTM, UpdateRule
+from lightning_l2l.unroll import learning_curves
 
 HORIZON, UNROLL = 100, 20
 
@@ -28,10 +30,9 @@ def classification(episodes: int, horizon: int = HORIZON, units: int = 20) -> Im
 class Bare:
     """This package's meta-training without Lightning: sampling, unroll, meta-gradient and Adam."""
 
-    def __init__(
-        self, data, rule: UpdateRule, unroll: int = UNROLL, device: str = "cpu", compute: MetaGradient = first_order
-    ) -> None:
-        self.data, self.rule, self.unroll, self.device, self.compute = data, rule, unroll, device, compute
+    def __init__(self, data, rule: UpdateRule, unroll: int = UNROLL, device: str = "cpu") -> None:
+        self.data, self.rule, self.device = data, rule, device
+        self.plan, self.meta_gradient = Plan(WeightedSum(), data.horizon, unroll), FirstOrder()
         self.adam = torch.optim.Adam(rule.parameters(), lr=1e-3)
         self.meta_batch = 0
 
@@ -42,15 +43,11 @@ class Bare:
         return self.data.episodes("train", numbers).to(self.device)
 
     def train(self) -> None:
-        episodes = self.sample()
-        rule = fastest(self.rule, episodes.theta, self.unroll)
-        run = start(rule, episodes)
-        for weights in torch.ones(self.data.horizon, device=self.device).split(self.unroll):
-            truncation = self.compute(rule, episodes, run, weights)
+        for truncation in self.meta_gradient.truncations(self.rule, self.sample(), self.plan):
             self.adam.zero_grad()
             truncation.objective.backward()
             self.adam.step()
-            run = truncation.run
+            del truncation
 
     def evaluate(self) -> None:
         learning_curves(self.rule, self.sample(), self.data.horizon)

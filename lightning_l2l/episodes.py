@@ -1,0 +1,151 @@
+"""Episodes: runs of an optimizee, side by side."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from lightning_l2l.rules.base import Layout, layout_of
+
+
+@dataclass(eq=False)
+class Episodes(ABC):
+    """N runs side by side: where each starts, and everything its losses need.
+
+    A subclass adds fields and writes ``loss``. A tensor field has the N episodes in its first dimension; any other
+    field is shared by all of them.
+
+    Attributes:
+        theta: the parameters θ_0 at which each run starts, [N, P].
+    """
+
+    theta: Tensor
+
+    @property
+    def layout(self) -> Layout:
+        """Which coordinates of θ belong to which named parameter: one of that name, where nothing else is said."""
+        return layout_of({"theta": self.theta.shape[1:]})
+
+    @abstractmethod
+    def loss(self, theta: Tensor, step: int) -> Tensor:
+        """Returns each episode's own loss f(θ), [N].
+
+        Args:
+            theta: parameters, [N, P]. Episode n's loss depends on row n alone.
+            step: number t of the minibatch, 0 to the horizon.
+        """
+
+    def value_and_grad(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Returns the loss of each episode, [N], and its gradient, [N, P].
+
+        The sum's gradient holds each episode's own in its row, at its own scale: averaging over the episodes first
+        would feed the update rule gradients N times too small.
+        """
+
+        differentiable = torch.is_grad_enabled()  # by φ, through θ: for meta-gradients of second order
+        if torch.is_inference_mode_enabled():  # where autograd is off for good
+            grad, (_, losses) = torch.func.grad_and_value(self._total_loss, has_aux=True)(theta, step)
+            return losses, grad
+        with torch.enable_grad():
+            theta = theta if differentiable and theta.requires_grad else theta.detach().requires_grad_()
+            losses = self.loss(theta, step)
+            (grad,) = torch.autograd.grad(losses.sum(), theta, create_graph=differentiable)
+        return losses if differentiable else losses.detach(), grad
+
+    def hessian_product(self, theta: Tensor, step: int, vector: Tensor) -> Tensor:
+        """Returns the Hessian of each episode's loss at its θ, times a vector of its own, [N, P]."""
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            grad = self.value_and_grad(theta, step)[1]
+            (product,) = torch.autograd.grad(grad, theta, vector.to(grad.dtype))
+        return product
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None, **_: Any) -> Self:
+        """Moves every tensor, and whatever else can be moved, to a device; floating point tensors also to a type."""
+        moved: dict[str, Any] = {}
+        for name, value in self._fields().items():
+            if isinstance(value, Tensor):
+                moved[name] = value.to(device, dtype if value.is_floating_point() else None)
+            elif isinstance(value, Episodes):
+                moved[name] = value.to(device, dtype)
+            elif hasattr(value, "to"):
+                moved[name] = value.to(device)
+        return replace(self, **moved)
+
+    def fingerprint(self) -> str:
+        """A digest of these episodes, under which results that depend on nothing else can be kept.
+
+        Tensors count by their content, all other fields as they are printed, and what is computed by the first losses
+        and gradients.
+        """
+        digest = hashlib.sha256(f"{type(self).__module__} {type(self).__qualname__}".encode())
+        with torch.random.fork_rng(devices=[self.theta.device] if self.theta.is_cuda else []):
+            torch.manual_seed(0)  # a network with dropout is the same whenever it is asked
+            losses_and_gradients = self.value_and_grad(self.theta, 0)
+        for tensor in losses_and_gradients:
+            digest.update(content(tensor).encode())
+        for name, value in (self.tensor_fields() | self.shared_fields()).items():
+            digest.update(f"{name} {content(value) if isinstance(value, Tensor) else value!r}".encode())
+        return digest.hexdigest()
+
+    def repeat(self, times: int) -> Self:
+        """Returns the N episodes ``times`` over, all of them and then all again: [N, ...] becomes [times · N, ...]."""
+        tensors = self.tensor_fields().items()
+        return self.with_tensors({name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in tensors})
+
+    def first(self, count: int) -> Self:
+        """Returns the first of the episodes, ``count`` at most."""
+        return self.with_tensors({name: value[:count] for name, value in self.tensor_fields().items()})
+
+    def reference(self, step: int, count: int) -> Tensor | None:
+        """Returns what a meta-loss may compare ``count`` losses after step t with, [count, N]; None: nothing.
+
+        Args:
+            step: t, the number of steps before these.
+            count: K.
+        """
+        return None
+
+    def pictures(self, theta: Tensor) -> Tensor | None:
+        """How θ looks to a person, [N, 3, H, W] in 0..1; None where it is no picture.
+
+        Args:
+            theta: parameters, [N, P].
+        """
+        return None
+
+    def references(self) -> dict[str, Tensor]:
+        """Pictures to be seen beside those of θ, by what they are called, [N, 3, H, W] in 0..1 of any size."""
+        return {}
+
+    def tensor_fields(self) -> dict[str, Tensor]:
+        """The fields that have the N episodes in their first dimension, by name."""
+        return {name: value for name, value in self._fields().items() if isinstance(value, Tensor)}
+
+    def shared_fields(self) -> dict[str, Any]:
+        """The fields that all episodes share, by name."""
+        return {name: value for name, value in self._fields().items() if not isinstance(value, Tensor)}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The same episodes with other tensors in place of some of ``tensor_fields``."""
+        return replace(self, **tensors)
+
+    def _total_loss(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        losses = self.loss(theta, step)
+        return losses.sum(), losses
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __len__(self) -> int:
+        return len(self.theta)
+
+
+def content(tensor: Tensor) -> str:
+    """A digest of a tensor's type, shape and numbers."""
+    numbers = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()  # NumPy has no bfloat16
+    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(numbers).hexdigest()}"

@@ -1,0 +1,1 @@
+"""Races against tuned baselines, and what they leave behind."""

@@ -1,0 +1,230 @@
+"""Meta-training as a LightningModule."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_l2l.episodes import Episodes
+from lightning_l2l.errors import InvalidInputError, require_positive
+from lightning_l2l.learners.base import dtype_of
+from lightning_l2l.learners.stages import Stage, Stages
+from lightning_l2l.meta_losses import MetaLoss, WeightedSum, Weights
+from lightning_l2l.optimizees import EpisodeDataModule
+from lightning_l2l.rules import UpdateRule
+from lightning_l2l.unroll import final_loss, learning_curves, optimize
+
+log = logging.getLogger(__name__)
+
+
+class MetaLearner(LightningModule):
+    """Learns an update rule: Adam on φ descends L(φ) = E_f[Σ_t w_t f(θ_t)] (arXiv:1606.04474, section 2, equation 3).
+
+    Each meta-batch is a number of episodes side by side, run over a horizon and cut into truncations of ``unroll``
+    steps. Each truncation gives one step of Adam; θ and the rule's state are carried to the next.
+
+    Args:
+        rule: the update rule to learn.
+        unroll: K, steps between two meta-steps; must divide the horizon.
+        learning_rate: of Adam on φ at the start.
+        final_learning_rate: of Adam on φ at the end, approached along half a cosine; null keeps it constant.
+        gradient_clip: largest norm of the meta-gradient; it is scaled down to it.
+        loss_weights: w_t, the weights of the losses: uniform, last, linear or a list of one for each step of the
+            horizon (see ``WeightedSum``); null is uniform, as in the paper.
+        meta_loss: another meta-loss than the weighted sum.
+        stages: a table of how meta-training changes as it goes on; each row has a share of the epochs, a horizon, an
+            unroll and a meta-gradient. Null is one row: the data's horizon, ``unroll`` and the paper's meta-gradient of
+            first order, which takes gradients as given, and so learns smaller steps than are best.
+    """
+
+    monitor = "val/meta_loss"
+
+    def __init__(
+        self,
+        rule: UpdateRule,
+        unroll: int = 20,
+        learning_rate: float = 0.001,
+        final_learning_rate: float | None = None,
+        gradient_clip: float = 1.0,
+        loss_weights: Weights | None = None,
+        meta_loss: MetaLoss | None = None,
+        stages: list[Stage] | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.save_hyperparameters(ignore=["rule", "meta_loss", "stages"])
+        self.rule = rule
+        self.learning_rate = learning_rate
+        self.final_learning_rate = learning_rate if final_learning_rate is None else final_learning_rate
+        self.gradient_clip = gradient_clip
+        self.skipped_steps = 0
+        self.stage = 0
+        if not list(rule.parameters()):
+            raise InvalidInputError(
+                f"model.rule is {type(rule).__name__}, which has no parameters to learn: give a learned rule."
+            )
+        for key, value in (("unroll", unroll), ("learning_rate", learning_rate), ("gradient_clip", gradient_clip)):
+            require_positive(f"model.{key}", value)
+        require_positive("model.final_learning_rate", self.final_learning_rate)
+        if meta_loss is not None and loss_weights is not None:
+            raise InvalidInputError(
+                f"model.loss_weights is {loss_weights}, but model.meta_loss is given, too: give one of them."
+            )
+        self.meta_loss = meta_loss or WeightedSum(loss_weights or "uniform")
+        self.stages = Stages(stages if stages is not None else [Stage()], unroll, self.meta_loss)
+
+    def setup(self, stage: str) -> None:
+        """Checks what needs the data to be known."""
+        self.save_hyperparameters({"variant": self.datamodule.variant})
+        self.check(self.datamodule)
+        if stage == "fit":
+            self._check_fit()
+
+    def check(self, datamodule: EpisodeDataModule) -> None:
+        """Refuses data that the rule or the meta-loss do not fit.
+
+        Raises:
+            InvalidInputError: says why.
+        """
+        self.rule.bind(datamodule.episodes("val", [0]).layout)
+        self.meta_loss.check(datamodule.horizon)
+
+    def _check_fit(self) -> None:
+        """Refuses what meta-training would stumble over, and says what its meta-gradients leave out."""
+        if self.trainer.precision in ("16-mixed", "16-true", "bf16-true"):
+            raise InvalidInputError(
+                f"trainer.precision is {self.trainer.precision}, which is too coarse for meta-gradients: use "
+                "bf16-mixed."
+            )
+        if (self.trainer.max_epochs or 0) < 1:
+            raise InvalidInputError(
+                f"trainer.max_epochs is {self.trainer.max_epochs}, but the learning rate's decay needs an end: give a "
+                "number above 0."
+            )
+        self.stages.check(self.datamodule)
+        episodes = self.datamodule.episodes("val", [0]).to("cpu", dtype_of(self))
+        rule = self.rule.bind(episodes.layout)
+        for meta_gradient in self.stages.meta_gradients:
+            meta_gradient.check(rule, episodes)
+            if left_out := meta_gradient.left_out(rule):
+                log.info("The meta-gradient %s takes as constant: %s.", type(meta_gradient).__name__, left_out)
+
+    @property
+    def datamodule(self) -> EpisodeDataModule:
+        """Where the episodes come from."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Adam on φ, its learning rate decayed once a meta-batch."""
+        optimizer = torch.optim.Adam(self.rule.parameters(), lr=self.learning_rate)
+        # Lightning's own estimate would start the loader before a checkpoint can tell it where to go on
+        meta_batches = (self.trainer.max_epochs or 1) * self.datamodule.train_batches(self.trainer.world_size)
+        decay = cosine_decay(meta_batches, self.final_learning_rate / self.learning_rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, decay)}}
+
+    def on_after_batch_transfer(self, batch: Episodes, dataloader_idx: int) -> Episodes:
+        """Gives the episodes the rule's floating point type."""
+        return batch.to(self.device, dtype_of(self))
+
+    def on_train_epoch_start(self) -> None:
+        """Enters the stage that the epoch belongs to."""
+        before, self.stage = self.stage, self.stages.at(self.current_epoch, self.trainer.max_epochs or 1)
+        if before != self.stage:
+            self.stages.meta_gradients[before].release()
+
+    def training_step(self, episodes: Episodes, batch_idx: int) -> None:
+        """Runs the episodes over their horizon, with one meta-step for each truncation."""
+        began = time.perf_counter()
+        plan = self.stages.plan(self.stage, self.datamodule, self.trainer.fit_loop.total_batch_idx)
+        meta_gradient = self.stages.meta_gradients[self.stage]
+        taken = []
+        for truncation in meta_gradient.truncations(self.rule, episodes, plan):
+            norm = self.meta_step(truncation.objective)
+            taken.append((truncation.meta_loss, norm, truncation.update_size))
+            del truncation  # with its graph
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+        losses, norms, sizes = torch.tensor(taken).T
+        metrics = {
+            "train/meta_loss": losses.sum(),
+            "train/meta_gradient_norm": norms.mean(),
+            "train/update_size": sizes.mean(),
+            "train/meta_learning_rate": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
+            "train/episodes_per_second": len(episodes) * self.trainer.world_size / (time.perf_counter() - began),
+            "train/skipped_steps": float(self.skipped_steps),
+        }
+        self.log_dict(metrics, batch_size=len(episodes))
+
+    def meta_step(self, objective: Tensor) -> Tensor:
+        """Takes one step of Adam on φ and returns the meta-gradient's norm; skips the step where that is not finite."""
+        optimizer = self.optimizers()
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        self.manual_backward(objective)
+        norm = torch.nn.utils.clip_grad_norm_(self.rule.parameters(), self.gradient_clip)
+        if norm.isfinite():  # the same in every process, since DDP has averaged the gradients
+            optimizer.step()  # type: ignore[union-attr]
+        else:
+            self.skipped_steps += 1
+        return norm
+
+    def validation_step(self, episodes: Episodes, batch_idx: int) -> Tensor:
+        """Runs whole horizons without meta-gradients; returns the learning curves f(θ_0) .. f(θ_T), [N, T + 1]."""
+        return self._evaluate(episodes, "val")
+
+    def test_step(self, episodes: Episodes, batch_idx: int) -> Tensor:
+        """As ``validation_step``, on fresh episodes."""
+        return self._evaluate(episodes, "test")
+
+    def predict_step(self, episodes: Episodes, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Runs whole horizons; returns the optimized θ_T, [N, P], and the learning curves, [N, T + 1]."""
+        return optimize(self.rule, episodes, self.datamodule.horizon)
+
+    def _evaluate(self, episodes: Episodes, stage: str) -> Tensor:
+        horizon = self.datamodule.horizon
+        curves = learning_curves(self.rule, episodes, horizon)
+        metrics = {
+            f"{stage}/meta_loss": self.meta_loss(curves[:, 1:].T, 0, horizon, episodes.reference(0, horizon)).mean(),
+            f"{stage}/final_loss": final_loss(curves).mean(),
+        }
+        self.log_dict(metrics, batch_size=len(episodes), sync_dist=True)
+        return curves
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the count of skipped meta-steps, and what the meta-gradients keep in each process."""
+        checkpoint["skipped_steps"] = self.skipped_steps
+        own = [meta_gradient.state_dict() for meta_gradient in self.stages.meta_gradients]
+        of_all = [own] * self.trainer.world_size
+        if torch.distributed.is_initialized():
+            torch.distributed.all_gather_object(of_all, own)
+        checkpoint["meta_gradients"] = of_all
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on with what ``on_save_checkpoint`` kept."""
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
+        of_all = checkpoint.get("meta_gradients")
+        if not of_all or self.trainer.state.fn != "fit":
+            return
+        if any(map(any, of_all)) and len(of_all) != self.trainer.world_size:
+            raise InvalidInputError(
+                f"trainer.devices gives {self.trainer.world_size} processes, but the checkpoint's meta-gradient keeps "
+                f"runs of {len(of_all)}: give as many."
+            )
+        own = of_all[self.trainer.global_rank % len(of_all)]
+        for meta_gradient, state in zip(self.stages.meta_gradients, own, strict=False):
+            meta_gradient.load_state_dict(state)
+
+
+def cosine_decay(steps: float, end: float) -> Callable[[int], float]:
+    """Half a cosine from 1 at step 0 to ``end`` at ``steps``, and ``end`` from there on."""
+
+    def factor(step: int) -> float:
+        progress = min(1.0, step / steps)
+        return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2
+
+    return factor

@@ -1,0 +1,108 @@
+"""Settings that ``model.stages`` has replaced, in old configs and checkpoints: refused, with the table they spelled."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+from lightning_l2l.errors import InvalidInputError
+
+SCHEDULE = {"curriculum": None, "second_order": 0.0, "hessian_every": None, "second_order_unroll": None}  # defaults
+MACHINE = {"memory": "LIGHTNING_L2L_MEMORY", "compiled": "LIGHTNING_L2L_COMPILED"}  # environment variables
+OLD_KEYS = (*SCHEDULE, *MACHINE)
+
+
+def refuse_old_schedule(settings: dict[str, Any], epochs: int | None, subject: str = "") -> None:
+    """Refuses settings of an old learner.
+
+    Args:
+        settings: of the learner, old and new.
+        epochs: ``trainer.max_epochs``, where it is known.
+        subject: where they stand; by default they were given now.
+
+    Raises:
+        InvalidInputError: shows the table that says the same.
+    """
+    old = [key for key in OLD_KEYS if key in settings]
+    if not old:
+        return
+    given = ", ".join(f"model.{key} is {settings[key]}" for key in old)
+    sentence = f"{subject}{given}, but {'that is' if len(old) == 1 else 'those are'} no longer a setting"
+    fixes = [f"give model.stages={as_flow(old_table(settings, epochs))}"] if SCHEDULE.keys() & old else []
+    fixes += [f"for {key} set the environment variable {MACHINE[key]}" for key in MACHINE if key in old]
+    raise InvalidInputError(f"{sentence}: {', and '.join(fixes)}.")
+
+
+def refuse_another_schedule(kept: dict[str, Any], stages: list[dict[str, Any]] | None, epochs: int) -> None:
+    """Refuses to go on training from an old checkpoint under another schedule than its own.
+
+    Args:
+        kept: the settings that the checkpoint was trained with.
+        stages: the rows of ``model.stages`` that are given now.
+        epochs: ``trainer.max_epochs``.
+
+    Raises:
+        InvalidInputError: shows the table that its settings spelled.
+    """
+    if "stages" in kept or not SCHEDULE.keys() & kept.keys():
+        return
+    table = old_table(kept, epochs)
+    if _comparable(table) != _comparable(stages or [{}]):
+        raise InvalidInputError(
+            f"model.stages is {as_flow(stages)}, but the checkpoint was trained with what is now "
+            f"model.stages={as_flow(table)}: give that, or start anew without --ckpt_path."
+        )
+
+
+def _comparable(table: list[dict[str, Any]]) -> list[tuple]:
+    total = sum(row.get("share", 1) for row in table)
+    rows = []
+    for row in table:
+        meta_gradient = row.get("meta_gradient") or {}
+        name = meta_gradient.get("class_path", "FirstOrder").rpartition(".")[2]
+        settings = (meta_gradient.get("init_args") or {}).get("hessian_every", 1)
+        rows.append((round(row.get("share", 1) / total, 9), row.get("horizon"), row.get("unroll"), name, settings))
+    return rows
+
+
+def old_table(settings: dict[str, Any], epochs: int | None) -> list[dict[str, Any]]:
+    """The table of stages that the four old settings spelled, its shares in epochs where their number is known."""
+    values = {key: settings.get(key, default) for key, default in SCHEDULE.items()}
+    horizons = values["curriculum"] or [None]
+    count = epochs or 100 * len(horizons)
+    second = round((1 - float(values["second_order"] or 0)) * count)
+    longer = [math.ceil(number * count / len(horizons)) for number in range(len(horizons))]
+    ends = sorted({*longer, second, count} & set(range(count + 1)))
+    rows: list[dict[str, Any]] = []
+    for first, end in pairwise(ends):
+        row: dict[str, Any] = {"share": end - first}
+        if (horizon := horizons[first * len(horizons) // count]) is not None:
+            row["horizon"] = horizon
+        if first >= second:
+            if values["second_order_unroll"]:
+                row["unroll"] = values["second_order_unroll"]
+            row["meta_gradient"] = _second_order(values["hessian_every"])
+        rows += [row] if not rows or _but_share(rows[-1]) != _but_share(row) else []
+        if rows[-1] is not row:
+            rows[-1]["share"] += row["share"]
+    shares = math.gcd(*(row["share"] for row in rows))
+    return [row | {"share": row["share"] // shares} for row in rows]
+
+
+def _second_order(hessian_every: int | None) -> dict[str, Any]:
+    if hessian_every is None:
+        return {"class_path": "lightning_l2l.meta_gradients.Exact"}
+    linearized: dict[str, Any] = {"class_path": "lightning_l2l.meta_gradients.Linearized"}
+    return linearized | ({"init_args": {"hessian_every": hessian_every}} if hessian_every != 1 else {})
+
+
+def _but_share(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "share"}
+
+
+def as_flow(table: Any) -> str:
+    """YAML on one line."""
+    if isinstance(table, dict):
+        return "{" + ", ".join(f"{key}: {as_flow(value)}" for key, value in table.items()) + "}"
+    if isinstance(table, list):
+        return "[" + ", ".join(map(as_flow, table)) + "]"
+    return "null" if table is None else str(table)

@@ -1,0 +1,8 @@
+"""Estimators of the meta-gradient, by class path in ``model.stages``."""
+
+from lightning_l2l.meta_gradients.base import MetaGradient, Plan, Truncation
+from lightning_l2l.meta_gradients.exact import Exact
+from lightning_l2l.meta_gradients.first_order import FirstOrder
+from lightning_l2l.meta_gradients.linearized import Linearized
+
+__all__ = ["Exact", "FirstOrder", "Linearized", "MetaGradient", "Plan", "Truncation"]

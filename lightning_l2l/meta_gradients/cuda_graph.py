@@ -1,0 +1,156 @@
+"""Truncations recorded as CUDA graphs, for GPUs that wait for Python.
+
+A step of small optimizees keeps a GPU busy for less time than Python takes to launch its hundred kernels. The steps of
+a truncation are the same in every meta-batch, though: recorded once, they are launched as one.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lightning_l2l.episodes import Episodes
+from lightning_l2l.errors import first_line
+from lightning_l2l.rules import UpdateRule
+from lightning_l2l.unroll import Run
+
+log = logging.getLogger(__name__)
+TensorFunction = Callable[[Sequence[Tensor]], list[Tensor]]
+MOST = 256  # recordings: more would mean that something is new in every meta-batch, and none is ever used again
+
+
+class CudaGraph:
+    """The kernels that a function of tensors launches, recorded; called, they run on other tensors of the same shapes.
+
+    Args:
+        function: what is recorded; nothing in it may depend on a tensor's values but by kernels.
+        inputs: tensors on one GPU to record it with.
+    """
+
+    @torch.no_grad()
+    def __init__(self, function: TensorFunction, inputs: Sequence[Tensor]) -> None:
+        self.inputs = [tensor.clone() for tensor in inputs]
+        warm_up = torch.cuda.Stream()
+        warm_up.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warm_up):  # what libraries set up when first called cannot be recorded
+            for _ in range(2):
+                function(self.inputs)
+        torch.cuda.current_stream().wait_stream(warm_up)
+        torch.clear_autocast_cache()  # else weights cast during the warm-up would be taken for those of every replay
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=_pool()):
+            self.outputs = function(self.inputs)
+        torch.clear_autocast_cache()
+
+    @torch.no_grad()
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Runs the kernels; the tensors returned are the caller's own."""
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        self.graph.replay()
+        return [output.clone() for output in self.outputs]
+
+
+@cache
+def _pool() -> Any:
+    """Memory for what recordings hold while they run; one for all, since they never run at once."""
+    return torch.cuda.graph_pool_handle()
+
+
+class Recordings:
+    """A function that takes truncations, by a recording for each truncation of the horizon.
+
+    A recording is used only if it gives what the steps gave that it was made from. Where it does not, or where
+    something cannot be recorded, such as a loss that looks at numbers in Python, the steps run as they are, and a
+    warning says so.
+
+    Args:
+        function: takes a rule, episodes, where they stand, and anything else; returns a named tuple of tensors and
+            numbers, the first of which is a ``Run``.
+        record: makes the recording of a function.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        record: Callable[[TensorFunction, Sequence[Tensor]], TensorFunction] = CudaGraph,
+    ) -> None:
+        self.function = function
+        self.record = record
+        self.recordings: dict[Hashable, tuple[TensorFunction, Skeleton, list[Any]]] = {}
+        self.works = True
+
+    def __call__(self, rule: UpdateRule, episodes: Episodes, run: Run, *settings: Hashable) -> Any:
+        """As the function."""
+        if not self.works:
+            return self.function(rule, episodes, run, *settings)
+        tensors, skeleton = take_tensors((episodes.tensor_fields(), run.detach()))
+        shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+        used = [*episodes.shared_fields().values(), *rule.parameters(), *rule.buffers()]
+        objects = [value if isinstance(value, int | float | str | None) else id(value) for value in used]
+        key = repr((skeleton, shapes, objects, settings, torch.is_autocast_enabled()))
+        if key in self.recordings:
+            recording, result, _ = self.recordings[key]
+            return put_tensors(recording(tensors), result)
+
+        def function(tensors: Sequence[Tensor]) -> list[Tensor]:
+            own, run = put_tensors(tensors, skeleton)
+            return take_tensors(self.function(rule, episodes.with_tensors(own), run, *settings))[0]
+
+        steps = self.function(rule, episodes, run, *settings)
+        expected, result = take_tensors(steps)
+        if all(bool(tensor.isfinite().all()) for tensor in expected):  # else nothing can be compared: another time
+            made = self._record(function, tensors, expected, f"steps {run.step + 1} to {steps.run.step}")
+            if made:
+                self.recordings[key] = made, result, [*used, settings]  # another object could get the same id
+        return steps
+
+    def _record(
+        self, function: TensorFunction, tensors: Sequence[Tensor], expected: Sequence[Tensor], name: str
+    ) -> TensorFunction | None:
+        began = time.perf_counter()
+        try:
+            if len(self.recordings) == MOST:
+                raise RuntimeError(f"{MOST} truncations were all different")
+            recording = self.record(function, tensors)
+            if all(map(_equal, recording(tensors), expected)):
+                log.info("Recorded %s for the GPU in %.1f s.", name, time.perf_counter() - began)
+                return recording
+            reason = "the recording gives other numbers"
+        except RuntimeError as error:
+            reason = first_line(error)
+        self.works = False
+        self.recordings.clear()
+        log.warning("Kernels are launched one by one, since %s cannot be recorded for the GPU (%s).", name, reason)
+        return None
+
+
+class Skeleton(NamedTuple):
+    """A tree without its tensors."""
+
+    leaves: tuple[Any, ...]  # the type Tensor in place of each
+    form: pytree.TreeSpec
+
+
+def take_tensors(tree: Any) -> tuple[list[Tensor], Skeleton]:
+    """Parts the tensors of nested tuples, lists and dictionaries from the rest."""
+    leaves, form = pytree.tree_flatten(tree)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return tensors, Skeleton(tuple(Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves), form)
+
+
+def put_tensors(tensors: Sequence[Tensor], skeleton: Skeleton) -> Any:
+    """Undoes ``take_tensors``."""
+    given = iter(tensors)
+    leaves = [next(given) if leaf is Tensor else leaf for leaf in skeleton.leaves]
+    return pytree.tree_unflatten(leaves, skeleton.form)
+
+
+def _equal(recorded: Tensor, expected: Tensor) -> bool:
+    size = float(expected.abs().max()) if expected.numel() else 0.0
+    return torch.allclose(recorded, expected, rtol=1e-3, atol=1e-6 * size)

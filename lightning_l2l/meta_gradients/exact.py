@@ -1,0 +1,46 @@
+"""The exact meta-gradient of a truncation."""
+
+import torch
+
+from lightning_l2l.episodes import Episodes
+from lightning_l2l.meta_gradients.base import (
+    MetaGradient,
+    Plan,
+    Truncation,
+    constants,
+    refuse_once_differentiable,
+    update_size,
+)
+from lightning_l2l.rules import UpdateRule
+from lightning_l2l.unroll import Run, start, unroll
+
+
+class Exact(MetaGradient):
+    """Goes through ∇_t = ∇f(θ_t) and through the rule as they are.
+
+    It needs an optimizee that is twice differentiable, and memory for the graph of every step of it; it takes three to
+    six times as long as the first order on a CPU. In long truncations it explodes: a learned rule's own derivative by a
+    gradient is huge wherever the gradient changes its sign (CIFAR-10: within 50 steps).
+    """
+
+    def check(self, rule: UpdateRule, episodes: Episodes) -> None:
+        refuse_once_differentiable("Exact", episodes)
+
+    def left_out(self, rule: UpdateRule) -> str:
+        return constants(rule)
+
+    def prepare(self, rule: UpdateRule, episodes: Episodes, plan: Plan) -> UpdateRule:
+        """The rule as it is: autograd does not see through faster ways."""
+        return rule
+
+    def start(self, rule: UpdateRule, episodes: Episodes) -> Run:
+        """Begins N runs, whose first gradient may depend on φ where the rule learns the start."""
+        with torch.enable_grad():
+            return start(rule, episodes)
+
+    def truncation(self, rule: UpdateRule, episodes: Episodes, run: Run, plan: Plan) -> Truncation:
+        with torch.enable_grad():
+            end, trajectory = unroll(rule, episodes, run, plan.unroll)
+            objective = plan.loss(trajectory.losses, run.step, episodes).mean()
+        size = update_size(trajectory)
+        return Truncation(end.detach(), trajectory.losses.detach(), size, objective.detach(), objective)

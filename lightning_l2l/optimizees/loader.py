@@ -1,0 +1,29 @@
+"""Batches of episodes, in an order that a stopped run takes up again."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+from torch.utils.data import DataLoader
+
+from lightning_l2l.episodes import Episodes
+
+
+class EpisodeLoader(DataLoader):
+    """A DataLoader that knows how far it is, so that a run stopped in the middle of an epoch goes on from there."""
+
+    position = 0  # batches yielded
+    resume_at = 0  # where the next epoch begins, and only that
+
+    def __iter__(self) -> Iterator[Episodes]:  # type: ignore[override]
+        self.position, self.resume_at = self.resume_at, 0
+        for numbers in islice(iter(self.batch_sampler), self.position, None):  # type: ignore[arg-type]
+            self.position += 1
+            yield self.collate_fn([self.dataset[number] for number in numbers])
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint keeps: the number of batches yielded; an epoch that is over counts as none."""
+        return {"position": self.position % len(self)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Goes on after that many batches."""
+        self.position = self.resume_at = state_dict["position"]

@@ -1,0 +1,151 @@
+"""Steps of a rule on parameters in place, in memory that does not grow with them."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lightning_l2l.rules.base import State, UpdateRule
+
+CHUNK = {"cpu": 4096}  # coordinates at a time: on a CPU, what a core's cache holds
+LARGE_CHUNK = 65_536  # elsewhere; the LSTM's activations then take 60 MB
+RUNNING_MEANS = ("mean", "square")  # in bfloat16 they would stall: what a step adds is rounded away
+
+KeptState = dict[str, Any]
+"""What a rule remembers of one θ [P], as plain tensors and numbers by name, all that ``torch.optim`` can keep."""
+
+Work = tuple[Tensor, Tensor, KeptState]
+"""A θ [P], its gradient, and its state."""
+
+
+class Stepper:
+    """Moves each θ by θ ← θ + factor · g, chunk by chunk, and overwrites its state.
+
+    In the state of a coordinatewise rule, tensors whose last dimension is as long as θ have a number for each
+    coordinate in it, and anything else is the same for all. A rule that is not coordinatewise sees all of θ at once.
+
+    Args:
+        rule: the update rule, on that device and in that type; it must not change any more.
+        device: where θ is.
+        dtype: the floating point type in which steps are computed.
+        in_bfloat16: whether states are kept in bfloat16 from one step to the next.
+    """
+
+    def __init__(self, rule: UpdateRule, device: torch.device, dtype: torch.dtype, in_bfloat16: bool = False) -> None:
+        self.rule = rule
+        self.device = device
+        self.dtype = dtype
+        self.kept_dtype = torch.bfloat16 if in_bfloat16 else dtype
+        first = self.rule.init(torch.zeros(1, 1).to(device, dtype))
+        self.structure = pytree.tree_structure(first)
+        self.names = list(named_leaves(first))
+
+    def init(self, theta: Tensor) -> KeptState:
+        """Returns the state before the first step from θ, [P]."""
+        kept: KeptState = {}
+        for part in self.parts(theta):
+            state = self._flatten(self.rule.init(theta[None, part].to(self.dtype)))
+            for name, value in state.items():
+                if not _per_coordinate(value, part.stop - part.start):
+                    kept[name] = value
+                    continue
+                if name not in kept:
+                    small = value.is_floating_point() and name.rpartition(".")[2] not in RUNNING_MEANS
+                    kind = self.kept_dtype if small else value.dtype
+                    kept[name] = value.new_empty((*value.shape[:-1], len(theta)), dtype=kind)
+                kept[name][..., part] = value
+        return kept
+
+    def step(self, work: Sequence[Work], factor: float, loss: Tensor | None = None) -> None:
+        """Takes one step of each.
+
+        Args:
+            work: θ, ∇_t and the state of each, as ``init`` or ``adopt`` returned it.
+            factor: of the step.
+            loss: f(θ_t), [1], for a rule that sees it.
+        """
+        for theta, grad, state in work:
+            before = dict(state)
+            for part in self.parts(theta):
+                now = [self._open(before[name], part, len(theta)) for name in self.names]
+                values = {"theta": theta[None, part].to(self.dtype), "loss": loss}
+                update, after = self.rule.update(
+                    grad[None, part].to(self.dtype),
+                    pytree.tree_unflatten(now, self.structure),
+                    **{name: values[name] for name in self.rule.sees},
+                )
+                theta[part] = theta[part].to(self.dtype).add(update[0], alpha=factor)  # rounded once
+                for name, value in self._flatten(after).items():
+                    if _per_coordinate(before[name], len(theta)):
+                        state[name][..., part] = value
+                    else:
+                        state[name] = value
+
+    def holds(self, state: KeptState) -> bool:
+        """Whether a state is such as ``init`` returns; it may come from another machine, or another device."""
+        tensors = [value for value in state.values() if isinstance(value, Tensor)]
+        return list(state) == self.names and all(tensor.device == self.device for tensor in tensors)
+
+    def adopt(self, state: KeptState, theta: Tensor) -> KeptState:
+        """Returns a copy of a state of the same rule on a θ like this, [P], wherever and however it was kept.
+
+        Raises:
+            ValueError: it is another rule's, or another θ's.
+        """
+        return self.copy(self.rule.unpacked(state, len(theta)), self.init(theta))
+
+    def copy(self, state: KeptState, into: KeptState) -> KeptState:
+        """Fills a state with another's numbers and returns it; see ``adopt``."""
+        shapes = ({name: getattr(value, "shape", None) for name, value in each.items()} for each in (state, into))
+        if next(shapes) != next(shapes):
+            raise ValueError(
+                f"loaded state dict has {_described(state)}, but {self.rule.label} here keeps {_described(into)}"
+            )
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                into[name].copy_(value)
+            else:
+                into[name] = value
+        return into
+
+    def parts(self, theta: Tensor) -> list[slice]:
+        """Which coordinates are worked on at a time."""
+        chunk = CHUNK.get(self.device.type, LARGE_CHUNK) if self.rule.coordinatewise else len(theta)
+        return [slice(first, min(first + chunk, len(theta))) for first in range(0, len(theta), max(chunk, 1))]
+
+    def _flatten(self, state: State) -> KeptState:
+        return dict(zip(self.names, pytree.tree_leaves(state), strict=True))
+
+    def _open(self, value: Any, part: slice, length: int) -> Any:
+        """What the rule's state has for a part of the coordinates, as it is computed with."""
+        value = value[..., part] if _per_coordinate(value, length) else value
+        return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def make_stepper(rule: UpdateRule, device: torch.device, dtype: torch.dtype, in_bfloat16: bool = False) -> Stepper:
+    """Returns the fastest stepper for a copy of the rule; see ``Stepper`` for the arguments."""
+    rule = deepcopy(rule).requires_grad_(False).to(device, dtype)
+    return rule.stepper(device, dtype, in_bfloat16) or Stepper(rule, device, dtype, in_bfloat16)
+
+
+def named_leaves(state: State) -> KeptState:
+    """What a rule's state holds, by names such as hidden.0."""
+
+    def name(path: Sequence[Any]) -> str:
+        return ".".join(str(getattr(key, "name", getattr(key, "idx", getattr(key, "key", "")))) for key in path)
+
+    return {name(path): value for path, value in pytree.tree_flatten_with_path(state)[0]}
+
+
+def _per_coordinate(value: Any, length: int) -> bool:
+    """Whether a value of the state has a number for each of ``length`` coordinates."""
+    return isinstance(value, Tensor) and value.ndim > 0 and value.shape[-1] == length
+
+
+def _described(state: KeptState) -> str:
+    """A state's names and shapes, in words."""
+    shapes = {name: tuple(value.shape) if isinstance(value, Tensor) else value for name, value in state.items()}
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "nothing"

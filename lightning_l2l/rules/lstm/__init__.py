@@ -1,0 +1,1 @@
+"""The coordinatewise LSTM and the ways of running it."""

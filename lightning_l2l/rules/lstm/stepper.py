@@ -1,0 +1,77 @@
+"""The LSTM's steps on parameters in place, by its kernel."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lightning_l2l.rules.fast.stepper import KeptState, Stepper, Work, named_leaves
+from lightning_l2l.rules.gradient_inputs import Momentum
+from lightning_l2l.rules.lstm.cell import LSTMState
+from lightning_l2l.rules.lstm.kernel import BlockState, CompiledLSTM, join_blocks
+
+NO_MOMENTA = torch.empty(0)
+
+
+class CompiledStepper(Stepper):
+    """As ``Stepper``, by the LSTM's kernel, on all θ in one call. A state is that of ``CompiledLSTM``.
+
+    Args:
+        kernel: the rule by its kernel.
+        in_bfloat16: whether states are kept in bfloat16 from one step to the next.
+    """
+
+    def __init__(self, kernel: CompiledLSTM, in_bfloat16: bool = False) -> None:
+        super().__init__(kernel.rule, torch.device("cpu"), torch.float32, in_bfloat16)
+        self.kernel = kernel
+        self.parameters = kernel.parameter_vector()
+        self.names_without_kernel = self.names
+        self.names = ["blocks", "momenta"] if kernel.rule.momenta else ["blocks"]
+
+    def init(self, theta: Tensor) -> KeptState:
+        state = self.kernel.init(theta.new_empty(len(theta), dtype=self.kept_dtype))
+        return self._kept(state._replace(momenta=state.momenta.to(self.dtype)))
+
+    def step(self, work: Sequence[Work], factor: float, loss: Tensor | None = None) -> None:
+        direct = []
+        for theta, grad, state in work:
+            if theta.dtype == grad.dtype == self.dtype:
+                direct.append((theta, grad, self._opened(state)))
+                torch.autograd.graph.increment_version(theta)  # overwritten behind autograd's back
+                continue
+            width = self.kernel.block_size
+            for part in self.parts(theta):
+                computed = theta[part].to(self.dtype)
+                blocks = BlockState(*(tensor[part.start // width :] for tensor in self._opened(state)))
+                self.kernel.optimize(self.parameters, [(computed, grad[part].to(self.dtype), blocks)], factor)
+                theta[part] = computed  # rounded once
+        if direct:
+            self.kernel.optimize(self.parameters, direct, factor)
+
+    def holds(self, state: KeptState) -> bool:
+        blocks = state.get("blocks")
+        return blocks is not None and blocks.is_cpu
+
+    def adopt(self, state: KeptState, theta: Tensor) -> KeptState:
+        if list(state) == self.names_without_kernel:
+            state = self._kept(self.kernel.to_blocks(pytree.tree_unflatten(state.values(), self.structure)))
+        return self.copy(state, self.init(theta))
+
+    def _kept(self, state: BlockState) -> KeptState:
+        return {name: getattr(state, name) for name in self.names}
+
+    def _opened(self, state: KeptState) -> BlockState:
+        return BlockState(state["blocks"], state.get("momenta", NO_MOMENTA))
+
+
+def unpack_blocks(state: KeptState, count: int) -> KeptState:
+    """The state that ``CompiledStepper`` kept of ``count`` coordinates, as that of the LSTM's ``init``.
+
+    One of another number of coordinates is returned as it is.
+    """
+    if len(state["blocks"]) != -(-count // state["blocks"].shape[-1]):
+        return state
+    layers, *momenta = (join_blocks(blocks, count) for blocks in state.values())
+    means = tuple(Momentum(*pair) for pair in momenta[0]) if momenta else ()
+    return named_leaves(LSTMState(tuple(layers[:, 0]), tuple(layers[:, 1]), means))

@@ -1,0 +1,40 @@
+"""What the terminal shows beside results: no notices that help nobody, the package's own, and what a user can fix."""
+
+import logging
+import os
+import warnings
+
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from lightning_l2l.errors import InvalidInputError
+
+
+def invalid_input(error: BaseException | None) -> BaseException | None:
+    """Finds what a user can fix among the errors that led to this: the parser wraps those of constructors."""
+    found: BaseException | None = None
+    while error is not None:
+        found = error if isinstance(error, InvalidInputError | MisconfigurationException) else found
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return found
+
+
+def quieten() -> None:
+    """Silences notices that a user can do nothing about."""
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*overridden `on_after_batch_transfer`.*")
+    warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*WeightAveraging callback, but loading a checkpoint outside.*")
+    warnings.filterwarnings("ignore", ".*was deprecated in v4.*")  # of jsonargparse, by Lightning
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: "Tip" not in record.getMessage()
+    )
+
+
+def show_log() -> None:
+    """Prints what the package itself has to say, such as how long it compiled."""
+    log = logging.getLogger("lightning_l2l")
+    if not log.handlers and os.environ.get("LOCAL_RANK", "0") == "0":
+        log.setLevel(logging.INFO)
+        log.addHandler(logging.StreamHandler())

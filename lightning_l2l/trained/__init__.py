@@ -1,0 +1,1 @@
+"""What training leaves behind: checkpoints, and rules exported from them."""

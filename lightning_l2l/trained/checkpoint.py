@@ -1,0 +1,156 @@
+"""Checkpoints as a user names them, and whether they fit."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.learners.old_schedule import refuse_another_schedule
+from lightning_l2l.rules.files import read_rule
+
+PRETRAINED = "pretrained:"  # before the name of a trained rule, given as a checkpoint
+
+
+def find_checkpoint(name: str, runs: Path | None) -> Path:
+    """Returns the file that --ckpt_path means.
+
+    Args:
+        name: a path, or ``best`` or ``last``: that of the newest run that has one.
+        runs: the folder of the runs of this experiment.
+
+    Raises:
+        InvalidInputError: there is no such file.
+    """
+    if name not in ("best", "last"):
+        if Path(name).is_file():
+            return Path(name)
+        raise InvalidInputError(f"--ckpt_path is {name}, but there is no such file: give best, last or a path.")
+    found = list(runs.glob(f"*/checkpoints/{name}.ckpt")) if runs else []
+    if not found:
+        raise InvalidInputError(
+            f"--ckpt_path is {name}, but no run in {runs or 'this logger'} has one: run fit first, or give a path."
+        )
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def read_checkpoint(path: Path, resumes: bool) -> dict[str, Any]:
+    """Reads a checkpoint without executing anything in it.
+
+    Args:
+        path: the file.
+        resumes: whether training goes on from it, which needs more than the weights.
+
+    Raises:
+        InvalidInputError: it is truncated, or not one of this package.
+    """
+    invalid = InvalidInputError(
+        f"--ckpt_path is {path}, which is truncated or not a checkpoint of this package: give another."
+    )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise invalid from error
+    needed = {"state_dict", "pytorch-lightning_version"} | ({"loops", "optimizer_states"} if resumes else set())
+    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
+        raise invalid
+    weights = checkpoint["state_dict"]
+    if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
+        raise invalid
+    return checkpoint
+
+
+def read_pretrained(name: str) -> dict[str, Any]:
+    """Reads a trained rule, given as pretrained:NAME or pretrained:PATH, as if it were a checkpoint.
+
+    Raises:
+        InvalidInputError: there is none, or it cannot be used.
+    """
+    settings, tensors = read_rule(name.removeprefix(PRETRAINED))
+    return {
+        "state_dict": {f"rule.{key}": tensor for key, tensor in tensors.items()},
+        "hyper_parameters": {"rule": settings},
+    }
+
+
+def check_same_settings(checkpoint: dict[str, Any], config: Namespace, resumes: bool) -> None:
+    """Refuses settings that contradict the checkpoint instead of letting either silently win.
+
+    Args:
+        checkpoint: as ``read_checkpoint`` returned it.
+        config: the settings given now.
+        resumes: whether training goes on: then all settings count. Otherwise only the rule's and the learner's class
+            do, and how images of the same source are split, for a test must not meet those of meta-training.
+
+    Raises:
+        InvalidInputError: names the first setting that differs.
+    """
+    settings = checkpoint.get("hyper_parameters", {})
+    kept = _flatten(settings, "model.")
+    kept |= _flatten(checkpoint.get("datamodule_hyper_parameters", {}).get("data", {}), "data.")
+    model = {"class_path": config.model.class_path, **plain(config.model.get("init_args", {}))}
+    given = _flatten(model, "model.") | _flatten(plain(config.data), "data.")
+    source, parts = "data.init_args.source", "data.init_args.parts"
+    for key in sorted(kept.keys() & given.keys() - {"data.init_args.root"}):
+        counts = resumes or key.startswith("model.rule.") or key == "model.class_path"
+        counts = counts or (key == parts and kept[source] == given[source])
+        if counts and kept[key] != given[key]:
+            raise InvalidInputError(
+                f"{key} is {given[key]}, but the checkpoint was trained with {kept[key]}: give that, or start "
+                "anew without --ckpt_path."
+            )
+    if resumes:
+        refuse_another_schedule(settings, model.get("stages"), config.trainer.max_epochs)
+
+
+def check_same_shapes(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor], path: str) -> None:
+    """Refuses weights of another shape.
+
+    Args:
+        weights: those of a checkpoint.
+        own: those that they are to replace.
+        path: the checkpoint's.
+
+    Raises:
+        InvalidInputError: names the first that differs.
+    """
+    kept, here = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (weights, own))
+    if kept != here:
+        name = next(iter(dict(kept.items() ^ here.items())))
+        raise InvalidInputError(
+            f"--ckpt_path is {path}, in which {name} has shape {kept.get(name)}, but here {here.get(name)}: give the "
+            "model.rule it was trained with."
+        )
+
+
+def without_ckpt_path(arguments: list[str]) -> list[str]:
+    """The command line without --ckpt_path and its value."""
+    kept = [argument for argument in arguments if not argument.startswith("--ckpt_path=")]
+    if "--ckpt_path" in kept:
+        index = kept.index("--ckpt_path")
+        del kept[index : index + 2]
+    return kept
+
+
+def plain(settings: Any) -> Any:
+    """Settings as dictionaries, lists, strings, numbers and None, which a checkpoint may hold safely."""
+    if isinstance(settings, Namespace):
+        return {key: plain(value) for key, value in vars(settings).items()}
+    if isinstance(settings, dict):
+        return {str(key): plain(value) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [plain(value) for value in settings]
+    return settings if isinstance(settings, bool | int | float | str | None) else str(settings)
+
+
+def _flatten(settings: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(settings, dict):
+        return {prefix.removesuffix("."): settings}
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if not key.startswith("_"):
+            flat |= _flatten(value, f"{prefix}{key}.")
+    return flat

@@ -1,0 +1,146 @@
+"""A checkpoint's rule as a file of its own, with a model card."""
+
+import csv
+import re
+import shlex
+import textwrap
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.evaluation.results import COLUMNS
+from lightning_l2l.rules.files import FOLDER, write_rule
+from lightning_l2l.trained.checkpoint import PRETRAINED, read_checkpoint, without_ckpt_path
+
+TO_BE_WRITTEN = "To be written."
+
+
+def export(ckpt_path: Path, output: Path, command: str = TO_BE_WRITTEN, not_good_for: str = TO_BE_WRITTEN) -> None:
+    """Writes the rule of a checkpoint as NAME.safetensors, and what is known of it as the model card NAME.md.
+
+    ``LearnedOptimizer(params, "NAME.safetensors")`` then steps by it. Seeds, data, date and the table of results come
+    from the checkpoint and from the run's folder that it lies in: run test first.
+
+    Args:
+        ckpt_path: the checkpoint.
+        output: NAME.safetensors.
+        command: for the card: what it was trained with, such as "fit --config mnist.yaml --data.seed 1".
+        not_good_for: for the card: where it fails.
+
+    Raises:
+        InvalidInputError: the checkpoint cannot be used, or the output has another ending.
+    """
+    if output.suffix != ".safetensors":
+        raise InvalidInputError(f"--output is {output}: give it the ending .safetensors.")
+    if not ckpt_path.is_file():
+        raise InvalidInputError(f"--ckpt_path is {ckpt_path}, but there is no such file: give a checkpoint's path.")
+    checkpoint = read_checkpoint(ckpt_path, resumes=False)
+    settings = checkpoint.get("hyper_parameters", {}).get("rule")
+    if settings is None:
+        raise InvalidInputError(
+            f"--ckpt_path is {ckpt_path}, which lacks the rule's settings: give one that fit wrote."
+        )
+    weights = checkpoint["state_dict"].items()
+    tensors = {name.removeprefix("rule."): tensor for name, tensor in weights}
+    write_rule(tensors, output, settings)
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    name = output.stem if output.resolve().parent == FOLDER else output.name  # as LearnedOptimizer finds it
+    output.with_suffix(".md").write_text(_card(name, checkpoint, ckpt_path, numbers, command, not_good_for))
+    print(f"Written: {output}, {numbers:,} numbers, and its card {output.with_suffix('.md')}")
+
+
+def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, command: str, not_good_for: str) -> str:
+    """The model card, in Markdown."""
+    settings = checkpoint["hyper_parameters"]
+    data = checkpoint.get("datamodule_hyper_parameters", {}).get("data", {})
+    run = path.resolve().parents[1]
+    rows = _rows(run / "results.csv")
+    trained, again = command, command
+    if command != TO_BE_WRITTEN:
+        flags = _run_flags(rows[0], data.get("init_args", {})) if rows else []
+        given = without_ckpt_path(shlex.split(command)[1:])
+        test = shlex.join(["test", *given, *flags, "--ckpt_path", f"pretrained:{name}"])
+        trained, again = f"`python -m lightning_l2l {command}`", f"```bash\npython -m lightning_l2l {test}\n```"
+    config = run / "config.yaml"
+    seed = yaml.safe_load(config.read_text()).get("seed_everything", "unknown") if config.is_file() else "unknown"
+    begun = re.search(rf"{PRETRAINED}(\S+)", command)  # else the seed drew them
+    first = f"the first weights are those of {begun[1]}" if begun else f"{seed} for the first weights"
+    date = datetime.fromtimestamp(path.stat().st_mtime, UTC).date()
+    source = f"{data.get('class_path', 'unknown')}, {settings.get('variant', 'unknown')}"
+    if scaling := data.get("init_args", {}).get("random_scaling"):
+        source += f", random_scaling {scaling}"
+    return f"""# {Path(name).stem}
+
+An update rule of {numbers:,} numbers, learned as in arXiv:1606.04474. Use it in a loop of your own with
+
+```python
+optimizer = lightning_l2l.LearnedOptimizer(model.named_parameters(), "{name}")
+```
+
+## Training
+
+| | |
+|---|---|
+| Command | {trained} |
+| Seed | {first}, {data.get("init_args", {}).get("seed", "unknown")} for the episodes |
+| Data | {source} |
+| Date | {date} |
+| Rule | {_settings(settings["rule"])} |
+
+## Results
+
+{_results(rows)}
+
+The table is printed again by
+
+{again}
+
+## Not good for
+
+{textwrap.fill(not_good_for, 120)}
+
+## Licence
+
+MIT, as the package.
+"""
+
+
+def _run_flags(row: dict[str, str], settings: dict[str, Any]) -> list[str]:
+    """What a test must be told to have as many steps and episodes as a row of results, where the data say otherwise."""
+    tested = {"horizon": row["horizon"], "test_episodes": row["episodes"]}
+    return [part for key, n in tested.items() if int(n) != settings.get(key) for part in (f"--data.{key}", n)]
+
+
+def _settings(rule: Any) -> str:
+    """A rule's class and settings on one line."""
+    if isinstance(rule, dict) and "class_path" in rule:
+        settings = ", ".join(f"{key}={_settings(value)}" for key, value in rule.get("init_args", {}).items())
+        return f"{rule['class_path'].rpartition('.')[2]}({settings})"
+    if isinstance(rule, dict):
+        return "{" + ", ".join(f"{key}: {_settings(value)}" for key, value in rule.items()) + "}"
+    return str(rule)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The rows of the last test's first variant; none where the rule was not tested."""
+    if not path.is_file():
+        return []
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if row["variant"] == rows[0]["variant"]]
+
+
+def _results(rows: list[dict[str, str]]) -> str:
+    """The table of a test, in Markdown."""
+    if not rows:
+        return f"{TO_BE_WRITTEN} (Run test, then export again.)"
+    shown = [column for column in rows[0] if column not in COLUMNS or column in ("rule", "learning_rate")]
+    lines = ["| " + " | ".join(shown) + " |", "|---" * len(shown) + "|"]
+    for row in rows:
+        rate = f"{float(row['learning_rate']):.3g}" if row["learning_rate"] else "learned"
+        lines.append("| " + " | ".join({**row, "learning_rate": rate}[column] for column in shown) + " |")
+    title = f"Mean loss over {rows[0]['episodes']} fresh episodes of {rows[0]['horizon']} steps, of the rule and of "
+    return title + "baselines with tuned learning rates.\n\n" + "\n".join(lines)

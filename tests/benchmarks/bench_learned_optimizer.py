@@ -1,0 +1,74 @@
+"""LearnedOptimizer's step alone, on parameters of ResNet-18's shapes and on many small ones, beside its arithmetic."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torchvision.models import resnet18
+
+from benchmarks.workloads import lstm, lstm_operations
+from lightning_l2l import LearnedOptimizer
+
+
+def with_gradients(shapes) -> list[torch.Tensor]:
+    """Parameters of these shapes, with gradients of noise."""
+    parameters = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+    for p in parameters:
+        p.grad = 0.01 * torch.randn(p.shape)
+    return parameters
+
+
+@pytest.mark.parametrize("bfloat16_state", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("network", ["resnet18", "1000-of-100"])
+def test_step(benchmark, against, operations_per_second, network, bfloat16_state):
+    """CPU seconds of a step on one thread, beside Adam's; the floor is the LSTM's matrix products, no more."""
+    torch.set_num_threads(1)
+    shapes = [p.shape for p in resnet18().parameters()] if network == "resnet18" else [(100,)] * 1000
+    parameters = with_gradients(shapes)
+    optimizer = LearnedOptimizer(parameters, lstm(), bfloat16_state=bfloat16_state)
+    adam = torch.optim.Adam([p.detach().clone().requires_grad_() for p in parameters])
+    for p, q in zip(adam.param_groups[0]["params"], parameters, strict=True):
+        p.grad = q.grad
+    coordinates = sum(p.numel() for p in parameters)
+    floor = lstm_operations(coordinates, 1, backward=False) / operations_per_second
+    rounds = 5 if network == "resnet18" else 15
+    against(optimizer.step, adam.step, time.process_time, 1, rounds, floor, must=2.0, stretch=1.4)
+    kept = [value for state in optimizer.state.values() for value in state.values()]
+    size = sum(value.numel() * value.element_size() for value in kept)
+    benchmark.extra_info["bytes a coordinate"] = size / coordinates
+
+
+PROGRAM = r"""
+import re, sys
+sys.path.insert(0, {folder!r})
+import torch
+from torchvision.models import resnet18
+from benchmarks.bench_learned_optimizer import with_gradients
+from benchmarks.workloads import lstm
+from lightning_l2l import LearnedOptimizer
+torch.set_num_threads(1)
+def peak():
+    return int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1]) * 1024 / 1e9
+parameters = with_gradients([p.shape for p in resnet18().parameters()])
+optimizer = LearnedOptimizer(parameters, lstm(), bfloat16_state={bfloat16})
+optimizer.step()
+open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
+before = peak()
+optimizer.step()
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize("bfloat16_state", [False, True], ids=["float32", "bfloat16"])
+def test_peak_memory_of_a_step(benchmark, request, bfloat16_state):
+    """Gigabytes above parameters, gradients and state, on ResNet-18's shapes; on Linux."""
+    program = PROGRAM.format(folder=str(request.path.parents[1]), bfloat16=bfloat16_state)
+
+    def run() -> float:
+        result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+        return float(result.stdout.split()[-1])
+
+    gigabytes = benchmark.pedantic(run, rounds=1)
+    benchmark.extra_info.update(gigabytes=gigabytes, must=0.2, stretch=0.1)
