@@ -13,7 +13,7 @@ import yaml
 from conftest import TINY, weights
 from safetensors.torch import save_file
 from test_cli import given
-from test_forking import LearnedMomentum
+from test_forking_rule import LearnedMomentum
 
 import lightning_l2l
 from lightning_l2l import LearnedOptimizer
@@ -135,7 +135,9 @@ def test_a_rule_comes_back_as_it_was_saved():
 
 def test_a_rule_of_ones_own_is_made_by_oneself():
     rule = LearnedMomentum(-2.0)
-    save_rule(rule, "mine.safetensors", {"class_path": "test_forking.LearnedMomentum", "init_args": {"log_rate": -2.0}})
+    save_rule(
+        rule, "mine.safetensors", {"class_path": "test_forking_rule.LearnedMomentum", "init_args": {"log_rate": -2.0}}
+    )
     with pytest.raises(InvalidInputError, match="none of the package's own rules, so make it yourself"):
         load_rule("mine.safetensors")
     assert torch.equal(load_rule("mine.safetensors", LearnedMomentum()).phi, rule.phi)
