@@ -1,6 +1,6 @@
 """A learned update rule as a ``torch.optim.Optimizer``, for any training loop."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.rules import Grouped, UpdateRule
+from lightning_l2l.rules import Grouped, Layout, UpdateRule, layout_of
 from lightning_l2l.rules.fast.stepper import Stepper, make_stepper
 from lightning_l2l.rules.files import load_rule
 from lightning_l2l.unroll import full_precision
@@ -23,7 +23,9 @@ class LearnedOptimizer(Optimizer):
     ``torch.amp.GradScaler``, DDP, or returned by a LightningModule's ``configure_optimizers``.
 
     A coordinatewise rule, such as the paper's LSTM, steps each parameter tensor by itself. A rule that is not sees all
-    parameters of a param group as one vector; those without a gradient count as zero in it and stay where they are.
+    parameters of a param group as one vector, and their shapes; those without a gradient count as zero in it and stay
+    where they are. A rule that sees the loss needs ``step(closure)``. One that has learned where runs start needs
+    ``start()`` before the first gradient.
 
     **Gradients.** Parameters whose ``grad`` is None are skipped, and keep their state. Where any gradient has a number
     that is not finite, the whole step is skipped: no parameter and no state changes, and ``skipped_steps`` counts it.
@@ -75,6 +77,7 @@ class LearnedOptimizer(Optimizer):
         self._rules: dict[str, UpdateRule] = {}  # by their names in the groups
         self._rule_of: dict[Tensor, str] = {}
         self._steppers: dict[tuple, Stepper] = {}
+        self._to_start: set[Tensor] = set()  # parameters that a rule wants elsewhere before their first step
         super().__init__(params, {"rule": self._register(rule), "lr": lr, "scale": scale})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -92,17 +95,34 @@ class LearnedOptimizer(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+        learned = (p for p in group["params"] if type(self._rules[self._rule_of[p]]).start is not UpdateRule.start)
+        self._to_start.update(learned)
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Moves parameters to where their rule has learned to start, θ ← rule.start(θ); others stay where they are."""
+        for unit in (unit for group in self.param_groups for unit in self._units(group["params"])):
+            if unit[0] in self._to_start:
+                stepper = self._stepper(unit)
+                vector = stepper.rule.start(flat(unit).to(stepper.dtype)[None])[0]
+                for p, part in zip(unit, vector.split([p.numel() for p in unit]), strict=True):
+                    p.copy_(part.view_as(p))
+        self._to_start.clear()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Takes one step.
 
         Args:
-            closure: evaluates the model again and returns the loss.
+            closure: evaluates the model again, goes backward, and returns the loss. A rule that sees the loss needs it.
 
         Returns:
             The closure's loss, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse, or a rule lacks the loss, or ``start``.
         """
+        self._check_ready(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -114,8 +134,17 @@ class LearnedOptimizer(Optimizer):
             self.skipped_steps += 1
             return loss
         for group in self.param_groups:
-            self._step_group(group)
+            self._step_group(group, loss)
         return loss
+
+    def _check_ready(self, closure: Callable[[], float] | None) -> None:
+        names = dict.fromkeys(self._rule_of.values())
+        seeing = next((name for name in names if "loss" in self._rules[name].sees), None)
+        if seeing is not None and closure is None:
+            raise RuntimeError(f"rule {seeing} sees the loss: call step(closure), with a closure that returns it")
+        if self._to_start:
+            name = self._rule_of[next(iter(self._to_start))]
+            raise RuntimeError(f"rule {name} has learned where to start: call start() before the first gradient")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up a copy of another optimizer's state; see ``torch.optim.Optimizer.load_state_dict``.
@@ -134,9 +163,10 @@ class LearnedOptimizer(Optimizer):
         number_of = dict(zip((p for group in self.param_groups for p in group["params"]), ids, strict=True))
         for unit in (unit for group in self.param_groups for unit in self._units(group["params"])):
             if (number := number_of[unit[0]]) in state_dict["state"]:
-                self.state[unit[0]] = self._stepper(unit[0]).adopt(state_dict["state"][number], flat(unit).detach())
+                self.state[unit[0]] = self._stepper(unit).adopt(state_dict["state"][number], flat(unit).detach())
+        self._to_start.clear()
 
-    def _step_group(self, group: dict[str, Any]) -> None:
+    def _step_group(self, group: dict[str, Any], loss: float | None) -> None:
         """Steps the parameters of a group that have a gradient: most of them where they are, at once."""
         at_once: dict[Stepper, list[tuple]] = {}
         factor = float(group["lr"]) * group["scale"]
@@ -145,7 +175,7 @@ class LearnedOptimizer(Optimizer):
             moving = [p.grad is not None and p.numel() > 0 for p in unit]
             if not any(moving):
                 continue
-            stepper = self._stepper(first)
+            stepper = self._stepper(unit)
             simple = len(unit) == 1 and first.is_contiguous()
             vector = flat([first.detach()] if simple else unit)
             grad = flat([torch.zeros_like(p) if p.grad is None else p.grad for p in unit])
@@ -158,13 +188,13 @@ class LearnedOptimizer(Optimizer):
                 at_once.setdefault(stepper, []).append((vector, grad, state))
                 continue
             with full_precision(vector):
-                stepper.step([(vector, grad, state)], factor)
+                stepper.step([(vector, grad, state)], factor, seen_loss(loss, stepper))
             for p, part in zip(unit, vector.split([p.numel() for p in unit]), strict=True):
                 if p.grad is not None:
                     p.copy_(part.view_as(p))
         for stepper, work in at_once.items():
             with full_precision(work[0][0]):
-                stepper.step(work, factor)
+                stepper.step(work, factor, seen_loss(loss, stepper))
 
     def _units(self, params: list[Tensor]) -> list[list[Tensor]]:
         """Parameters that are stepped as one vector; its state is that of the first."""
@@ -174,14 +204,25 @@ class LearnedOptimizer(Optimizer):
             units.setdefault(p if self._rules[name].coordinatewise else name, []).append(p)
         return list(units.values())
 
-    def _stepper(self, p: Tensor) -> Stepper:
-        key = self._rule_of[p], p.device, torch.promote_types(p.dtype, torch.float32)
+    def _stepper(self, unit: list[Tensor]) -> Stepper:
+        first, name = unit[0], self._rule_of[unit[0]]
+        rule = self._rules[name]
+        vector = None if rule.coordinatewise else tuple(unit)
+        key = name, first.device, torch.promote_types(first.dtype, torch.float32), vector
         if key not in self._steppers:
-            self._steppers[key] = make_stepper(self._rules[key[0]], key[1], key[2], self.bfloat16_state)
+            rule = rule if vector is None else rule.bind(self._layout(vector))
+            self._steppers[key] = make_stepper(rule, key[1], key[2], self.bfloat16_state)
         return self._steppers[key]
 
+    def _layout(self, unit: Sequence[Tensor]) -> Layout:
+        """How parameters lie in a vector of them; they are numbered where the groups do not name them."""
+        names: dict[Tensor, str] = {}
+        for group in self.param_groups:
+            names |= dict(zip(group["params"], group.get("param_names", ()), strict=False))
+        return layout_of({names.get(p, str(number)): p.shape for number, p in enumerate(unit)})
+
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: self.__dict__[name] for name in ("bfloat16_state", "skipped_steps", "_rules")}
+        own = {name: self.__dict__[name] for name in ("bfloat16_state", "skipped_steps", "_rules", "_to_start")}
         return super().__getstate__() | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -234,6 +275,13 @@ def flat(tensors: list[Tensor]) -> Tensor:
         return torch.cat([tensor.reshape(-1) for tensor in tensors])
     row = tensors[0].contiguous()
     return row if row.ndim == 1 else row.view(-1)
+
+
+def seen_loss(loss: float | Tensor | None, stepper: Stepper) -> Tensor | None:
+    """A closure's loss as a rule sees it, [1]."""
+    if loss is None or "loss" not in stepper.rule.sees:
+        return None
+    return torch.as_tensor(loss).detach().to(stepper.device, stepper.dtype).reshape(1)
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
