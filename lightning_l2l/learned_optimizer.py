@@ -11,9 +11,9 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.rules import Grouped, Layout, UpdateRule, layout_of
+from lightning_l2l.rules.base import full_precision
 from lightning_l2l.rules.fast.stepper import Stepper, make_stepper
 from lightning_l2l.rules.files import load_rule
-from lightning_l2l.unroll import full_precision
 
 
 class LearnedOptimizer(Optimizer):

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.rules import State, Tape, UpdateRule, fastest
+from lightning_l2l.rules.base import full_precision
 
 LAST = 10  # steps whose mean loss is called final
 
@@ -73,11 +74,6 @@ def unroll(rule: UpdateRule | Tape, episodes: Episodes, run: Run, steps: int) ->
         grads.append(grad)
         sizes.append(update.detach().square().mean().sqrt())
     return run, Trajectory(torch.stack(losses), thetas, grads, torch.stack(sizes))
-
-
-def full_precision(tensor: Tensor) -> torch.autocast:
-    """Where the Trainer asks for mixed precision, the optimizee runs in it and the update rule does not."""
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _evaluate(episodes: Episodes, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,69 @@
-"""Imports run one way: rules, unroll and meta_gradients need torch and nothing of Lightning."""
+"""Imports run one way, without a circle, and the core needs torch and nothing of Lightning."""
 
+import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
+
+PACKAGE = Path(__file__).parents[1] / "lightning_l2l"
+FLOORS = [  # each may import from those before it, and from its own
+    {"errors", "tensorboard"},
+    {"rules", "pretrained"},
+    {"learned_optimizer", "episodes"},
+    {"unroll"},
+    {"meta_losses"},
+    {"meta_gradients", "optimizees"},
+    {"learners", "evaluation"},
+    {"trained", "callbacks", "config_files", "terminal"},
+    {"cli"},
+    {"__main__"},
+]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imported(path: Path) -> set[str]:
+    """The package's modules that a file imports anywhere in it, for types alone included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name in names if name in MODULES} or {node.module}
+    return {name for name in found if name in MODULES}
+
+
+def floor(name: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if name.split(".")[1] in rooms)
+
+
+def test_there_is_no_circle():
+    TopologicalSorter({name: imported(path) for name, path in MODULES.items()}).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"lightning_l2l"}))
+def test_imports_run_one_way(name):
+    for other in imported(MODULES[name]) - {"lightning_l2l"}:
+        assert floor(other) <= floor(name), f"{name} imports {other}"
+
+
+def test_files_and_functions_fit_on_a_screen():
+    for name, path in MODULES.items():
+        text = path.read_text()
+        assert len(text.splitlines()) <= 300, name
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 40, f"{name}.{node.name}"
 
 
 @pytest.mark.parametrize("module", ["rules", "rules.fast.stepper", "unroll", "meta_gradients"])

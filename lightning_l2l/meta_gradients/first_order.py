@@ -19,8 +19,9 @@ from lightning_l2l.meta_gradients.base import (
 )
 from lightning_l2l.meta_gradients.cuda_graph import Recordings
 from lightning_l2l.rules import UpdateRule
+from lightning_l2l.rules.base import full_precision
 from lightning_l2l.rules.fast import machine
-from lightning_l2l.unroll import Run, full_precision, unroll
+from lightning_l2l.unroll import Run, unroll
 
 
 class Steps(NamedTuple):

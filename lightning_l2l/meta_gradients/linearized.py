@@ -17,7 +17,8 @@ from lightning_l2l.meta_gradients.base import (
 )
 from lightning_l2l.meta_gradients.linear_response import impulse_response
 from lightning_l2l.rules import UpdateRule
-from lightning_l2l.unroll import Run, Trajectory, full_precision, unroll
+from lightning_l2l.rules.base import full_precision
+from lightning_l2l.unroll import Run, Trajectory, unroll
 
 
 class Linearized(MetaGradient):

@@ -38,6 +38,11 @@ def layout_of(shapes: Mapping[str, Sequence[int]]) -> Layout:
     return places
 
 
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """Where the Trainer asks for mixed precision, the optimizee runs in it and the update rule does not."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 class UpdateRule(nn.Module, ABC):
     """The update rule g of θ_{t+1} = θ_t + g_t, with [g_t; h_{t+1}] = m(∇_t, h_t, φ) (arXiv:1606.04474, section 2).
 

@@ -16,6 +16,40 @@ from lightning_l2l.rules.files import FOLDER, write_rule
 from lightning_l2l.trained.checkpoint import PRETRAINED, read_checkpoint, without_ckpt_path
 
 TO_BE_WRITTEN = "To be written."
+CARD = """# {title}
+
+An update rule of {numbers} numbers, learned as in arXiv:1606.04474. Use it in a loop of your own with
+
+```python
+optimizer = lightning_l2l.LearnedOptimizer(model.named_parameters(), "{name}")
+```
+
+## Training
+
+| | |
+|---|---|
+| Command | {trained} |
+| Seed | {seed} |
+| Data | {data} |
+| Date | {date} |
+| Rule | {rule} |
+
+## Results
+
+{results}
+
+The table is printed again by
+
+{again}
+
+## Not good for
+
+{not_good_for}
+
+## Licence
+
+MIT, as the package.
+"""
 
 
 def export(ckpt_path: Path, output: Path, command: str = TO_BE_WRITTEN, not_good_for: str = TO_BE_WRITTEN) -> None:
@@ -54,58 +88,43 @@ def export(ckpt_path: Path, output: Path, command: str = TO_BE_WRITTEN, not_good
 
 def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, command: str, not_good_for: str) -> str:
     """The model card, in Markdown."""
-    settings = checkpoint["hyper_parameters"]
+    rows = _rows(path.resolve().parents[1] / "results.csv")
     data = checkpoint.get("datamodule_hyper_parameters", {}).get("data", {})
-    run = path.resolve().parents[1]
-    rows = _rows(run / "results.csv")
     trained, again = command, command
     if command != TO_BE_WRITTEN:
         flags = _run_flags(rows[0], data.get("init_args", {})) if rows else []
         given = without_ckpt_path(shlex.split(command)[1:])
         test = shlex.join(["test", *given, *flags, "--ckpt_path", f"pretrained:{name}"])
         trained, again = f"`python -m lightning_l2l {command}`", f"```bash\npython -m lightning_l2l {test}\n```"
-    config = run / "config.yaml"
+    return CARD.format(
+        title=Path(name).stem,
+        name=name,
+        numbers=f"{numbers:,}",
+        trained=trained,
+        seed=_seeds(path, data, command),
+        data=_data(checkpoint["hyper_parameters"], data),
+        date=datetime.fromtimestamp(path.stat().st_mtime, UTC).date(),
+        rule=_settings(checkpoint["hyper_parameters"]["rule"]),
+        results=_results(rows),
+        again=again,
+        not_good_for=textwrap.fill(not_good_for, 120),
+    )
+
+
+def _seeds(path: Path, data: dict[str, Any], command: str) -> str:
+    """Where the first weights and the episodes come from."""
+    config = path.resolve().parents[1] / "config.yaml"
     seed = yaml.safe_load(config.read_text()).get("seed_everything", "unknown") if config.is_file() else "unknown"
     begun = re.search(rf"{PRETRAINED}(\S+)", command)  # else the seed drew them
     first = f"the first weights are those of {begun[1]}" if begun else f"{seed} for the first weights"
-    date = datetime.fromtimestamp(path.stat().st_mtime, UTC).date()
+    return f"{first}, {data.get('init_args', {}).get('seed', 'unknown')} for the episodes"
+
+
+def _data(settings: dict[str, Any], data: dict[str, Any]) -> str:
+    """What the rule was trained on."""
     source = f"{data.get('class_path', 'unknown')}, {settings.get('variant', 'unknown')}"
-    if scaling := data.get("init_args", {}).get("random_scaling"):
-        source += f", random_scaling {scaling}"
-    return f"""# {Path(name).stem}
-
-An update rule of {numbers:,} numbers, learned as in arXiv:1606.04474. Use it in a loop of your own with
-
-```python
-optimizer = lightning_l2l.LearnedOptimizer(model.named_parameters(), "{name}")
-```
-
-## Training
-
-| | |
-|---|---|
-| Command | {trained} |
-| Seed | {first}, {data.get("init_args", {}).get("seed", "unknown")} for the episodes |
-| Data | {source} |
-| Date | {date} |
-| Rule | {_settings(settings["rule"])} |
-
-## Results
-
-{_results(rows)}
-
-The table is printed again by
-
-{again}
-
-## Not good for
-
-{textwrap.fill(not_good_for, 120)}
-
-## Licence
-
-MIT, as the package.
-"""
+    scaling = data.get("init_args", {}).get("random_scaling")
+    return f"{source}, random_scaling {scaling}" if scaling else source
 
 
 def _run_flags(row: dict[str, str], settings: dict[str, Any]) -> list[str]:

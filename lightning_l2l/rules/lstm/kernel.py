@@ -124,18 +124,10 @@ class CompiledLSTM(UpdateRule):
         threads = max(1, min(self.threads, sum(counts) // (BLOCKS_PER_THREAD * self.block_size)))
         pieces = list(zip(counts, *zip(*addresses, strict=True), strict=True))
         if threads > 1:
-            size = self.block_size * -(-sum(counts) // (8 * threads * self.block_size))
             layers, momenta = self._state_sizes
             widths = 4, layers * work[0][2].blocks.element_size(), 4 * momenta, 4  # bytes that a coordinate takes
-            pieces = [
-                (
-                    min(size, count - first),
-                    *(place + first * width for place, width in zip(places, widths, strict=True)),
-                )
-                for count, *places in pieces
-                for first in range(0, count, size)
-            ]
-            pieces.sort(reverse=True)  # so that what the cores are dealt differs by the smallest pieces
+            size = self.block_size * -(-sum(counts) // (8 * threads * self.block_size))
+            pieces = sorted(split(pieces, size, widths), reverse=True)  # largest first, to balance the cores
 
         def run(core: int) -> None:
             counts, *addresses = zip(*pieces[core::threads], strict=True)
@@ -227,6 +219,20 @@ class CompiledTape(Tape):
         return [
             part.view_as(p) for part, p in zip(flat.split([p.numel() for p in parameters]), parameters, strict=True)
         ]
+
+
+def split(pieces: Sequence[tuple[int, ...]], size: int, widths: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Yields pieces of at most ``size`` coordinates.
+
+    Args:
+        pieces: a number of coordinates each, and the addresses where they lie in several tensors.
+        size: coordinates.
+        widths: bytes that a coordinate takes in each of those tensors.
+    """
+    for count, *places in pieces:
+        for first in range(0, count, size):
+            moved = (place + first * width for place, width in zip(places, widths, strict=True))
+            yield min(size, count - first), *moved
 
 
 def join_blocks(blocks: Tensor, count: int) -> Tensor:
