@@ -15,15 +15,24 @@ CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # in an inst
 
 
 class ConfigByName(ActionConfigFile):
-    """--config: a path, or the bare name of one of the package's own configs."""
+    """--config: a path, or the bare name of one of the package's own configs.
+
+    A config changes single settings of those given before it, at any depth; {} removes all of a mapping.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.before: dict[str, Any] = {}  # what all files together said so far
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Resolves the name and applies the file; variants are merged with those before, or removed by {}."""
-        before = cfg.get("variants")
-        super().__call__(parser, cfg, str(find_config(values)), option_string)
-        now = cfg.get("variants")
-        if isinstance(before, dict) and isinstance(now, dict) and now:  # a dict would replace the whole of the other
-            cfg.variants = merge(before, now)
+        """Resolves the name, and applies what the file changes."""
+        path = find_config(values)
+        settings = read_config(path)
+        if settings is None:  # the parser says what is wrong with it
+            super().__call__(parser, cfg, str(path), option_string)
+            return
+        self.before = merge(self.before, settings)
+        super().__call__(parser, cfg, yaml.safe_dump(_changed(self.before, settings)), option_string)
 
 
 def find_config(name: str) -> Path:
@@ -46,11 +55,21 @@ def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(settings)
     for key, change in changes.items():
         into = merged.get(key)
-        if isinstance(into, dict) and isinstance(change, dict) and "class_path" not in change:
-            merged[key] = merge(into, change)
-        else:
+        if not (isinstance(into, dict) and isinstance(change, dict) and change):
             merged[key] = change
+            continue
+        same_class = change.get("class_path", into.get("class_path")) == into.get("class_path")
+        merged[key] = merge(into, change) if same_class else change
     return merged
+
+
+def _changed(merged: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The part of merged settings that one config speaks of: flags between it and those before stay as they are."""
+    part = {}
+    for key, value in settings.items():
+        sections = isinstance(value, dict) and key in ("model", "data", "trainer", "init_args", "comparison")
+        part[key] = _changed(merged[key], value) if sections else merged[key]
+    return part
 
 
 def refuse_old_keys(arguments: Sequence[str]) -> None:
@@ -73,7 +92,7 @@ def refuse_old_keys(arguments: Sequence[str]) -> None:
             continue
         value = value if has_value else next(flags, "")
         if name in ("-c", "--config"):
-            settings = _read(find_config(value))
+            settings = read_config(find_config(value)) or {}
             given = settings.get("model") or {}
             given = given.get("init_args", given) if isinstance(given, dict) else {}
             model |= {key: given[key] for key in (*OLD_KEYS, "unroll") if key in given}
@@ -86,10 +105,10 @@ def refuse_old_keys(arguments: Sequence[str]) -> None:
     refuse_old_schedule(model, epochs)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A config as it stands there; what is no config says so where it is parsed."""
+def read_config(path: Path) -> dict[str, Any] | None:
+    """Returns the settings of a YAML file; None where it holds none that can be read."""
     try:
         settings = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, OSError, UnicodeDecodeError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
+        return None
+    return settings if isinstance(settings, dict) else None
