@@ -16,7 +16,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lightning_l2l.evaluation.comparison
 import lightning_l2l.learners.meta_learner
-from lightning_l2l.callbacks import Interrupt
 
 
 class StopInValidation(Callback):
