@@ -1,12 +1,17 @@
 """The stages of meta-training: which horizon, unroll and meta-gradient each epoch has."""
 
+import math
+
 import pytest
 import torch
 from command_line import EXACT, HALF_EXACT, LINEARIZED, fit, tiny
 from conftest import same, weights
 
-from lightning_l2l.learners import MetaLearner
+from lightning_l2l.learners import MetaLearner, Stage
+from lightning_l2l.learners.stages import Stages
 from lightning_l2l.meta_gradients import Exact, Linearized
+from lightning_l2l.meta_losses import WeightedSum
+from lightning_l2l.optimizees import Quadratics
 
 
 @pytest.mark.parametrize("meta_gradient", [EXACT, LINEARIZED], ids=["exact", "linearized"])
@@ -87,3 +92,44 @@ def test_stages_and_loss_weights_are_settings():
         fit(*flags)
     first, second, third = (weights(f"runs/quadratic/version_{i}/checkpoints/last.ckpt") for i in range(3))
     assert not same(first, second) and not same(second, third)
+
+
+def horizons_of(monkeypatch) -> list[int]:
+    """A list that fills with the horizon of each meta-batch."""
+    horizons, plan = [], Stages.plan
+
+    def remember(*given):
+        planned = plan(*given)
+        horizons.append(planned.horizon)
+        return planned
+
+    monkeypatch.setattr(Stages, "plan", remember)
+    return horizons
+
+
+def test_horizons_of_a_range_are_drawn_log_uniformly():
+    data = Quadratics(horizon=80)
+    stages = Stages([Stage(horizon=(5, 80), unroll=5)], 5, WeightedSum())
+    drawn = [stages.plan(0, data, meta_batch).horizon for meta_batch in range(2000)]
+    assert set(drawn) == set(range(5, 81, 5))
+    for below in (7.5, 20, 40):  # a multiple of 5 is drawn where it is the nearest
+        share = sum(horizon < below for horizon in drawn) / 2000
+        nearest = below if below == 7.5 else below - 2.5
+        assert share == pytest.approx(math.log(nearest / 5) / math.log(16), abs=0.035)  # three standard errors
+    assert drawn == [stages.plan(0, data, meta_batch).horizon for meta_batch in range(2000)]
+
+
+def test_a_resumed_run_draws_the_same_horizons(monkeypatch):
+    horizons = horizons_of(monkeypatch)
+    flags = ["--data.train_episodes=16", "--trainer.max_epochs=2", "--model.stages=[{horizon: [5, 10], unroll: 5}]"]
+    fit(*flags)
+    whole = horizons.copy()
+    assert len(whole) == 8 and set(whole) == {5, 10}
+    horizons.clear()
+    with pytest.raises(SystemExit):
+        fit(*flags, "--trainer.callbacks+=forks.StopAfter", "--trainer.callbacks.batches=4")
+    assert len(horizons) < 8
+    fit(*flags, "--ckpt_path=last")
+    assert horizons == whole
+    first, resumed = (weights(f"runs/quadratic/version_{i}/checkpoints/last.ckpt") for i in (0, 1))
+    assert same(first, resumed)
