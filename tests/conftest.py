@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import fit
+from own_loop import lstm
 
 from lightning_l2l.cli import main
+from lightning_l2l.rules.lstm.kernel import CompiledLSTM
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -51,6 +53,16 @@ def fails(capsys):
         return sentences[0]
 
     return run
+
+
+@pytest.fixture(params=["kernel", "eager"])
+def way(request, monkeypatch):
+    """Both ways of running the LSTM."""
+    if request.param == "eager":
+        monkeypatch.setattr(CompiledLSTM, "of", classmethod(lambda *_: None))
+    elif lstm().compiled(torch.zeros(1), 1) is None:
+        skip("there is no C++ compiler")
+    return request.param
 
 
 @pytest.fixture
