@@ -78,7 +78,7 @@ def test_every_way_of_running_the_rule_learns_the_same(monkeypatch):
         (["--model.stages=[{horizon: [10, 5]}]"], ["model.stages[0].horizon is 5", "the smaller one first"]),
         (["--model.stages=[{share: 0}]"], ["model.stages[0].share is 0"]),
         (["--model.stages=[]"], ["model.stages is []"]),
-        ([f"--model.stages=[{{meta_gradient: {LINEARIZED.replace('2', '0')}}}]"], ["hessian_every is 0"]),
+        ([f"--model.stages=[{{meta_gradient: {LINEARIZED.replace('every: 2', 'every: 0')}}}]"], ["hessian_every is 0"]),
         (["--model.stages=[{unroll: 4}]"], ["data.horizon is 10", "model.stages[0].unroll=4"]),
         (["--model.loss_weights=[1,2]"], ["model.loss_weights has 2", "data.horizon is 10"]),
         (["--model.unrol=5"], ["unrol"]),
