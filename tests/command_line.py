@@ -14,7 +14,7 @@ HALF_EXACT = f"--model.stages=[{{}}, {{meta_gradient: {EXACT}}}]"  # the second 
 
 TINY = [
     *("--data.dimension=3", "--data.horizon=10", "--model.unroll=5", "--model.rule.init_args.hidden_size=4"),
-    *("--data.episodes_per_batch=4", "--data.train_episodes=8", "--data.val_episodes=4", "--data.tuning_episodes=4"),
+    *("--data.episodes_per_batch=4", "--data.train_episodes=8", "--data.val_episodes=4", "--data.tuning_episodes=1"),
     *("--data.test_episodes=8", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"),
     "--comparison.rates_per_decade=1",
 ]
