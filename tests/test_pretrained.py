@@ -10,9 +10,10 @@ from typing import NamedTuple
 import pytest
 import torch
 import yaml
-from conftest import TINY, weights
+from command_line import FOLDER as CONFIGS
+from command_line import RUN, TINY, fit, given, tiny
+from conftest import weights
 from safetensors.torch import save_file
-from test_cli import given
 from test_forking_rule import LearnedMomentum
 
 import lightning_l2l
@@ -84,7 +85,7 @@ def test_a_shipped_rule_has_its_card(name):
 def test_a_shipped_rule_fits_its_config(name):
     model: dict = {}
     for config in given(f"{name}.yaml")[1::2]:
-        model |= yaml.safe_load((Path(__file__).parents[1] / "configs" / config).read_text())["model"]
+        model |= yaml.safe_load((CONFIGS / config).read_text())["model"]
     save_rule(load_rule(name), "again.safetensors", model["rule"])
     load_rule("again.safetensors")
 
@@ -168,44 +169,38 @@ def test_bad_files_get_one_sentence_and_execute_nothing(tmp_path):
         load_rule("nope")
 
 
-def small(command: str, *flags: str) -> None:
-    main([command, "--config", "quadratic.yaml", *TINY, *flags])
-
-
 def test_a_checkpoint_is_exported_raced_and_used():
-    small("fit", "--seed_everything=7", "--data.seed=3")
-    small("test", "--data.seed=3", "--ckpt_path=best")
-    run = Path("runs/quadratic/version_0")
-    best = run / "checkpoints" / "best.ckpt"
+    fit("--seed_everything=7", "--data.seed=3")
+    main(tiny("test", "--data.seed=3", "--ckpt_path=best"))
+    best = RUN / "checkpoints" / "best.ckpt"
     command = "fit --config quadratic.yaml --data.seed 3"
     main(["export", f"--ckpt_path={best}", "--output=mine.safetensors", f"--command={command}", "--not_good_for=Much."])
     text = Path("mine.md").read_text()
     assert "| 7 for the first weights, 3 for the episodes |" in text.replace("| Seed ", "")
     assert "lightning_l2l test --config quadratic.yaml --data.seed 3 --ckpt_path pretrained:mine.safetensors" in text
     assert "Quadratics, uniform" in text and "| LSTM | learned |" in text and TO_BE_WRITTEN not in text
-    small("test", "--data.seed=3", "--ckpt_path=pretrained:mine.safetensors")
+    main(tiny("test", "--data.seed=3", "--ckpt_path=pretrained:mine.safetensors"))
     again = Path("runs/quadratic/version_1")
-    assert (again / "results.csv").read_text() == (run / "results.csv").read_text()
+    assert (again / "results.csv").read_text() == (RUN / "results.csv").read_text()
     assert "pretrained:mine.safetensors" in (again / "test.yaml").read_text()
-    small("validate", "--ckpt_path=pretrained:mine.safetensors")
+    main(tiny("validate", "--ckpt_path=pretrained:mine.safetensors"))
     loaded = load_rule("mine.safetensors").state_dict()
     assert all(torch.equal(loaded[key.removeprefix("rule.")], value) for key, value in weights(best).items())
     LearnedOptimizer([torch.zeros(2, requires_grad=True)], "mine.safetensors")
-    small("test", "--data.seed=3", "--data.horizon=20", f"--ckpt_path={best}")
+    main(tiny("test", "--data.seed=3", "--data.horizon=20", f"--ckpt_path={best}"))
     main(["export", f"--ckpt_path={best}", "--output=mine.safetensors", f"--command={command}"])
     assert "--data.seed 3 --data.horizon 20 --ckpt_path pretrained:mine.safetensors" in Path("mine.md").read_text()
 
 
-def test_fit_goes_on_from_a_rule_and_the_card_says_so():
-    small("fit")
-    best = Path("runs/quadratic/version_0/checkpoints/best.ckpt")
+def test_fit_goes_on_from_a_rule_and_the_card_says_so(fitted):
+    best = RUN / "checkpoints" / "best.ckpt"
     main(["export", f"--ckpt_path={best}", "--output=first.safetensors"])
     command = "fit --config quadratic.yaml --ckpt_path pretrained:first.safetensors"
     still = ["--model.learning_rate=1e-9", "--model.final_learning_rate=1e-9"]
-    small("fit", "--ckpt_path=pretrained:first.safetensors", "--data.random_scaling=1", *still)
+    fit("--ckpt_path=pretrained:first.safetensors", "--data.random_scaling=1", *still)
     last = Path("runs/quadratic/version_1/checkpoints/last.ckpt")
     assert all(torch.allclose(value, weights(best)[key], atol=1e-6) for key, value in weights(last).items())
-    small("fit", "--ckpt_path=last", "--data.random_scaling=1", *still, "--trainer.max_epochs=3")
+    fit("--ckpt_path=last", "--data.random_scaling=1", *still, "--trainer.max_epochs=3")
     assert torch.load(last, weights_only=True)["epoch"] == 2
     assert all(torch.allclose(value, weights(best)[key], atol=1e-6) for key, value in weights(last).items())
     assert not Path("runs/quadratic/version_2").exists()  # which goes on in the same run

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import TINY, TINY_ART, TINY_MNIST
+from command_line import TINY, TINY_ART, TINY_MNIST
 from PIL import Image
 
 from lightning_l2l.cli import main

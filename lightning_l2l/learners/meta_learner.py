@@ -133,8 +133,8 @@ class MetaLearner(LightningModule):
         """Gives the episodes the rule's floating point type."""
         return batch.to(self.device, dtype_of(self))
 
-    def on_train_epoch_start(self) -> None:
-        """Enters the stage that the epoch belongs to."""
+    def on_train_batch_start(self, batch: Episodes, batch_idx: int) -> None:
+        """Enters the stage that the epoch belongs to; a run resumed inside an epoch does not start that epoch again."""
         before, self.stage = self.stage, self.stages.at(self.current_epoch, self.trainer.max_epochs or 1)
         if before != self.stage:
             self.stages.meta_gradients[before].release()

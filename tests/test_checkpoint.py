@@ -1,0 +1,50 @@
+"""Checkpoints that do not fit, or are none."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from command_line import RUN, tiny
+from conftest import weights
+
+
+class Opened:
+    """Unpickling this leaves a file behind."""
+
+    def __reduce__(self):
+        return open, ("executed", "w")
+
+
+def test_bad_checkpoints_get_one_sentence_and_execute_nothing(fails, fitted):
+    last = RUN / "checkpoints" / "last.ckpt"
+    Path("truncated.ckpt").write_bytes(last.read_bytes()[:2000])
+    Path("text.ckpt").write_text("not a checkpoint")
+    Path("empty.ckpt").touch()
+    torch.save({"state_dict": {"layer.weight": torch.zeros(2)}}, "foreign.ckpt")
+    torch.save({"state_dict": {"rule.weight": Opened()}}, "evil.ckpt")
+    torch.save(torch.zeros(3), "tensor.ckpt")
+    torch.save({"state_dict": weights(last)}, "weights.ckpt")
+    Path("evil2.ckpt").write_bytes(pickle.dumps(Opened()))
+    for command in ("test", "fit"):
+        for name in ("truncated", "text", "empty", "foreign", "tensor", "weights", "evil", "evil2"):
+            assert f"{name}.ckpt, which is truncated or not" in fails(*tiny(command, f"--ckpt_path={name}.ckpt"))
+    assert not Path("executed").exists()
+
+
+def test_a_checkpoint_of_another_shape_is_refused(fails, fitted):
+    sentence = fails(*tiny("test", "--ckpt_path=best", "--model.rule.init_args.hidden_size=5"))
+    assert "model.rule.init_args.hidden_size is 5, but the checkpoint was trained with 4" in sentence
+    sentence = fails(*tiny("fit", "--ckpt_path=last", "--model.learning_rate=0.5"))
+    assert "model.learning_rate is 0.5, but the checkpoint was trained with 0.003" in sentence
+    sentence = fails(*tiny("fit", "--ckpt_path=last", "--data.distribution=gaussian"))
+    assert "data.init_args.distribution is gaussian, but the checkpoint was trained with uniform" in sentence
+
+
+def test_a_renamed_setting_does_not_hide_another_shape(fails, fitted):
+    """A checkpoint without settings, as another program may write it, is still compared by shape."""
+    checkpoint = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)
+    del checkpoint["hyper_parameters"]
+    torch.save(checkpoint, "bare.ckpt")
+    sentence = fails(*tiny("test", "--ckpt_path=bare.ckpt", "--model.rule.init_args.hidden_size=5"))
+    assert "bare.ckpt" in sentence
+    assert "shape" in sentence

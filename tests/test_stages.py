@@ -1,0 +1,135 @@
+"""The stages of meta-training: which horizon, unroll and meta-gradient each epoch has."""
+
+import math
+
+import pytest
+import torch
+from command_line import EXACT, HALF_EXACT, LINEARIZED, fit, tiny
+from conftest import same, weights
+
+from lightning_l2l.learners import MetaLearner, Stage
+from lightning_l2l.learners.stages import Stages
+from lightning_l2l.meta_gradients import Exact, Linearized
+from lightning_l2l.meta_losses import WeightedSum
+from lightning_l2l.optimizees import Quadratics
+
+
+@pytest.mark.parametrize("meta_gradient", [EXACT, LINEARIZED], ids=["exact", "linearized"])
+@pytest.mark.parametrize("config", ["mnist.yaml", "cifar10.yaml", "neural_art.yaml"])
+def test_every_optimizee_has_a_meta_gradient_of_second_order(config, meta_gradient, monkeypatch):
+    norms, meta_step = [], MetaLearner.meta_step
+    monkeypatch.setattr(MetaLearner, "meta_step", lambda *given: norms.append(meta_step(*given)) or norms[-1])
+    fit("--trainer.fast_dev_run=true", f"--model.stages=[{{meta_gradient: {meta_gradient}}}]", config=config)
+    assert norms and all(0 < norm < float("inf") for norm in norms)
+
+
+@pytest.mark.parametrize(("estimator", "given"), [(Exact, EXACT), (Linearized, LINEARIZED)])
+def test_a_later_stage_has_a_meta_gradient_of_its_own(estimator, given, monkeypatch):
+    calls, truncation, meta_step = [], estimator.truncation, MetaLearner.meta_step
+    name = estimator.__name__
+    monkeypatch.setattr(estimator, "truncation", lambda *given: calls.append(name) or truncation(*given))
+    monkeypatch.setattr(
+        MetaLearner, "meta_step", lambda self, given: calls.append(self.current_epoch) or meta_step(self, given)
+    )
+    stages = f"--model.stages=[{{share: 0.7}}, {{share: 0.3, meta_gradient: {given}}}]"
+    fit(stages, "--trainer.max_epochs=3", "--data.train_episodes=4")
+    assert calls == [0, 0, 1, 1, name, 2, name, 2]
+
+
+@pytest.mark.parametrize(("unroll", "steps"), [("null", 4), ("10", 2), ("500", 2)])
+def test_a_stages_truncations_are_no_longer_than_a_run(unroll, steps, monkeypatch):
+    calls, meta_step = [], MetaLearner.meta_step
+    monkeypatch.setattr(MetaLearner, "meta_step", lambda *given: calls.append(1) or meta_step(*given))
+    fit(f"--model.stages=[{{unroll: {unroll}, meta_gradient: {LINEARIZED}}}]", "--trainer.max_epochs=1")
+    assert len(calls) == steps
+
+
+@pytest.mark.parametrize(("unroll", "last"), [("null", 4), ("10", 2)])
+def test_later_stages_may_have_longer_runs(unroll, last, monkeypatch):
+    meta_steps, meta_step = [], MetaLearner.meta_step
+
+    def count(self, objective):
+        meta_steps.append(self.current_epoch)
+        return meta_step(self, objective)
+
+    monkeypatch.setattr(MetaLearner, "meta_step", count)
+    settings = ["--trainer.max_epochs=3", "--data.train_episodes=8", "--data.episodes_per_batch=4"]
+    fit(f"--model.stages=[{{share: 2, horizon: 5}}, {{horizon: 10, unroll: {unroll}}}]", *settings)
+    assert meta_steps == [0] * 2 + [1] * 2 + [2] * last  # two meta-batches with truncations of 5, or of the whole run
+
+
+class Once(torch.autograd.Function):
+    """Twice its input, with a gradient that cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, inputs):
+        return 2 * inputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+class OnceDifferentiable(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.logits = torch.nn.Linear(784, 10)
+
+    def forward(self, images):
+        return Once.apply(self.logits(images.flatten(1)))
+
+
+def test_an_optimizee_that_lacks_second_derivatives_is_refused_at_the_start(fails):
+    network = f"--data.network={__name__}.OnceDifferentiable"
+    sentence = fails(*tiny("fit", network, HALF_EXACT, config="mnist.yaml"))
+    assert "model.stages has the meta-gradient Exact, but the optimizee cannot be differentiated twice" in sentence
+
+
+def test_stages_and_loss_weights_are_settings():
+    last = "--model.loss_weights=[0,0,0,0,0,0,0,0,0,1]"
+    for flags in ([last, f"--model.stages=[{{meta_gradient: {EXACT}}}]"], [last], []):
+        fit(*flags)
+    first, second, third = (weights(f"runs/quadratic/version_{i}/checkpoints/last.ckpt") for i in range(3))
+    assert not same(first, second) and not same(second, third)
+
+
+def horizons_of(monkeypatch) -> list[int]:
+    """A list that fills with the horizon of each meta-batch."""
+    horizons, plan = [], Stages.plan
+
+    def remember(*given):
+        planned = plan(*given)
+        horizons.append(planned.horizon)
+        return planned
+
+    monkeypatch.setattr(Stages, "plan", remember)
+    return horizons
+
+
+def test_horizons_of_a_range_are_drawn_log_uniformly():
+    data = Quadratics(horizon=80)
+    stages = Stages([Stage(horizon=(5, 80), unroll=5)], 5, WeightedSum())
+    drawn = [stages.plan(0, data, meta_batch).horizon for meta_batch in range(2000)]
+    assert set(drawn) == set(range(5, 81, 5))
+    for below in (7.5, 20, 40):  # a multiple of 5 is drawn where it is the nearest
+        share = sum(horizon < below for horizon in drawn) / 2000
+        nearest = below if below == 7.5 else below - 2.5
+        assert share == pytest.approx(math.log(nearest / 5) / math.log(16), abs=0.035)  # three standard errors
+    assert drawn == [stages.plan(0, data, meta_batch).horizon for meta_batch in range(2000)]
+
+
+def test_a_resumed_run_draws_the_same_horizons(monkeypatch):
+    horizons = horizons_of(monkeypatch)
+    flags = ["--data.train_episodes=16", "--trainer.max_epochs=2", "--model.stages=[{horizon: [5, 10], unroll: 5}]"]
+    fit(*flags)
+    whole = horizons.copy()
+    assert len(whole) == 8 and set(whole) == {5, 10}
+    horizons.clear()
+    with pytest.raises(SystemExit):
+        fit(*flags, "--trainer.callbacks+=forks.StopAfter", "--trainer.callbacks.batches=4")
+    assert len(horizons) < 8
+    fit(*flags, "--ckpt_path=last")
+    assert horizons == whole
+    first, resumed = (weights(f"runs/quadratic/version_{i}/checkpoints/last.ckpt") for i in (0, 1))
+    assert same(first, resumed)
