@@ -216,6 +216,7 @@ class LearningToLearnCLI(LightningCLI):
                 datamodule.prepare_data()
                 datamodule.setup("test")
                 learners.check(self.model, datamodule)
+                comparison_of(self.trainer).check(self.trainer, self.model, datamodule)
             except InvalidInputError as error:
                 raise InvalidInputError(f"variants.{name}: {error}") from None
 

@@ -154,7 +154,7 @@ class AdamW(Adam):
     """
 
     sees = ("theta",)
-    tuned_with: ClassVar[dict[str, tuple[float, ...]]] = {"weight_decay": (0.001, 0.01, 0.1, 1.0)}
+    tuned_with: ClassVar[dict[str, tuple[float, ...]]] = {"weight_decay": (0.0, 0.001, 0.01, 0.1)}
 
     def __init__(
         self,
