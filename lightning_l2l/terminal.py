@@ -1,12 +1,31 @@
 """What the terminal shows beside results: no notices that help nobody, the package's own, and what a user can fix."""
 
+import argparse
 import logging
 import os
 import warnings
+from typing import NoReturn
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_l2l.errors import InvalidInputError
+
+
+class ShortParser(argparse.ArgumentParser):
+    """For a command with a few flags of its own: says what is wrong in one sentence.
+
+    Args:
+        command: its name.
+        does: what it does, as a docstring: the first two paragraphs are its help.
+    """
+
+    def __init__(self, command: str, does: str | None) -> None:
+        description = "\n\n".join((does or "").split("\n\n")[:2])
+        super().__init__(f"python -m lightning_l2l {command}", description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ``InvalidInputError``, which the command line prints."""
+        raise InvalidInputError(message)
 
 
 def invalid_input(error: BaseException | None) -> BaseException | None:
