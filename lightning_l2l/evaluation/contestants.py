@@ -73,7 +73,7 @@ class Contestant:
         """The rule's settings, and a digest of its source code and the episodes'; None if nobody can tell."""
         fields = [value for episodes in batches for value in episodes.shared_fields().values()]
         source = source_of(self.rule, *batches, *fields)
-        return source and (source, self.settings)
+        return (source, self.settings) if source else None
 
 
 def contestants(

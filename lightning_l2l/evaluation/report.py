@@ -19,8 +19,9 @@ WITH_INTERVALS = ("last10", "sum", "last10_to_best", "sum_to_best")
 TITLES = {"last10_to_best": "last10 − best baseline", "sum_to_best": "sum − best baseline"}
 EXPLAINED = """\
 Mean loss: before the first step, after 20 and 100, over the last ten steps, summed over the run, and the first step at
-which it is as low as the best baseline's last ten. ± is half the width of a 95 % interval by Student's t: over episodes,
-or, in a row "mean of k runs", over the k meta-seeds. Differences to the best baseline are paired, episode by episode."""
+which it is as low as the best baseline's last ten. ± is half the width of a 95 % interval by Student's t: over
+episodes, or, in a row "mean of k runs", over the k meta-seeds. Differences to the best baseline are paired, episode by
+episode."""
 
 
 class Table(NamedTuple):

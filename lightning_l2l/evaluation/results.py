@@ -124,7 +124,7 @@ def best_entry(entries: Sequence[Entry]) -> Entry | None:
 def best_baseline(entries: Sequence[Entry]) -> UpdateRule | None:
     """The rule of ``best_entry``, with its tuned settings."""
     best = best_entry(entries)
-    return best and best.rule
+    return best.rule if best else None
 
 
 def results_rows(race: Race, experiment: str) -> list[dict[str, object]]:
@@ -167,7 +167,7 @@ def results_table(races: Sequence[Race], experiment: str) -> Table:
     first = f"{experiment} ({races[0].variant})"
     table = Table(
         title=f"{first}: mean loss over {episodes} fresh episodes of {steps - 1} steps",
-        caption="± is half the width of the 95 % interval over episodes; differences are paired, episode by episode.",
+        caption="± is half the width of the 95 % interval over episodes of the paired differences.",
     )
     table.add_column("rule")
     for name in ("learning\nrate", *NUMBERS, "last10 minus\nbest baseline"):
@@ -186,8 +186,7 @@ def _add_rows(table: Table, race: Race) -> None:
     best = {name: min((x for row in rows if (x := row[name]) is not None), default=None) for name in NUMBERS}
     for entry, row, interval in zip(race.entries, rows, race.intervals(), strict=True):
         rate = f"{entry.tuned[RATE]:.3g}" if RATE in entry.tuned else "" if entry.kind == "baseline" else "learned"
-        half_widths = {"last10": interval["last10_half_width"]}
-        cells = [with_interval(row[name], half_widths.get(name)) for name in NUMBERS]
+        cells = [with_interval(row[name], None) for name in NUMBERS]
         marks = ["[bold]" * (row[n] is not None and row[n] == best[n] and n != "initial") for n in NUMBERS]
         difference = with_interval(interval["last10_to_best"], interval["last10_to_best_half_width"])
         marked = [mark + cell for mark, cell in zip(marks, cells, strict=True)]
