@@ -62,7 +62,9 @@ def test_any_rule_with_a_learning_rate_is_tuned(rule, prune, monkeypatch):
     episodes, rates = Quadratics().episodes("tune", range(8)), learning_rates(4)
     best = tune(rule, [episodes], 80, grid_of(rule, rates), prune)
     assert best == tune(SGD(), [episodes], 80, grid_of(SGD(), rates))
-    assert torch.as_tensor(rule.learning_rate).item() == (0.01 if isinstance(rule, SGD) else 0.5)  # which was left alone
+    assert torch.as_tensor(rule.learning_rate).item() == (
+        0.01 if isinstance(rule, SGD) else 0.5
+    )  # which was left alone
 
 
 def test_a_rule_without_a_learning_rate_has_nothing_to_tune():

@@ -100,7 +100,7 @@ class Comparison(Callback):
             try:
                 contestant.over(datamodule.horizon).bind(layout)
             except InvalidInputError as error:
-                raise InvalidInputError(f"comparison.{contestant.kind}s has {contestant.name}: {error}") from error
+                raise InvalidInputError(f"comparison.{contestant.kind}s has {contestant.name}: {error}") from None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tunes the baselines."""

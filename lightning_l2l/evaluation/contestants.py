@@ -129,7 +129,7 @@ def read_rival(name: str, learner: LightningModule, home: Path | None) -> Contes
         rule = copy.deepcopy(own) if own is not None and same else make_rule(settings, name)
         rule.load_state_dict(tensors)
     except (InvalidInputError, RuntimeError) as error:
-        raise InvalidInputError(f"comparison.rivals has {name}: {' '.join(str(error).split())}") from error
+        raise InvalidInputError(f"comparison.rivals has {name}: {' '.join(str(error).split())}") from None
     if name.startswith(PRETRAINED):
         return Contestant(path.stem, "rival", rule)
     run = run_of(path)

@@ -57,7 +57,7 @@ def report(results: Sequence[str], output: Path) -> None:
     written = "\n\n".join([BEGIN, *parts, END])
     before, after = _outside(output)
     output.write_text(before + written + after)
-    print(f"Written: {output}, {len(tables)} tables")
+    print(f"Written: {output}")
 
 
 def main(arguments: list[str]) -> None:
