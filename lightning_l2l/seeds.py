@@ -64,11 +64,12 @@ def main(arguments: list[str], run: Run) -> None:
 def _train(seed: int, flags: list[str], run: Run) -> Path:
     """Runs fit, or what is left of it, and returns the best checkpoint."""
     version = f"seed_{seed}"
-    own = [f"--seed_everything={seed}", f"--data.seed={seed}", f"--trainer.logger.init_args.version={version}"]
+    own = [f"--seed_everything={seed}", f"--data.seed={seed}"]
     settings = _settings([*flags, *own], run)
     logger = settings["trainer"].get("logger")
     if not isinstance(logger, dict) or "save_dir" not in logger.get("init_args", {}):
         raise InvalidInputError(f"trainer.logger is {logger}, but runs must be kept: give a TensorBoardLogger.")
+    own.append(f"--trainer.logger.init_args.version={version}")
     kept = logger["init_args"]
     folder = Path(kept["save_dir"]) / (kept.get("name") or "lightning_logs") / version
     last, best, finished = folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt", folder / FINISHED

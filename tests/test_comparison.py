@@ -52,15 +52,10 @@ class TwoSizes(Quadratics):
 
 
 def test_baselines_are_settings():
-    nags = (
-        "lightning_l2l.rules.NAG, {class_path: lightning_l2l.rules.NAG, init_args: {learning_rate: 3, momentum: 0.5}}"
-    )
-    run("fit", f"--comparison.baselines=[{nags}, test_comparison.Signs, lightning_l2l.rules.AdamW]")
-    run(
-        "test",
-        f"--comparison.baselines=[{nags}, test_comparison.Signs, lightning_l2l.rules.AdamW]",
-        "--ckpt_path=best",
-    )
+    nag = "{class_path: lightning_l2l.rules.NAG, init_args: {learning_rate: 3, momentum: 0.5}}"
+    baselines = f"[lightning_l2l.rules.NAG, {nag}, test_comparison.Signs, lightning_l2l.rules.AdamW]"
+    run("fit", f"--comparison.baselines={baselines}")
+    run("test", f"--comparison.baselines={baselines}", "--ckpt_path=best")
     found = rows()
     assert list(found) == ["LSTM", "NAG", "NAG 2", "Signs", "AdamW"]
     assert found["NAG"]["last10"] != found["NAG 2"]["last10"]
