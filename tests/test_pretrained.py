@@ -20,7 +20,8 @@ import lightning_l2l
 from lightning_l2l import LearnedOptimizer
 from lightning_l2l.cli import main
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.evaluation.tuning import BASELINES
+from lightning_l2l.evaluation.contestants import papers_baselines
+from lightning_l2l.evaluation.tuning import with_settings
 from lightning_l2l.optimizees import MLP, ConvNet, EpisodeDataModule, ImageClassification, NeuralArt, Quadratics
 from lightning_l2l.pretrained import FOLDER, KEY, load_rule, names, save_rule
 from lightning_l2l.rules import CoordinatewiseLSTM, Grouped
@@ -97,8 +98,8 @@ def test_a_shipped_rule_still_works(name):
     episodes = expected.optimizees().episodes("test", range(expected.episodes))
     rates = dict(re.findall(r"^\| (\w+) \| ([\d.e-]+) \|", card(name), flags=re.MULTILINE))
     learned = learning_curves(load_rule(name), episodes, expected.steps)[:, 1:].mean(0)
-    for baseline in BASELINES:
-        rule = baseline(float(rates[baseline.__name__]))
+    for baseline in papers_baselines():
+        rule = with_settings(baseline, {"learning_rate": float(rates[baseline.label])})
         curve = learning_curves(rule, episodes, expected.steps)[:, 1:].mean(0)
         assert learned.sum() < expected.sum * curve.sum()
         assert learned[-LAST:].mean() < expected.last * curve[-LAST:].mean()

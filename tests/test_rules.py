@@ -7,7 +7,19 @@ import torch
 from conftest import skip
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.rules import NAG, SGD, Adam, CoordinatewiseLSTM, Grouped, RMSprop, Tape, fastest, layout_of
+from lightning_l2l.rules import (
+    NAG,
+    SGD,
+    Adam,
+    AdamW,
+    CoordinatewiseLSTM,
+    CosineAdam,
+    Grouped,
+    RMSprop,
+    Tape,
+    fastest,
+    layout_of,
+)
 from lightning_l2l.rules.fast.sliced import Sliced
 from lightning_l2l.rules.gradient_inputs import preprocess_gradient
 
@@ -16,6 +28,8 @@ RULES = {
     "NAG": lambda: NAG(0.1),
     "RMSprop": lambda: RMSprop(0.1),
     "Adam": lambda: Adam(0.1),
+    "AdamW": lambda: AdamW(0.1),
+    "CosineAdam": lambda: CosineAdam(0.1, horizon=4),
     "LSTM": lambda: CoordinatewiseLSTM(hidden_size=5),
     "LSTM on plain gradients": lambda: CoordinatewiseLSTM(hidden_size=5, num_layers=1, preprocessing=None),
     "LSTM with momenta": lambda: CoordinatewiseLSTM(hidden_size=5, momenta=[0.9, 0.99]),
@@ -29,9 +43,11 @@ def rule(request):
 
 def run(rule, grads):
     """The steps that a rule takes on gradients [T, N, P]."""
-    state, steps = rule.init(torch.zeros_like(grads[0])), []
+    theta, steps = torch.zeros_like(grads[0]), []
+    state = rule.init(theta)
     for grad in grads:
-        step, state = rule.update(grad, state)
+        step, state = rule.update(grad, state, **({"theta": theta} if rule.sees else {}))
+        theta = theta + step
         steps.append(step)
     return torch.stack(steps)
 
@@ -92,18 +108,31 @@ def test_episodes_do_not_mix(rule):
         (NAG(0.03), lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9, nesterov=True)),
         (RMSprop(0.03), lambda p: torch.optim.RMSprop(p, lr=0.03)),
         (Adam(0.03), lambda p: torch.optim.Adam(p, lr=0.03)),
+        (AdamW(0.03, weight_decay=0.3), lambda p: torch.optim.AdamW(p, lr=0.03, weight_decay=0.3)),
+        (CosineAdam(0.03, beta1=0.8, horizon=20), lambda p: torch.optim.Adam(p, lr=0.03, betas=(0.8, 0.999))),
     ],
-    ids=["SGD", "NAG", "RMSprop", "Adam"],
+    ids=["SGD", "NAG", "RMSprop", "Adam", "AdamW", "CosineAdam"],
 )
 def test_hand_designed_rules_step_as_torch_optim_does(rule, optimizer):
     theta = torch.nn.Parameter(torch.randn(2, 5, dtype=torch.float64))
     ours, state, optimizer = theta.detach().clone(), rule.init(theta), optimizer([theta])
+    decays = isinstance(rule, CosineAdam)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20) if decays else None
     for _ in range(20):
         theta.grad = torch.randn_like(theta)
         optimizer.step()
-        step, state = rule.double().update(theta.grad, state)
+        if schedule:
+            schedule.step()
+        step, state = rule.double().update(theta.grad, state, **({"theta": ours} if rule.sees else {}))
         ours = ours + step
         torch.testing.assert_close(ours, theta.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_a_cosine_stays_at_its_end_and_needs_one():
+    grads = torch.randn(6, 1, 3)
+    assert run(CosineAdam(0.1, horizon=4), grads)[4:].abs().max() == 0
+    with pytest.raises(InvalidInputError, match="CosineAdam's horizon is null"):
+        CosineAdam(0.1).init(grads[0])
 
 
 def test_a_tensor_of_rates_gives_each_episode_its_own():

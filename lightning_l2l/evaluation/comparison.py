@@ -1,6 +1,7 @@
-"""The race of the learned rule against tuned baselines, after each validation and in a test."""
+"""The race of the learned rule against tuned baselines and rivals, after each validation and in a test."""
 
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_l2l.episodes import Episodes
-from lightning_l2l.errors import require_positive
+from lightning_l2l.errors import InvalidInputError, require_positive
+from lightning_l2l.evaluation.contestants import Contestant, contestants, run_of, told_apart
 from lightning_l2l.evaluation.result_cache import ResultCache
 from lightning_l2l.evaluation.results import (
     Entry,
@@ -22,24 +24,25 @@ from lightning_l2l.evaluation.results import (
     results_table,
     write_results,
 )
-from lightning_l2l.evaluation.tuning import BASELINES, learning_rates, tune
-from lightning_l2l.learners.base import curves_in, dtype_of, label_of
-from lightning_l2l.rules import HandDesignedRule
+from lightning_l2l.evaluation.tuning import RATE, Grid, grid_of, learning_rates, size_of, tune
+from lightning_l2l.learners.base import curves_in, dtype_of, label_of, rule_of
+from lightning_l2l.optimizees import EpisodeDataModule
+from lightning_l2l.rules import UpdateRule
 from lightning_l2l.tensorboard import has_tensorboard, show_figure
 from lightning_l2l.unroll import learning_curves
 
 
 class Comparison(Callback):
-    """Races the learned rule against SGD, NAG, RMSprop and Adam on the same episodes.
+    """Races the learned rule against baselines, and other learned rules, on the same episodes.
 
-    Each baseline's learning rate is tuned for the best final loss on episodes set apart for that. Every validation
-    draws the learning curves into TensorBoard; a test prints the table and writes results.csv, curves.npz and
-    curves.png into the run's folder. Tuned rates and the baselines' curves are kept beside all runs, in the folder
-    ``baselines`` of the logger's ``save_dir``, under the episodes they belong to: the same are not run twice, whether a
-    test was killed or another rule is raced. Who changes the code of a baseline must remove that folder.
+    Each baseline's settings are tuned for the best final loss on episodes set apart for that. Every validation draws
+    the learning curves into TensorBoard; a test prints the table and writes results.csv, curves.npz and curves.png into
+    the run's folder. Tuned settings and the baselines' curves are kept beside all runs, in the folder ``baselines`` of
+    the logger's ``save_dir``, under all that they depend on: the episodes, the baseline's settings and the source code
+    of both. The same are not run twice, whether a test was killed or another rule is raced.
 
     Attributes:
-        best: the baseline with the lowest final loss in the last race, at its tuned rate; None before one.
+        best: the baseline with the lowest final loss in the last race, with its tuned settings; None before one.
 
     Args:
         rates_per_decade: how fine the grid of learning rates from 1e-4 to 10 is.
@@ -48,31 +51,70 @@ class Comparison(Callback):
             runs begin on a plateau (``deep`` of mnist_transfer.yaml: SGD ended at 2.30 so, at 1.79 else).
         results: what results call the experiment, and a folder for them in the run's folder, so that tests of one rule
             on several things do not overwrite each other; by default the logger's name, and the run's folder itself.
+        baselines: update rules by class path, with settings. The learning rate of one that has an attribute
+            ``learning_rate`` is tuned, whatever it is given, and with it what its attribute ``tuned_with`` names; one
+            without races as it is. Null is SGD, NAG, RMSprop and Adam, as in the paper.
+        rivals: other trained rules, each ``pretrained:NAME``, ``pretrained:PATH`` or the path of a checkpoint. They are
+            in the table but never the best baseline.
     """
 
-    def __init__(self, rates_per_decade: int = 4, prune_rates: bool = False, results: str = "") -> None:
+    def __init__(
+        self,
+        rates_per_decade: int = 4,
+        prune_rates: bool = False,
+        results: str = "",
+        baselines: list[UpdateRule] | None = None,
+        rivals: list[str] | str | None = None,
+    ) -> None:
         require_positive("comparison.rates_per_decade", rates_per_decade)
         self.rates_per_decade = rates_per_decade
         self.prune_rates = prune_rates
         self.results = results
+        self.baselines = baselines
+        self.rivals = [rivals] if isinstance(rivals, str) else rivals or []
         self.races: list[Race] = []
-        self.best: HandDesignedRule | None = None
+        self.best: UpdateRule | None = None
         self.races_to_come = 0  # after the one at hand, in the same test
-        self.tuned: dict[str, float] = {}
-        self.baselines: list[Entry] = []  # on the validation episodes, which are the same each time
-        self.curves: dict[str, list[Tensor]] = {}
+        self.contestants: list[Contestant] | None = None
+        self.run = ""  # that the learned rule comes from, in a test against rivals from other runs
+        self.validated: list[Entry] = []  # all but the learned rule, on episodes that are the same each time
+        self.curves: list[list[Tensor]] = []  # of the learned rule, and then of each contestant
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes the contestants, before anything takes time."""
+        if stage in ("fit", "test"):
+            self.check(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+
+    def check(self, trainer: Trainer, learner: LightningModule, datamodule: EpisodeDataModule) -> None:
+        """Refuses contestants that cannot be read, or do not fit the data.
+
+        Raises:
+            InvalidInputError: names the first.
+        """
+        if self.contestants is None:
+            logger = trainer.logger
+            home = Path(logger.save_dir) / str(logger.name) if logger and logger.save_dir else None
+            self.contestants = contestants(learner, self.baselines, self.rivals, home)
+        for contestant in self.contestants:
+            try:
+                contestant.check(datamodule)
+            except InvalidInputError as error:
+                raise InvalidInputError(f"comparison.{contestant.kind}s has {contestant.name}: {error}") from None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tunes the baselines."""
         self._tune(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tunes the baselines."""
+        """Tunes the baselines, and finds what to call the learned rule."""
+        checkpoints = Path(trainer.log_dir or "") / "checkpoints"
+        rivals_have_runs = any(contestant.run for contestant in self.contestants or [])
+        self.run = run_of(checkpoints / "best.ckpt") if rivals_have_runs and checkpoints.is_dir() else ""
         self._tune(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the curves of the last validation."""
-        self.curves = {}
+        self.curves = []
 
     def on_validation_batch_end(
         self,
@@ -82,28 +124,24 @@ class Comparison(Callback):
         batch: Episodes,
         *_: Any,
     ) -> None:
-        """Runs the baselines on the validation episodes, the first time."""
-        if (curves := curves_in(outputs)) is None:
-            return
-        self._add(label_of(pl_module), curves)
-        if self.tuned and not self.baselines:
-            self._race(trainer, batch)
+        """Runs the contestants on the validation episodes, the first time."""
+        if (curves := curves_in(outputs)) is not None:
+            self._add([curves] if self.validated else [curves, *self._race(trainer, batch)])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the learning curves."""
         if not self.curves:
             return
-        entries = self._entries(pl_module)
-        learned, baselines = entries[0], entries[1:]
-        self.baselines = self.baselines or baselines
-        self.best = best_baseline(self.baselines)
+        learned, *others = self._entries(trainer, pl_module)
+        self.validated = self.validated or others
+        self.best = best_baseline(self.validated)
         if trainer.is_global_zero and has_tensorboard(trainer):
-            race = Race(variant(trainer), [learned, *self.baselines])
+            race = Race(variant(trainer), [learned, *self.validated])
             show_figure(trainer, "val/curves", curves_figure([race], experiment_name(trainer)))
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the curves of an earlier test."""
-        self.curves = {}
+        self.curves = []
 
     def on_test_batch_end(
         self,
@@ -113,16 +151,15 @@ class Comparison(Callback):
         batch: Episodes,
         *_: Any,
     ) -> None:
-        """Runs the baselines on the same episodes."""
+        """Runs the contestants on the same episodes."""
         if (curves := curves_in(outputs)) is not None:
-            self._add(label_of(pl_module), curves)
-            self._race(trainer, batch)
+            self._add([curves, *self._race(trainer, batch)])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the table, after the last race, and writes the files, after each."""
         if not self.curves:
             return
-        entries = self._entries(pl_module)
+        entries = self._entries(trainer, pl_module)
         self.best = best_baseline(entries)
         folder = self.folder(trainer)
         if not trainer.is_global_zero:
@@ -145,61 +182,90 @@ class Comparison(Callback):
     def _tune(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         rates = learning_rates(self.rates_per_decade)
-        episodes = data.tuning_episodes_batch().to(pl_module.device, dtype_of(pl_module))
-        pruned = ", the worse halves given up early" if self.prune_rates else ""
-        rank_zero_info(f"Tuning the baselines: {len(rates)} learning rates on {len(episodes)} episodes{pruned} ...")
-        fingerprint = episodes.fingerprint()
-
-        settings = data.horizon, self.rates_per_decade, self.prune_rates, trainer.precision
+        grids = [(one, grid_of(one.rule, rates)) for one in self.contestants or [] if one.tunable]
+        if not grids:
+            return
+        batches = [episodes.to(pl_module.device, dtype_of(pl_module)) for episodes in data.tuning_batches()]
+        count, pruned = sum(map(len, batches)), ", the worse halves given up early" if self.prune_rates else ""
+        rank_zero_info(f"Tuning the baselines: {len(rates)} learning rates on {count} episodes{pruned} ...")
+        fingerprints = [episodes.fingerprint() for episodes in batches]
         bar = tqdm(
             desc="tuning",
-            total=len(BASELINES) * len(rates),
+            total=sum(size_of(grid) for _, grid in grids) * len(batches),
             leave=False,
             disable=not trainer.is_global_zero,
             dynamic_ncols=True,
         )
-
-        def tuned(baseline: type[HandDesignedRule]) -> Tensor:
-            return self._cache(trainer).get(
-                lambda: torch.tensor(tune(baseline, episodes, data.horizon, rates, self.prune_rates, bar.update)),
-                *("rate", baseline.__name__, fingerprint, settings),
-            )
-
+        done = 0
         with bar, torch.no_grad(), trainer.precision_plugin.forward_context():
-            for number, baseline in enumerate(BASELINES, 1):
-                self.tuned[baseline.__name__] = float(tuned(baseline))
-                bar.update(number * len(rates) - bar.n)  # those that are known, or need not be tried
-        rank_zero_info("  " + ", ".join(f"{name} {rate:.3g}" for name, rate in self.tuned.items()))
+            for contestant, grid in grids:
 
-    def _race(self, trainer: Trainer, episodes: Episodes) -> None:
+                def best(contestant: Contestant = contestant, grid: Grid = grid) -> Tensor:
+                    rule = contestant.over(data.horizon)
+                    found = tune(rule, batches, data.horizon, grid, self.prune_rates, bar.update)
+                    return torch.tensor([found[name] for name in grid], dtype=torch.double)
+
+                settings = fingerprints, data.horizon, grid, self.prune_rates, trainer.precision
+                found = self._kept(trainer, contestant, batches, best, "settings", *settings)
+                contestant.tuned = dict(zip(grid, found.tolist(), strict=True))
+                done += size_of(grid) * len(batches)
+                bar.update(done - bar.n)  # those that are known, or need not be tried
+        rank_zero_info("  " + ", ".join(in_words(contestant) for contestant, _ in grids))
+
+    def _race(self, trainer: Trainer, episodes: Episodes) -> Iterator[Tensor]:
+        """Runs each contestant, or takes its curves from the last time."""
         horizon, fingerprint = trainer.datamodule.horizon, episodes.fingerprint()  # type: ignore[attr-defined]
-        for baseline in BASELINES:
-            name, rate = baseline.__name__, self.tuned[baseline.__name__]
+        for contestant in self.contestants or []:
 
-            def run(baseline: type[HandDesignedRule] = baseline, rate: float = rate) -> Tensor:
+            def run(contestant: Contestant = contestant) -> Tensor:
                 with trainer.precision_plugin.forward_context():
-                    return learning_curves(baseline(rate).to(episodes.theta), episodes, horizon)
+                    return learning_curves(contestant.tuned_over(horizon).to(episodes.theta), episodes, horizon)
 
-            curves = self._cache(trainer).get(run, "curves", name, rate, fingerprint, horizon, trainer.precision)
-            self._add(name, curves.to(episodes.theta))
+            settings = sorted(contestant.tuned.items()), fingerprint, horizon, trainer.precision
+            yield self._kept(trainer, contestant, [episodes], run, "curves", *settings).to(episodes.theta)
 
-    def _cache(self, trainer: Trainer) -> ResultCache:
-        """One for all experiments, beside their runs; it keeps nothing where runs are not kept."""
-        if not has_tensorboard(trainer):
-            return ResultCache(None)
-        return ResultCache(Path(trainer.logger.save_dir) / "baselines")  # type: ignore[union-attr, arg-type]
+    def _kept(
+        self,
+        trainer: Trainer,
+        contestant: Contestant,
+        batches: Sequence[Episodes],
+        compute: Callable[[], Tensor],
+        *settings: object,
+    ) -> Tensor:
+        """Computes a result of a baseline once for all experiments; keeps nothing where runs are not kept."""
+        depends_on = contestant.depends_on(batches) if contestant.kind == "baseline" else None
+        folder = Path(trainer.logger.save_dir) / "baselines" if has_tensorboard(trainer) else None  # type: ignore
+        return ResultCache(folder if depends_on else None).get(compute, depends_on, *settings)
 
-    def _add(self, name: str, curves: Tensor) -> None:
-        self.curves.setdefault(name, []).append(curves)
+    def _add(self, curves: Sequence[Tensor]) -> None:
+        """Takes the curves of a batch of episodes: the learned rule's, and each contestant's."""
+        self.curves = self.curves or [[] for _ in curves]
+        for known, more in zip(self.curves, curves, strict=True):
+            known.append(more)
 
-    def _entries(self, pl_module: LightningModule) -> list[Entry]:
+    def _entries(self, trainer: Trainer, pl_module: LightningModule) -> list[Entry]:
         """The curves of all processes, first the learned rule's."""
+        learned = f"{label_of(pl_module)} {self.run}".strip()
+        names = told_apart([learned, *(contestant.name for contestant in self.contestants or [])])
+        horizon = trainer.datamodule.horizon  # type: ignore[attr-defined]
         entries = []
-        for name, batches in self.curves.items():
+        for number, batches in enumerate(self.curves):
             curves = cast(Tensor, pl_module.all_gather(torch.cat(batches)))
-            curves = curves.transpose(0, 1).flatten(0, 1) if curves.ndim == 3 else curves  # [W, N, ·]: dealt in turn
-            entries.append(Entry(name, self.tuned.get(name), curves.cpu()))
+            # [W, N, ·]: processes take episodes in turn
+            curves = (curves.transpose(0, 1).flatten(0, 1) if curves.ndim == 3 else curves).cpu()
+            if number == 0:
+                entries.append(Entry(names[0], "learned", curves, rule_of(pl_module), run=self.run))
+            else:
+                one = (self.contestants or [])[number - 1]
+                rule = one.tuned_over(horizon)
+                entries.append(Entry(names[number], one.kind, curves, rule, one.tuned, one.run))
         return entries
+
+
+def in_words(contestant: Contestant) -> str:
+    """The tuned settings of a baseline."""
+    others = ", ".join(f"{name} {value:.3g}" for name, value in contestant.tuned.items() if name != RATE)
+    return f"{contestant.name} {contestant.tuned[RATE]:.3g}{others and f' ({others})'}"
 
 
 def variant(trainer: Trainer) -> str:

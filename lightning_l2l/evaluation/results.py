@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,23 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from lightning_l2l.evaluation.tuning import BASELINES
-from lightning_l2l.rules import HandDesignedRule
+from lightning_l2l.evaluation.contestants import Kind
+from lightning_l2l.evaluation.intervals import half_width
+from lightning_l2l.evaluation.tuning import RATE
+from lightning_l2l.rules import UpdateRule
 from lightning_l2l.unroll import LAST, final_loss
 
 COLUMNS = ("experiment", "variant", "rule", "learning_rate", "episodes", "horizon")
 NUMBERS = ("initial", "at_20", "at_100", "last10", "sum", "reaches_best")
+INTERVALS = (
+    "last10_half_width",  # of the 95 % interval over episodes
+    "sum_half_width",
+    "last10_to_best",  # paired difference to the best baseline, episode by episode
+    "last10_to_best_half_width",
+    "sum_to_best",
+    "sum_to_best_half_width",
+)
+FURTHER = ("kind", "run", "tuned_with")
 
 
 @dataclass(frozen=True)
@@ -26,14 +37,28 @@ class Entry:
     """One rule in a race.
 
     Attributes:
-        rule: its name.
-        learning_rate: the tuned one; None for a learned rule.
+        name: what tables and figures call it.
+        kind: learned, rival or baseline.
         curves: f(θ_0) .. f(θ_T) of every episode, [N, T + 1].
+        rule: as it ran, with its tuned settings; None for a learner that does not say which it learns.
+        tuned: the settings that were tuned, by name.
+        run: the run that a learned rule comes from, where several are raced.
     """
 
-    rule: str
-    learning_rate: float | None
+    name: str
+    kind: Kind
     curves: Tensor
+    rule: UpdateRule | None = None
+    tuned: dict[str, float] = field(default_factory=dict)
+    run: str = ""
+
+    def last10(self) -> Tensor:
+        """The mean loss of each episode over the last ten steps, [N]."""
+        return self.curves.double()[:, 1:][:, -LAST:].mean(1)
+
+    def sum(self) -> Tensor:
+        """The sum of each episode's losses over steps 1 to the horizon, [N]."""
+        return self.curves.double()[:, 1:].sum(1)
 
 
 @dataclass(frozen=True)
@@ -55,10 +80,29 @@ class Race:
         the horizon, and the first step at which it is as low as the best baseline's mean over the last ten.
         """
         means = [entry.curves.double().mean(0) for entry in self.entries]
-        tuned = [mean for mean, entry in zip(means, self.entries, strict=True) if entry.learning_rate is not None]
-        lasts = [final_loss(mean).item() for mean in tuned]
+        baselines = [mean for mean, entry in zip(means, self.entries, strict=True) if entry.kind == "baseline"]
+        lasts = [final_loss(mean).item() for mean in baselines]
         best = min(filter(math.isfinite, lasts), default=math.nan)  # which no loss is as low as
         return [_numbers(mean, best) for mean in means]
+
+    def intervals(self) -> list[dict[str, float | None]]:
+        """Half-widths of 95 % intervals over episodes, and differences to the best baseline (see ``INTERVALS``).
+
+        Differences are paired: an episode's loss minus that of the best baseline on the same episode. Half-widths are
+        Student's t quantile times the standard error (see ``half_width``).
+        """
+        best = best_entry(self.entries)
+        rows = []
+        for entry in self.entries:
+            row: dict[str, float | None] = dict.fromkeys(INTERVALS)
+            for name, values in (("last10", entry.last10()), ("sum", entry.sum())):
+                row[f"{name}_half_width"] = half_width(values.tolist())
+                if best is not None and best is not entry:
+                    differences = values - getattr(best, name)()
+                    row[f"{name}_to_best"] = differences.mean().item()
+                    row[f"{name}_to_best_half_width"] = half_width(differences.tolist())
+            rows.append(row)
+        return rows
 
 
 def _numbers(curve: Tensor, best: float) -> dict[str, float | None]:
@@ -71,24 +115,28 @@ def _numbers(curve: Tensor, best: float) -> dict[str, float | None]:
     return dict(zip(NUMBERS, values, strict=True))
 
 
-def best_baseline(entries: Sequence[Entry]) -> HandDesignedRule | None:
-    """The baseline with the lowest mean final loss in a race, at its tuned rate; None where there is none."""
-    tuned = [entry for entry in entries if entry.learning_rate is not None]
-    if not tuned:
-        return None
-    best = min(tuned, key=lambda entry: final_loss(entry.curves).mean().item())
-    assert best.learning_rate is not None
-    return next(b for b in BASELINES if b.__name__ == best.rule)(best.learning_rate)
+def best_entry(entries: Sequence[Entry]) -> Entry | None:
+    """The baseline with the lowest mean final loss in a race; None where there is none."""
+    baselines = [entry for entry in entries if entry.kind == "baseline"]
+    return min(baselines, key=lambda entry: final_loss(entry.curves).mean().item(), default=None)
+
+
+def best_baseline(entries: Sequence[Entry]) -> UpdateRule | None:
+    """The rule of ``best_entry``, with its tuned settings."""
+    best = best_entry(entries)
+    return best.rule if best else None
 
 
 def results_rows(race: Race, experiment: str) -> list[dict[str, object]]:
     """One row a rule, as ``results.csv`` holds it; a number that it does not have is left empty."""
     rows = []
-    for entry, row in zip(race.entries, race.numbers(), strict=True):
+    for entry, numbers, intervals in zip(race.entries, race.numbers(), race.intervals(), strict=True):
         episodes, steps = entry.curves.shape
-        values = (experiment, race.variant, entry.rule, entry.learning_rate, episodes, steps - 1)
-        numbers: dict[str, object] = {name: None if value is None else f"{value:.6g}" for name, value in row.items()}
-        rows.append(dict(zip(COLUMNS, values, strict=True)) | numbers)
+        values = (experiment, race.variant, entry.name, entry.tuned.get(RATE), episodes, steps - 1)
+        row: dict[str, object] = dict(zip(COLUMNS, values, strict=True))
+        row |= {name: None if value is None else f"{value:.6g}" for name, value in (numbers | intervals).items()}
+        others = " ".join(f"{name}={value:.6g}" for name, value in entry.tuned.items() if name != RATE)
+        rows.append(row | dict(zip(FURTHER, (entry.kind, entry.run, others), strict=True)))
     return rows
 
 
@@ -99,7 +147,7 @@ def write_results(races: Sequence[Race], folder: Path, experiment: str) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS + NUMBERS)
+        writer = csv.DictWriter(file, COLUMNS + NUMBERS + INTERVALS + FURTHER)
         writer.writeheader()
         for race in races:
             writer.writerows(results_rows(race, experiment))
@@ -107,8 +155,8 @@ def write_results(races: Sequence[Race], folder: Path, experiment: str) -> None:
     for race in races:
         prefix = "" if race is races[0] else f"{race.variant}_"
         for entry in race.entries:
-            arrays[f"{prefix}{entry.rule}_mean"] = entry.curves.mean(0).numpy()
-            arrays[f"{prefix}{entry.rule}_std"] = entry.curves.std(0, correction=0).numpy()
+            arrays[f"{prefix}{entry.name}_mean"] = entry.curves.mean(0).numpy()
+            arrays[f"{prefix}{entry.name}_std"] = entry.curves.std(0, correction=0).numpy()
     np.savez(folder / "curves.npz", **arrays)  # type: ignore[arg-type]
     curves_figure(races, experiment).savefig(folder / "curves.png", dpi=150)
 
@@ -117,11 +165,13 @@ def results_table(races: Sequence[Race], experiment: str) -> Table:
     """The table that the terminal shows; the best of each column is bold."""
     episodes, steps = races[0].entries[0].curves.shape
     first = f"{experiment} ({races[0].variant})"
-    table = Table(title=f"{first}: mean loss over {episodes} fresh episodes of {steps - 1} steps")
+    table = Table(
+        title=f"{first}: mean loss over {episodes} fresh episodes of {steps - 1} steps",
+        caption="± is half the width of the 95 % interval over episodes of the paired differences.",
+    )
     table.add_column("rule")
-    table.add_column("learning rate", justify="right")
-    for name in NUMBERS:
-        table.add_column(name, justify="right")
+    for name in ("learning\nrate", *NUMBERS, "last10 minus\nbest baseline"):
+        table.add_column(name.replace("reaches_", "reaches\n"), justify="right", no_wrap=True)
     for race in races:
         if race is not races[0]:
             episodes, steps = race.entries[0].curves.shape
@@ -134,11 +184,20 @@ def results_table(races: Sequence[Race], experiment: str) -> Table:
 def _add_rows(table: Table, race: Race) -> None:
     rows = race.numbers()
     best = {name: min((x for row in rows if (x := row[name]) is not None), default=None) for name in NUMBERS}
-    for entry, row in zip(race.entries, rows, strict=True):
-        rate = "learned" if entry.learning_rate is None else f"{entry.learning_rate:.3g}"
-        cells = ["" if row[n] is None else f"{row[n]:.4g}" for n in NUMBERS]
+    for entry, row, interval in zip(race.entries, rows, race.intervals(), strict=True):
+        rate = f"{entry.tuned[RATE]:.3g}" if RATE in entry.tuned else "" if entry.kind == "baseline" else "learned"
+        cells = [with_interval(row[name], None) for name in NUMBERS]
         marks = ["[bold]" * (row[n] is not None and row[n] == best[n] and n != "initial") for n in NUMBERS]
-        table.add_row(entry.rule, rate, *(mark + cell for mark, cell in zip(marks, cells, strict=True)))
+        difference = with_interval(interval["last10_to_best"], interval["last10_to_best_half_width"])
+        marked = [mark + cell for mark, cell in zip(marks, cells, strict=True)]
+        table.add_row(entry.name, rate, *marked, difference)
+
+
+def with_interval(value: float | None, half_width: float | None) -> str:
+    """A number as tables show it, with half the width of its interval where that is known."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if half_width is None else f"{value:.4g} ± {half_width:.2g}"
 
 
 def curves_figure(races: Sequence[Race], experiment: str) -> Figure:
@@ -160,7 +219,7 @@ def _draw(axes: Axes, entries: Sequence[Entry], title: str) -> None:
         steps = np.arange(entry.curves.shape[1])
         low, high = entry.curves.float().nan_to_num(torch.inf).quantile(torch.tensor([1 / 6, 5 / 6]), dim=0)
         mean = entry.curves.mean(0)
-        (line,) = axes.plot(steps, mean, label=entry.rule, zorder=3 - (entry.learning_rate is not None))
+        (line,) = axes.plot(steps, mean, label=entry.name, zorder=3 - (entry.kind == "baseline"))
         axes.fill_between(steps, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
     means = torch.stack([entry.curves.mean(0) for entry in entries])
     finite = means[means.isfinite()]

@@ -1,17 +1,21 @@
-"""Learning rates of the baselines, tuned on episodes set apart for that."""
+"""Settings of the baselines, tuned on episodes set apart for that."""
 
-from collections.abc import Callable
-from itertools import islice
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice, product
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_l2l.episodes import Episodes
-from lightning_l2l.rules import NAG, SGD, Adam, HandDesignedRule, RMSprop
+from lightning_l2l.rules import UpdateRule
 from lightning_l2l.unroll import LAST, final_loss, learning_curves, runs
 
-BASELINES: tuple[type[HandDesignedRule], ...] = (SGD, NAG, RMSprop, Adam)
 CACHED = 500_000  # coordinates that a processor works on at full speed; it takes twice the time for many more
+RATE = "learning_rate"
+
+Grid = dict[str, list[float]]
+"""What to choose from: G values of each setting that is tuned; the g-th of all of them belong together."""
 
 
 def learning_rates(rates_per_decade: int) -> Tensor:
@@ -19,64 +23,126 @@ def learning_rates(rates_per_decade: int) -> Tensor:
     return torch.logspace(-4, 1, 5 * rates_per_decade + 1)
 
 
-def tune(
-    baseline: type[HandDesignedRule],
-    episodes: Episodes,
-    steps: int,
-    rates: Tensor,
-    prune: bool = False,
-    progress: Callable[[int], object] = lambda tried: None,
-) -> float:
-    """Finds the learning rate with the best mean final loss (arXiv:1606.04474, section 3).
+def grid_of(rule: UpdateRule, rates: Tensor) -> Grid:
+    """All learning rates, each with all values of what the rule tunes together with it; empty if it has no rate.
 
     Args:
-        baseline: class of the rule.
-        episodes: E episodes to tune on.
-        steps: the horizon.
+        rule: tuned if it has an attribute ``learning_rate``, which it must read anew at each step. Its attribute
+            ``tuned_with`` may name others with their values, such as ``{"weight_decay": (0.0, 0.1)}``.
         rates: what to choose from, [R].
-        prune: give up the worse half of the rates after an eighth, a quarter and half of the steps (successive
-            halving), for a third of the time; a rate that is slow at first but best in the end may then be missed.
-        progress: is told how many more rates have been tried or given up.
     """
-    find = _tune_by_halving if prune else _tune_on_all
-    return find(baseline, episodes, steps, rates, progress)
+    if not hasattr(rule, RATE):
+        return {}
+    choices = {RATE: rates.tolist(), **getattr(rule, "tuned_with", {})}
+    return dict(zip(choices, map(list, zip(*product(*choices.values()), strict=True)), strict=True))
 
 
-def _tune_by_halving(
-    baseline: type[HandDesignedRule],
-    episodes: Episodes,
+def size_of(grid: Grid) -> int:
+    """G, how many choices a grid has."""
+    return len(grid.get(RATE, ()))
+
+
+def with_settings(rule: UpdateRule, settings: Mapping[str, float | Tensor]) -> UpdateRule:
+    """Returns a copy of a rule that has other values of some attributes.
+
+    Args:
+        rule: it stays as it is.
+        settings: numbers, or tensors [N, 1] that give each of N episodes side by side a value of its own.
+    """
+    rule = copy.deepcopy(rule)
+    for name, value in settings.items():
+        before = getattr(rule, name)
+        if isinstance(before, Tensor):
+            value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.double)
+            value = nn.Parameter(value) if isinstance(before, nn.Parameter) else value
+        setattr(rule, name, value)
+        if isinstance(value, Tensor) and value.ndim:
+            rule.coordinatewise = False  # type: ignore[misc]  # slices would mix episodes, which differ now
+    return rule
+
+
+def tune(
+    rule: UpdateRule,
+    batches: Sequence[Episodes],
     steps: int,
-    rates: Tensor,
+    grid: Grid,
+    prune: bool = False,
+    progress: Callable[[int], object] = lambda tried: None,
+) -> dict[str, float]:
+    """Finds the settings with the lowest mean final loss over all episodes (arXiv:1606.04474, section 3).
+
+    Args:
+        rule: the baseline.
+        batches: episodes to tune on; those of one batch have as many parameters, another batch may have others.
+        steps: the horizon.
+        grid: what to choose from, as ``grid_of`` returns it.
+        prune: give up the worse half of the choices after an eighth, a quarter and half of the steps (successive
+            halving), for a third of the time; a rate that is slow at first but best in the end may then be missed.
+        progress: is told how many more choices have been tried or given up, each counted once a batch.
+
+    Returns:
+        The best choice, by the names of the settings.
+    """
+    total = sum(map(len, batches))
+    shares = [len(episodes) / total for episodes in batches]
+    find = _best_by_halving if prune else _best_of_all
+    best = find(rule, batches, shares, steps, grid, progress)
+    return {name: values[best] for name, values in grid.items()}
+
+
+def _best_by_halving(
+    rule: UpdateRule,
+    batches: Sequence[Episodes],
+    shares: list[float],
+    steps: int,
+    grid: Grid,
     progress: Callable[[int], object],
-) -> float:
-    running = {rate: runs(baseline(rate), episodes) for rate in rates.tolist()}
-    curves = {rate: [next(run).loss] for rate, run in running.items()}
+) -> int:
+    choices = [dict(zip(grid, values, strict=True)) for values in zip(*grid.values(), strict=True)]
+    running = {
+        number: [runs(with_settings(rule, choice), episodes) for episodes in batches]
+        for number, choice in enumerate(choices)
+    }
+    curves = {number: [[next(run).loss] for run in each] for number, each in running.items()}
     for rung in (steps // 8, steps // 4, steps // 2, steps):
         if rung < min(LAST, steps):
             continue
-        for rate, curve in curves.items():
-            curve += [run.loss for run in islice(running[rate], rung + 1 - len(curve))]
-        finals = {rate: final_loss(torch.stack(curve, 1)).mean().item() for rate, curve in curves.items()}
+        finals = {}
+        for number, of_batches in curves.items():
+            for run, curve in zip(running[number], of_batches, strict=True):
+                curve += [run.loss for run in islice(run, rung + 1 - len(curve))]
+            means = [final_loss(torch.stack(curve, 1)).mean().item() for curve in of_batches]
+            finals[number] = sum(share * mean for share, mean in zip(shares, means, strict=True))
         best = sorted(finals, key=finals.__getitem__)
-        curves = {rate: curves[rate] for rate in best[: -(-len(best) // 2)]}
-        progress(len(best) - len(curves))
-        running = {rate: running[rate] for rate in curves}
+        curves = {number: curves[number] for number in best[: -(-len(best) // 2)]}
+        progress((len(best) - len(curves)) * len(batches))
+        running = {number: running[number] for number in curves}
     return best[0]
 
 
-def _tune_on_all(
-    baseline: type[HandDesignedRule],
-    episodes: Episodes,
+def _best_of_all(
+    rule: UpdateRule,
+    batches: Sequence[Episodes],
+    shares: list[float],
     steps: int,
-    rates: Tensor,
+    grid: Grid,
     progress: Callable[[int], object],
-) -> float:
-    """Runs all rates to the end, as many in a batch as the cache can hold."""
-    at_once = max(1, CACHED // episodes.theta.numel()) if episodes.theta.device.type == "cpu" else len(rates)
-    losses = []
-    for batch in rates.split(at_once):
-        each = batch.to(episodes.theta).repeat_interleave(len(episodes))[:, None]  # [R · E, 1]
-        curves = learning_curves(baseline(each), episodes.repeat(len(batch)), steps)
-        losses.append(final_loss(curves).view(len(batch), len(episodes)).mean(1).cpu())
-        progress(len(batch))
-    return rates[torch.cat(losses).argmin()].item()
+) -> int:
+    """Runs all choices to the end, as many side by side as the cache can hold."""
+    means = torch.zeros(size_of(grid))
+    for share, episodes in zip(shares, batches, strict=True):
+        at_once = max(1, CACHED // episodes.theta.numel()) if episodes.theta.device.type == "cpu" else size_of(grid)
+        losses = []
+        for numbers in torch.arange(size_of(grid)).split(at_once):
+            settings = {name: _per_episode(values, numbers, episodes) for name, values in grid.items()}
+            curves = learning_curves(with_settings(rule, settings), episodes.repeat(len(numbers)), steps)
+            losses.append(final_loss(curves).view(len(numbers), len(episodes)).mean(1).cpu())
+            progress(len(numbers))
+        means = means + share * torch.cat(losses)
+    return int(means.argmin())
+
+
+def _per_episode(values: list[float], numbers: Tensor, episodes: Episodes) -> Tensor:
+    """The chosen ones of the values, each once for each of E episodes, [R · E, 1]."""
+    chosen = torch.tensor(values, dtype=torch.double)[numbers].to(episodes.theta)
+    return chosen.repeat_interleave(len(episodes))[:, None]

@@ -129,6 +129,10 @@ class EpisodeDataModule(LightningDataModule, ABC):
         """All episodes on which learning rates are tuned, in one batch."""
         return self.episodes("tune", range(self.tuning_episodes))
 
+    def tuning_batches(self) -> list[Episodes]:
+        """The same in several batches, where a subclass has episodes of different sizes."""
+        return [self.tuning_episodes_batch()]
+
     def _loader(self, split: Split, count: int) -> DataLoader:
         collate = partial(self._collate, split)
         sampler: DistributedSampler | None = None

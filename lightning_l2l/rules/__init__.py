@@ -3,14 +3,16 @@
 from lightning_l2l.rules.base import Layout, Place, State, Tape, UpdateRule, layout_of
 from lightning_l2l.rules.fast.fastest import fastest
 from lightning_l2l.rules.grouped import Grouped
-from lightning_l2l.rules.hand_designed import NAG, SGD, Adam, HandDesignedRule, RMSprop
+from lightning_l2l.rules.hand_designed import NAG, SGD, Adam, AdamW, CosineAdam, HandDesignedRule, RMSprop
 from lightning_l2l.rules.lstm.rule import CoordinatewiseLSTM
 
 __all__ = [
     "NAG",
     "SGD",
     "Adam",
+    "AdamW",
     "CoordinatewiseLSTM",
+    "CosineAdam",
     "Grouped",
     "HandDesignedRule",
     "Layout",

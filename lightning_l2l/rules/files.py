@@ -5,6 +5,8 @@ classes of ``lightning_l2l.rules`` are ever made from it.
 """
 
 import json
+import pickle
+import zipfile
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ def load_rule(name: str | PathLike, rule: UpdateRule | None = None) -> UpdateRul
     settings, tensors = read_rule(name)
     if rule is None:
         with torch.random.fork_rng(devices=[]):  # what is drawn for its first weights should not be missed elsewhere
-            rule = _make(settings, name)
+            rule = make_rule(settings, name)
     try:
         rule.load_state_dict(tensors)
     except RuntimeError as error:
@@ -88,8 +90,24 @@ def read_rule(name: str | PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from error
 
 
-def _make(settings: Any, name: str | PathLike) -> UpdateRule:
-    """Makes what a file's settings say, of the package's own rules alone."""
+def read_safely(path: str | PathLike) -> Any:
+    """Returns what ``torch.save`` wrote to a file, without executing anything in it; None where it is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError):
+        return None
+
+
+def make_rule(settings: Any, name: str | PathLike) -> UpdateRule:
+    """Makes an untrained rule, of the package's own classes alone.
+
+    Args:
+        settings: its class_path and init_args, as a file holds them.
+        name: of the file, for what is raised.
+
+    Raises:
+        InvalidInputError: they are of another class, or do not fit it.
+    """
     own = {f"lightning_l2l.rules.{key}": getattr(lightning_l2l.rules, key) for key in lightning_l2l.rules.__all__}
     rules = {key: value for key, value in own.items() if isinstance(value, type) and issubclass(value, UpdateRule)}
 

@@ -1,7 +1,8 @@
-"""The rules that the paper races against, step by step those of ``torch.optim``."""
+"""Rules with nothing to learn, step by step those of ``torch.optim``: the paper's four baselines and two more."""
 
+import math
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,12 +14,17 @@ from lightning_l2l.rules.base import State, UpdateRule
 class HandDesignedRule(UpdateRule):
     """A rule with a learning rate and nothing to learn.
 
+    Attributes:
+        tuned_with: further settings that a race tunes together with the learning rate, each with the values to try.
+
     Args:
         learning_rate: the factor of each step. A tensor [N, 1] gives each of N episodes side by side a rate of its
-            own, which is how a whole grid of rates is tried in one batch.
+            own, which is how a whole grid of rates is tried in one batch. A race sets the rate that it has tuned.
     """
 
-    def __init__(self, learning_rate: float | Tensor) -> None:
+    tuned_with: ClassVar[dict[str, tuple[float, ...]]] = {}
+
+    def __init__(self, learning_rate: float | Tensor = 0.01) -> None:
         super().__init__()
         rates = learning_rate if isinstance(learning_rate, Tensor) else torch.tensor(learning_rate, dtype=torch.double)
         if not bool((rates > 0).all()):
@@ -52,7 +58,7 @@ class NAG(HandDesignedRule):
         momentum: the share of the last velocity that is kept.
     """
 
-    def __init__(self, learning_rate: float | Tensor, momentum: float = 0.9) -> None:
+    def __init__(self, learning_rate: float | Tensor = 0.01, momentum: float = 0.9) -> None:
         super().__init__(learning_rate)
         self.momentum = momentum
 
@@ -78,7 +84,7 @@ class RMSprop(HandDesignedRule):
         eps: added to the denominator.
     """
 
-    def __init__(self, learning_rate: float | Tensor, alpha: float = 0.99, eps: float = 1e-8) -> None:
+    def __init__(self, learning_rate: float | Tensor = 0.01, alpha: float = 0.99, eps: float = 1e-8) -> None:
         super().__init__(learning_rate)
         self.alpha = alpha
         self.eps = eps
@@ -110,7 +116,7 @@ class Adam(HandDesignedRule):
 
     def __init__(
         self,
-        learning_rate: float | Tensor,
+        learning_rate: float | Tensor = 0.01,
         beta1: float = 0.9,
         beta2: float = 0.999,
         eps: float = 1e-8,
@@ -124,9 +130,84 @@ class Adam(HandDesignedRule):
         return AdamState(0, torch.zeros_like(theta), torch.zeros_like(theta))
 
     def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.step_at(self.learning_rate, grad, state)
+
+    def step_at(self, rate: Tensor, grad: Tensor, state: State) -> tuple[Tensor, AdamState]:
+        """As ``update``, at another learning rate."""
         step, mean, square = state
         step = step + 1
         mean = self.beta1 * mean + (1 - self.beta1) * grad
         square = self.beta2 * square + (1 - self.beta2) * grad**2
         denominator = (square / (1 - self.beta2**step)).sqrt() + self.eps
-        return -self.learning_rate * mean / (1 - self.beta1**step) / denominator, AdamState(step, mean, square)
+        return -rate * mean / (1 - self.beta1**step) / denominator, AdamState(step, mean, square)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (arXiv:1711.05101), as ``torch.optim.AdamW``. Its decay is tuned, too.
+
+    Args:
+        learning_rate: see ``HandDesignedRule``.
+        beta1: decay of the moving mean of gradients.
+        beta2: decay of the moving mean of squared gradients.
+        eps: added to the denominator.
+        weight_decay: λ; each step also shrinks θ by the share α λ.
+    """
+
+    sees = ("theta",)
+    tuned_with: ClassVar[dict[str, tuple[float, ...]]] = {"weight_decay": (0.0, 0.001, 0.01, 0.1)}
+
+    def __init__(
+        self,
+        learning_rate: float | Tensor = 0.01,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(learning_rate, beta1, beta2, eps)
+        self.weight_decay = weight_decay
+
+    def update(self, grad: Tensor, state: State, theta: Tensor) -> tuple[Tensor, State]:  # type: ignore[override]
+        update, state = self.step_at(self.learning_rate, grad, state)
+        return update - self.learning_rate * self.weight_decay * theta, state
+
+
+class CosineAdam(Adam):
+    """Adam whose learning rate falls to zero along half a cosine (arXiv:1608.03983, without restarts).
+
+    At step t of T the rate is α (1 + cos(π t / T)) / 2, as by ``torch.optim.Adam`` with ``CosineAnnealingLR``; it stays
+    zero after T. Its rate and β₁ are tuned together.
+
+    Args:
+        learning_rate: α, the rate at the first step; see ``HandDesignedRule``.
+        beta1: decay of the moving mean of gradients.
+        beta2: decay of the moving mean of squared gradients.
+        eps: added to the denominator.
+        horizon: T; null is the number of steps of the race.
+
+    Raises:
+        InvalidInputError: it is to step without a horizon.
+    """
+
+    tuned_with: ClassVar[dict[str, tuple[float, ...]]] = {"beta1": (0.8, 0.9, 0.95, 0.99)}
+
+    def __init__(
+        self,
+        learning_rate: float | Tensor = 0.01,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        horizon: int | None = None,
+    ) -> None:
+        super().__init__(learning_rate, beta1, beta2, eps)
+        self.horizon = horizon
+
+    def init(self, theta: Tensor) -> AdamState:
+        if self.horizon is None:
+            raise InvalidInputError("CosineAdam's horizon is null, which only a race fills in: give a number of steps.")
+        return super().init(theta)
+
+    def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
+        assert self.horizon is not None
+        progress = min(1.0, state[0] / self.horizon)
+        return self.step_at(self.learning_rate * ((1 + math.cos(math.pi * progress)) / 2), grad, state)

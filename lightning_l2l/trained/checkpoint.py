@@ -1,7 +1,5 @@
 """Checkpoints as a user names them, and whether they fit."""
 
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ from jsonargparse import Namespace
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.learners.old_schedule import refuse_another_schedule
-from lightning_l2l.rules.files import read_rule
+from lightning_l2l.rules.files import read_rule, read_safely
 
 PRETRAINED = "pretrained:"  # before the name of a trained rule, given as a checkpoint
 
@@ -50,10 +48,7 @@ def read_checkpoint(path: Path, resumes: bool) -> dict[str, Any]:
     invalid = InvalidInputError(
         f"--ckpt_path is {path}, which is truncated or not a checkpoint of this package: give another."
     )
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        raise invalid from error
+    checkpoint = read_safely(path)
     needed = {"state_dict", "pytorch-lightning_version"} | ({"loops", "optimizer_states"} if resumes else set())
     if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
         raise invalid

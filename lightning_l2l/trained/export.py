@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.evaluation.results import COLUMNS
+from lightning_l2l.evaluation.results import NUMBERS
 from lightning_l2l.rules.files import FOLDER, write_rule
 from lightning_l2l.trained.checkpoint import PRETRAINED, read_checkpoint, without_ckpt_path
 
@@ -156,7 +156,7 @@ def _results(rows: list[dict[str, str]]) -> str:
     """The table of a test, in Markdown."""
     if not rows:
         return f"{TO_BE_WRITTEN} (Run test, then export again.)"
-    shown = [column for column in rows[0] if column not in COLUMNS or column in ("rule", "learning_rate")]
+    shown = ["rule", "learning_rate", *NUMBERS]
     lines = ["| " + " | ".join(shown) + " |", "|---" * len(shown) + "|"]
     for row in rows:
         rate = f"{float(row['learning_rate']):.3g}" if row["learning_rate"] else "learned"

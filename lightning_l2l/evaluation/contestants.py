@@ -1,0 +1,177 @@
+"""Who races against the learned rule: baselines, which are tuned first, and rivals, which have been trained."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from lightning_l2l.episodes import Episodes
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.evaluation.provenance import settings_of, source_of
+from lightning_l2l.evaluation.tuning import grid_of, with_settings
+from lightning_l2l.learners.base import rule_of
+from lightning_l2l.optimizees import EpisodeDataModule
+from lightning_l2l.rules import NAG, SGD, Adam, RMSprop, UpdateRule
+from lightning_l2l.rules.files import make_rule, read_rule, read_safely
+
+Kind = Literal["learned", "rival", "baseline"]
+PRETRAINED = "pretrained:"  # before the name of a trained rule
+
+
+def papers_baselines() -> list[UpdateRule]:
+    """Those of arXiv:1606.04474, section 3."""
+    return [SGD(), NAG(), RMSprop(), Adam()]
+
+
+@dataclass
+class Contestant:
+    """A rule that races against the learned one.
+
+    Attributes:
+        name: what tables and figures call it.
+        kind: what it is.
+        rule: as it was given, which is never run itself.
+        run: the run that a rival comes from, such as "seed 1"; it is the end of the name.
+        data: the settings of the data that a rival was trained on, as far as they are known.
+        tuned: the settings that have been tuned, by name.
+    """
+
+    name: str
+    kind: Kind
+    rule: UpdateRule
+    run: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+    tuned: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.settings = settings_of(self.rule)  # now, since rules may remember what they have been bound to
+        self.grid_names = list(grid_of(self.rule, Tensor([1.0]))) if self.kind == "baseline" else []
+        for name in self.grid_names:
+            if not hasattr(self.rule, name):
+                raise InvalidInputError(
+                    f"comparison.baselines has {self.name}, whose tuned_with names {name}, which it has not got: give "
+                    "the rule an attribute of that name."
+                )
+
+    @property
+    def tunable(self) -> bool:
+        """Whether it has a learning rate to be tuned."""
+        return bool(self.grid_names)
+
+    def over(self, horizon: int) -> UpdateRule:
+        """A copy of the rule for runs of so many steps, which it is told if it has a horizon that is None."""
+        wants_horizon = getattr(self.rule, "horizon", horizon) is None
+        return with_settings(self.rule, {"horizon": horizon} if wants_horizon else {})
+
+    def tuned_over(self, horizon: int) -> UpdateRule:
+        """As ``over``, with its tuned settings."""
+        return with_settings(self.over(horizon), self.tuned)
+
+    def check(self, datamodule: EpisodeDataModule) -> None:
+        """Refuses data that the rule does not fit, or whose test has images that a rival may have been trained on.
+
+        Raises:
+            InvalidInputError: says why.
+        """
+        self.over(datamodule.horizon).bind(datamodule.episodes("val", [0]).layout)
+        source, parts = getattr(datamodule, "source", None), getattr(datamodule, "parts", None)
+        before = self.data.get("parts")
+        if source is not None and source == self.data.get("source") and list(parts or ()) != list(before or ()):
+            raise InvalidInputError(
+                f"data.parts is {parts}, but it was trained with {before}, and may have met the images of this test: "
+                "give the same."
+            )
+
+    def depends_on(self, batches: Sequence[Episodes]) -> tuple[object, ...] | None:
+        """The rule's settings, and a digest of its source code and the episodes'; None if nobody can tell."""
+        fields = [value for episodes in batches for value in episodes.shared_fields().values()]
+        source = source_of(self.rule, *batches, *fields)
+        return (source, self.settings) if source else None
+
+
+def contestants(
+    learner: LightningModule, baselines: Sequence[UpdateRule] | None, rivals: Sequence[str], home: Path | None
+) -> list[Contestant]:
+    """Makes everybody who races against the learned rule: rivals first.
+
+    Args:
+        learner: whose rule is raced against.
+        baselines: null are the paper's.
+        rivals: trained rules, as ``read_rival`` takes them.
+        home: the folder of the learner's experiment, which names of rivals from there need not repeat.
+
+    Raises:
+        InvalidInputError: a rival cannot be read.
+    """
+    found = [read_rival(name, learner, home) for name in rivals]
+    for rule in papers_baselines() if baselines is None else baselines:
+        found.append(Contestant(rule.label, "baseline", rule))
+    return found
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """The same names, numbered where one comes again: NAG, NAG 2."""
+    found: list[str] = []
+    for name in names:
+        free = (f"{name} {number}" if number > 1 else name for number in count(1))
+        found.append(next(candidate for candidate in free if candidate not in found))
+    return found
+
+
+def read_rival(name: str, learner: LightningModule, home: Path | None) -> Contestant:
+    """Reads a trained rule, without executing anything in its file.
+
+    Args:
+        name: ``pretrained:NAME``, ``pretrained:PATH`` of an exported rule, or the path of a checkpoint that fit wrote.
+        learner: its rule lends its class to a rival that was made with the same settings; any other rival must be of
+            one of the package's own classes.
+        home: see ``contestants``.
+
+    Raises:
+        InvalidInputError: says what is wrong with it.
+    """
+    data: dict[str, Any] = {}
+    try:
+        if name.startswith(PRETRAINED):
+            path = Path(name.removeprefix(PRETRAINED))
+            settings, tensors = read_rule(str(path))
+        else:
+            path = Path(name).resolve()
+            settings, tensors, data = _read_checkpoint(path)
+        own = rule_of(learner)
+        same = own is not None and settings == learner.hparams.get("rule")
+        rule = copy.deepcopy(own) if own is not None and same else make_rule(settings, name)
+        rule.load_state_dict(tensors)
+    except (InvalidInputError, RuntimeError) as error:
+        raise InvalidInputError(f"comparison.rivals has {name}: {' '.join(str(error).split())}") from None
+    if name.startswith(PRETRAINED):
+        return Contestant(path.stem, "rival", rule)
+    run = run_of(path)
+    elsewhere = home is not None and run and path.parents[2] != home.resolve()
+    label = f"{rule.label} {path.parents[2].name}" if elsewhere else rule.label
+    run = run or path.stem
+    return Contestant(f"{label} {run}", "rival", rule, run, data)
+
+
+def run_of(checkpoint: Path) -> str:
+    """The run that a checkpoint lies in, in words: "seed 1" of runs/mnist/seed_1; empty if it lies in none."""
+    return checkpoint.parents[1].name.replace("_", " ") if checkpoint.parent.name == "checkpoints" else ""
+
+
+def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
+    """The settings and the numbers of a checkpoint's rule, and the settings of the data it was trained on."""
+    if not path.is_file():
+        raise InvalidInputError(f"there is no such file: give a checkpoint's path, or {PRETRAINED}NAME.")
+    checkpoint = read_safely(path)
+    try:
+        settings = checkpoint["hyper_parameters"]["rule"]
+        weights = checkpoint["state_dict"].items()
+        tensors = {key.removeprefix("rule."): value for key, value in weights if key.startswith("rule.")}
+        return settings, tensors, checkpoint.get("datamodule_hyper_parameters", {}).get("data", {}).get("init_args", {})
+    except (TypeError, KeyError, AttributeError):
+        raise InvalidInputError("it is truncated or not a checkpoint that fit wrote: give another.") from None

@@ -1,0 +1,26 @@
+"""95 % confidence intervals of means."""
+
+import math
+from collections.abc import Sequence
+
+CONFIDENCE = 0.95
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half the width of the 95 % interval of a mean: Student's t quantile, of n - 1 degrees of freedom, times s / √n.
+
+    The normal quantile would be nearly the same over a hundred episodes, but less than half of it over three runs.
+
+    Args:
+        values: n independent numbers, such as the losses of n episodes, or paired differences of them.
+
+    Returns:
+        None for fewer than two; not a number where one of the values is not finite.
+    """
+    from scipy.special import stdtrit  # now, since it takes long to load
+
+    if (n := len(values)) < 2:
+        return None
+    mean = math.fsum(values) / n if all(map(math.isfinite, values)) else math.nan
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(n)

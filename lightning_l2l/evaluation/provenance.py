@@ -1,0 +1,54 @@
+"""What a kept result depends on, in words: settings, numbers and source code of the objects that made it."""
+
+import hashlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lightning_l2l import unroll
+from lightning_l2l.episodes import content
+from lightning_l2l.evaluation import tuning
+
+OF_MODULES = frozenset(vars(nn.Module()))  # what every module has
+FOREIGN = ("torch", "builtins", "abc", "typing")  # packages whose code nobody edits
+
+
+def settings_of(rule: nn.Module) -> list[tuple[str, str]]:
+    """All that a rule was made with, and the numbers it has learned, by name."""
+    found = []
+    for name, module in rule.named_modules():
+        found.append((f"{name} class", f"{type(module).__module__}.{type(module).__qualname__}"))
+        own = {key: value for key, value in vars(module).items() if key not in OF_MODULES}
+        found += [(f"{name}.{key}", _printed(value)) for key, value in sorted(own.items())]
+    found += [(name, content(value)) for name, value in (*rule.named_parameters(), *rule.named_buffers())]
+    return found
+
+
+def source_of(*objects: object) -> str | None:
+    """A digest of the files that hold the classes of objects, and those that these inherit from.
+
+    Returns:
+        None where there is no such file, as for a class of a notebook: then nobody can tell whether it has changed.
+    """
+    modules = [part for one in objects for part in (one.modules() if isinstance(one, nn.Module) else (one,))]
+    classes = {base for module in modules for base in type(module).__mro__}
+    classes = {one for one in classes if one.__module__.partition(".")[0] not in FOREIGN}
+    try:
+        files = {inspect.getfile(one) for one in classes} | {inspect.getfile(one) for one in (unroll, tuning)}
+        digests = sorted(hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files)
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def _printed(value: Any) -> str:
+    """A value in full, with the numbers of the tensors and modules in it."""
+    leaves, form = pytree.tree_flatten(value)
+    printed = [
+        content(leaf) if isinstance(leaf, Tensor) else str(settings_of(leaf)) if isinstance(leaf, nn.Module) else leaf
+        for leaf in leaves
+    ]
+    return f"{printed} {form}"

@@ -1,0 +1,160 @@
+"""Markdown tables of kept results, over episodes and meta-seeds."""
+
+import csv
+import re
+import shlex
+from collections.abc import Sequence
+from glob import glob
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.evaluation.intervals import half_width
+from lightning_l2l.evaluation.results import COLUMNS, NUMBERS, with_interval
+from lightning_l2l.terminal import ShortParser
+
+BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
+WITH_INTERVALS = ("last10", "sum", "last10_to_best", "sum_to_best")
+TITLES = {"last10_to_best": "last10 − best baseline", "sum_to_best": "sum − best baseline"}
+EXPLAINED = """\
+Mean loss: before the first step, after 20 and 100, over the last ten steps, summed over the run, and the first step at
+which it is as low as the best baseline's last ten. ± is half the width of a 95 % interval by Student's t: over
+episodes, or, in a row "mean of k runs", over the k meta-seeds. Differences to the best baseline are paired, episode by
+episode."""
+
+
+class Table(NamedTuple):
+    """What rows must share to stand in one table."""
+
+    experiment: str
+    variant: str
+    episodes: str
+    horizon: str
+
+
+def report(results: Sequence[str], output: Path) -> None:
+    """Writes the tables of kept results.csv files into a Markdown file, between two marker comments.
+
+    A rule of which several runs are given has a row for their mean and one for each. What stands outside of the
+    markers in the file stays as it is; a file without them gets the tables at its end.
+
+    Args:
+        results: paths, or patterns of them such as "runs/mnist/seed_*/results.csv".
+        output: the Markdown file.
+
+    Raises:
+        InvalidInputError: a file cannot be read, or the markers are broken.
+    """
+    tables: dict[Table, list[dict[str, str]]] = {}
+    for path in [path for pattern in results for path in _found(pattern)]:
+        for row in _read(path):
+            rows = tables.setdefault(Table(*(row[column] for column in Table._fields)), [])
+            if not any(_numbers_of(row) == _numbers_of(known) for known in rows):  # a baseline in several files
+                rows.append(row)
+    command = shlex.join(["python", "-m", "lightning_l2l", "report", "--results", *results, "--output", str(output)])
+    parts = [f"Written by `{command}`.", EXPLAINED, *(_markdown(table, rows) for table, rows in tables.items())]
+    written = "\n\n".join([BEGIN, *parts, END])
+    before, after = _outside(output)
+    output.write_text(before + written + after)
+    print(f"Written: {output}")
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command."""
+    parser = ShortParser("report", report.__doc__)
+    parser.add_argument("--results", nargs="+", required=True, metavar="FILE", help="results.csv files, or patterns")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the Markdown file")
+    report(**vars(parser.parse_args(arguments)))
+
+
+def _found(pattern: str) -> list[Path]:
+    paths = [Path(path) for path in sorted(glob(pattern, recursive=True))] or [Path(pattern)]
+    if not paths[0].is_file():
+        raise InvalidInputError(f"--results is {pattern}, but there is no such file: give results.csv files of tests.")
+    return paths
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    """The rows of a results.csv; one of an earlier version lacks intervals."""
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        rows = []
+    if not rows or not {*COLUMNS, *NUMBERS} <= rows[0].keys():
+        raise InvalidInputError(f"--results is {path}, which is no results.csv of a test: give another file.")
+    folders = [folder.name for folder in path.resolve().parents[:2]]
+    run = next((name for name in folders if re.fullmatch(r"(seed|version)_\d+", name)), folders[0]).replace("_", " ")
+    for row in rows:
+        row["kind"] = row.get("kind") or ("baseline" if row["learning_rate"] else "learned")
+        given = row.get("run") or ""
+        row["base"] = row["rule"].removesuffix(f" {given}")
+        row["run"] = given or run
+    return rows
+
+
+def _numbers_of(row: dict[str, str]) -> tuple[str, ...]:
+    return (row["base"], row["learning_rate"], *(row[name] for name in NUMBERS))
+
+
+def _markdown(table: Table, rows: list[dict[str, str]]) -> str:
+    """A heading and a table: learned rules first, each group of runs under its mean."""
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in sorted(rows, key=lambda row: row["kind"] == "baseline"):
+        groups.setdefault((row["base"], "baseline" * (row["kind"] == "baseline")), []).append(row)
+    columns = [*NUMBERS, "last10_to_best", "sum_to_best"]
+    titles = ["rule", "learning rate", *(TITLES.get(name, name.replace("_", " ")) for name in columns)]
+    lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
+    for (base, _), runs in groups.items():
+        if len(runs) > 1:
+            lines.append(_line(f"**{base}, mean of {len(runs)} runs**", "", [_over_runs(n, runs) for n in columns]))
+        for row in runs:
+            name = f"{base}, {row['run']}" if len(runs) > 1 else row["rule"]
+            lines.append(_line(name, _settings(row), [_over_episodes(column, row) for column in columns]))
+    heading = f"### {table.experiment} ({table.variant}): {table.episodes} episodes of {table.horizon} steps"
+    return heading + "\n\n" + "\n".join(lines)
+
+
+def _line(name: str, settings: str, cells: list[str]) -> str:
+    return "| " + " | ".join([name, settings, *cells]).replace("\n", " ") + " |"
+
+
+def _settings(row: dict[str, str]) -> str:
+    """The tuned settings, in words."""
+    rate = f"{float(row['learning_rate']):.3g}" if row["learning_rate"] else ""
+    if row["kind"] != "baseline":
+        return "learned"
+    return ", ".join(part for part in (rate, (row.get("tuned_with") or "").replace("_", " ")) if part)
+
+
+def _over_episodes(column: str, row: dict[str, str]) -> str:
+    """A number of one race, with its interval over episodes."""
+    half = _number(row, f"{column}_half_width") if column in WITH_INTERVALS else None
+    return with_interval(_number(row, column), half)
+
+
+def _over_runs(column: str, runs: list[dict[str, str]]) -> str:
+    """The mean of a number over runs, with its interval over runs; empty if not all of them have it."""
+    values = [value for row in runs if (value := _number(row, column)) is not None]
+    if len(values) < len(runs):
+        return ""
+    return with_interval(fmean(values), half_width(values) if column in WITH_INTERVALS else None)
+
+
+def _number(row: dict[str, str], column: str) -> float | None:
+    return float(row[column]) if row.get(column) else None
+
+
+def _outside(output: Path) -> tuple[str, str]:
+    """What stands before and after the tables in the file as it is."""
+    text = output.read_text() if output.is_file() else ""
+    if BEGIN not in text and END not in text:
+        return (text.rstrip("\n") + "\n\n" if text.strip() else ""), "\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or BEGIN in rest or END in before + after:
+        raise InvalidInputError(
+            f"--output is {output}, which does not have one '{BEGIN}' and one '{END}' after it: repair or remove them."
+        )
+    return before, after

@@ -1,0 +1,103 @@
+"""One config trained on several meta-seeds, all of which race on the same episodes."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.terminal import ShortParser
+from lightning_l2l.trained.checkpoint import PRETRAINED, without_ckpt_path
+
+TRAINING = ("seed_everything", "model", "data", "trainer", "checkpoint", "early_stopping")  # what training depends on
+FINISHED = "finished.yaml"  # those settings, kept in the folder of a run that has come to its end
+
+Run = Callable[[list[str]], object]
+
+
+def train_and_race(seeds: Sequence[int], flags: list[str], run: Run) -> None:
+    """Trains a rule on each meta-seed, and races all of them against the tuned baselines on the same test episodes.
+
+    A meta-seed s is both seed_everything, of the rule's first weights, and data.seed, of the episodes of training. Its
+    run is runs/NAME/seed_s: one that has finished is not run again, and one that was broken off goes on. The test's
+    episodes are those of the config's own data.seed.
+
+    Args:
+        seeds: the meta-seeds.
+        flags: all other flags, as ``fit`` takes them.
+        run: runs a command line of this package.
+
+    Raises:
+        InvalidInputError: by a command, or the flags contradict this one.
+    """
+    if len(set(seeds)) < len(seeds):
+        raise InvalidInputError(f"--seeds is {' '.join(map(str, seeds))}, with one twice: give each meta-seed once.")
+    begun_from = _ckpt_path(flags)
+    if begun_from and not begun_from.startswith(PRETRAINED):
+        raise InvalidInputError(
+            f"--ckpt_path is {begun_from}, but seeds finds the checkpoints of its runs itself: leave it out."
+        )
+    bests = [_train(seed, flags, run) for seed in seeds]
+    rivals = [f"--comparison.rivals=[{', '.join(map(str, bests[1:]))}]"] if len(bests) > 1 else []
+    run(["test", *without_ckpt_path(flags), "--ckpt_path", str(bests[0]), *rivals])
+
+
+def main(arguments: list[str], run: Run) -> None:
+    """Runs the command.
+
+    Args:
+        arguments: its flags.
+        run: runs another command line, and raises what is wrong with it.
+    """
+    parser = ShortParser("seeds", train_and_race.__doc__)
+    parser.usage = "%(prog)s --seeds SEED [SEED ...] [all flags of fit]"
+    parser.add_argument("--seeds", nargs="+", type=int, required=True, metavar="SEED", help="the meta-seeds")
+    own, flags = parser.parse_known_args(arguments)
+    train_and_race(own.seeds, flags, run)
+
+
+def _train(seed: int, flags: list[str], run: Run) -> Path:
+    """Runs fit, or what is left of it, and returns the best checkpoint."""
+    version = f"seed_{seed}"
+    own = [f"--seed_everything={seed}", f"--data.seed={seed}"]
+    settings = _settings([*flags, *own], run)
+    logger = settings["trainer"].get("logger")
+    if not isinstance(logger, dict) or "save_dir" not in logger.get("init_args", {}):
+        raise InvalidInputError(f"trainer.logger is {logger}, but runs must be kept: give a TensorBoardLogger.")
+    own.append(f"--trainer.logger.init_args.version={version}")
+    kept = logger["init_args"]
+    folder = Path(kept["save_dir"]) / (kept.get("name") or "lightning_logs") / version
+    last, best, finished = folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt", folder / FINISHED
+    now = yaml.safe_dump({key: settings.get(key) for key in TRAINING})
+    if not finished.is_file() or finished.read_text() != now:
+        print(f"Meta-seed {seed}, in {folder}:", file=sys.stderr)
+        if last.is_file():
+            try:
+                run(["fit", *without_ckpt_path(flags), *own, "--ckpt_path", str(last)])
+            except InvalidInputError as error:
+                raise InvalidInputError(f"{folder} cannot go on; to begin anew, move it away: {error}") from None
+        else:
+            run(["fit", *flags, *own])
+        finished.write_text(now)
+    if not best.is_file():
+        raise InvalidInputError(f"{folder} has no best checkpoint, since no validation was finite: change model.")
+    return best
+
+
+def _settings(flags: list[str], run: Run) -> dict[str, Any]:
+    """All settings that fit would have."""
+    printed = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(printed):
+        run(["fit", *flags, "--print_config"])
+    return yaml.safe_load(printed.getvalue())
+
+
+def _ckpt_path(flags: Sequence[str]) -> str | None:
+    """What --ckpt_path is given as."""
+    found = re.search(r"(?:^|\n)--ckpt_path[=\n]([^\n]*)", "\n".join(flags))
+    return found[1] if found else None
