@@ -193,15 +193,15 @@ class ImageClassification(ModuleTraining):
         return examples.relabelled(self.train_labels if split in ("train", "val") else self.labels)
 
     def _nothing_left(self, split: Split) -> InvalidInputError:
+        assert self.images is not None
         return InvalidInputError(
-            f"data.source is {self.source}, in which no image with these labels is left for {split}: give more images, "
-            "or other labels."
+            f"data.source is {self.images.source}, in which no image with these labels is left for {split}: give more "
+            "images, or other labels."
         )
 
     @property
     def description(self) -> str:
         """Which images these are."""
         labels = "" if self.labels is None else f", labels {' '.join(map(str, self.labels))}"
-        return (
-            super().description + labels + ("" if self.parts is None else f", parts {' '.join(map(str, self.parts))}")
-        )
+        parts = "" if self.parts is None else f", parts {' '.join(map(str, self.parts))}"
+        return super().description + labels + parts

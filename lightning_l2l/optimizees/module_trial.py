@@ -73,12 +73,12 @@ def try_loss(trial: ModuleEpisodes) -> None:
             loss = trial.criterion(outputs, targets)
         except (*FAILURES, UserWarning) as error:
             raise InvalidInputError(
-                f"data.loss does not take the {made} from {trial.examples.source} ({first_line(error)}): give another "
+                f"data.loss does not take {made} from {trial.examples.source} ({first_line(error)}): give another "
                 "loss, a network with other outputs, or targets of the outputs' shape."
             ) from error
     if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
         raise InvalidInputError(
-            f"data.loss makes {_shape(loss)} of the {made}, but it must be one number: give a loss that returns the "
+            f"data.loss makes {_shape(loss)} of {made}, but it must be one number: give a loss that returns the "
             "mean or the sum."
         )
     if not loss.isfinite():

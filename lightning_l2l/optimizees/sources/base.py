@@ -98,7 +98,7 @@ class Examples(Source):
         return np.arange(*self.ranges[name])
 
     def extreme_rows(self) -> np.ndarray:
-        """Rows with the largest and the smallest number of a class or character, for which a network may be too small."""
+        """Rows with the largest and the smallest class or character, for which a network may be too small."""
         rows = np.concatenate([self.part(name) for name in self.ranges])
         found = []
         for tensor in self.tensors().values():
