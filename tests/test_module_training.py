@@ -1,4 +1,4 @@
-"""Any module, any loss of a batch, any tensors: four optimizees from YAML alone, side by side and twice differentiable."""
+"""Any module, any loss of a batch, any tensors: four optimizees from YAML alone, to first and to second order."""
 
 import csv
 from pathlib import Path
@@ -29,66 +29,60 @@ from lightning_l2l.rules import Adam
 from lightning_l2l.unroll import learning_curves
 
 TEXT = "the cat sat on the mat and the dog ran after the cat until both were tired. " * 10
-VOCABULARY = len(set(TEXT))
+VOCABULARY = 20
 
 COMMON = """
 model:
-  rule: {class_path: lightning_l2l.rules.CoordinatewiseLSTM, init_args: {hidden_size: 3, num_layers: 1}}
+  rule: {class_path: lightning_l2l.rules.CoordinatewiseLSTM, init_args: {hidden_size: 4}}
   unroll: 3
-  learning_rate: 0.01
+  stages:
+    - {}
+    - {meta_gradient: {class_path: lightning_l2l.meta_gradients.Exact}}
+    - {meta_gradient: {class_path: lightning_l2l.meta_gradients.Linearized}}
 data:
   class_path: lightning_l2l.optimizees.ModuleTraining
   init_args: {horizon: 6, episodes_per_batch: 8, train_episodes: 8, val_episodes: 8, tuning_episodes: 8,
     test_episodes: 8, batch_size: 4}
 comparison: {rates_per_decade: 1}
 trainer:
+  max_epochs: 3
   accelerator: cpu
   logger: {class_path: pytorch_lightning.loggers.TensorBoardLogger, init_args: {save_dir: runs, name: proof}}
 """
-EXACT = "{}, {meta_gradient: {class_path: lightning_l2l.meta_gradients.Exact}}"
-LINEARIZED = "{meta_gradient: {class_path: lightning_l2l.meta_gradients.Linearized}}"
 TASKS = {
     "autoencoder": """
-model: {stages: [%s]}
 data:
   init_args:
     network: {class_path: lightning_l2l.optimizees.Autoencoder, init_args: {inputs: 16, hidden_sizes: [5, 2]}}
     loss: {class_path: torch.nn.MSELoss}
     source: pictures.npz
-"""
-    % EXACT,
+""",
     "regression": """
-model: {stages: [%s, %s]}
 data:
   init_args:
     network: {class_path: lightning_l2l.optimizees.MLP, init_args: {inputs: 10, hidden_sizes: [4], classes: 1}}
     loss: {class_path: torch.nn.SmoothL1Loss}
     source: {class_path: lightning_l2l.optimizees.Table, init_args: {name: diabetes}}
     init_std: 0.1
-"""
-    % (EXACT, LINEARIZED),
+""",
     "gru": """
-model: {stages: [%s, %s]}
 data:
   init_args:
     network:
       class_path: lightning_l2l.optimizees.CharGRU
-      init_args: {vocabulary: %d, embedding_size: 3, hidden_size: 4}
+      init_args: {vocabulary: 20, embedding_size: 3, hidden_size: 4}
     loss: {class_path: torch.nn.CrossEntropyLoss}
     source: {class_path: lightning_l2l.optimizees.Text, init_args: {path: cat.txt, length: 5}}
-"""
-    % (EXACT, LINEARIZED, VOCABULARY),
+""",
     "attention": """
-model: {stages: [%s]}
 data:
   init_args:
     network:
       class_path: lightning_l2l.optimizees.CharTransformer
-      init_args: {vocabulary: %d, length: 5, width: 4, heads: 2}
+      init_args: {vocabulary: 20, length: 5, width: 4, heads: 2}
     loss: {class_path: torch.nn.CrossEntropyLoss}
     source: {class_path: lightning_l2l.optimizees.Text, init_args: {path: cat.txt, length: 5}}
-"""
-    % (EXACT, VOCABULARY),
+""",
 }
 
 
@@ -120,8 +114,7 @@ def test_a_yaml_is_enough_to_train_to_first_and_second_order_and_race(name):
     Path("common.yaml").write_text(COMMON)
     Path("task.yaml").write_text(TASKS[name])
     configs = ["--config", "common.yaml", "--config", "task.yaml"]
-    epochs = 1 + TASKS[name].count("meta_gradient:")
-    main(["fit", *configs, f"--trainer.max_epochs={epochs}"])
+    main(["fit", *configs])
     main(["test", *configs, "--ckpt_path=last"])
     folder = Path("runs/proof/version_0")
     with (folder / "results.csv").open() as file:
@@ -129,7 +122,7 @@ def test_a_yaml_is_enough_to_train_to_first_and_second_order_and_race(name):
     assert list(rows) == ["LSTM", "SGD", "NAG", "RMSprop", "Adam"]
     assert all(np.isfinite(float(row[key])) for row in rows.values() for key in ("initial", "last10", "sum"))
     assert len({row["initial"] for row in rows.values()}) == 1
-    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == epochs - 1
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -188,7 +181,7 @@ def test_what_vmap_cannot_run_runs_one_after_the_other():
     data = ModuleTraining(Gate(10, 1), nn.MSELoss(), Table("diabetes"), batch_size=4, horizon=2)
     episodes = data.episodes("train", range(3))
     assert data.batching == "none"
-    losses, grads = episodes.value_and_grad(episodes.theta, 0)
+    losses, _ = episodes.value_and_grad(episodes.theta, 0)
     alone = data.episodes("train", [2])
     torch.testing.assert_close(losses[2:], alone.value_and_grad(alone.theta, 0)[0])
     refuse_once_differentiable("Exact", episodes)
@@ -337,6 +330,18 @@ class Infinite(nn.Module):
         return (outputs - targets).square().mean() * torch.nan
 
 
+class Counting(nn.Linear):
+    """Counts its calls."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, inputs):
+        self.calls += 1
+        return super().forward(inputs)
+
+
 class Rounded(nn.Linear):
     """Has no gradient."""
 
@@ -353,8 +358,7 @@ class Rounded(nn.Linear):
         ({"network": nn.LSTM(3, 1)}, r"data\.loss does not take a tuple that data\.network makes"),
         ({"network": Rounded(3, 1)}, "has no gradient .* can be differentiated"),
         ({"network": Scale(), "init_std": None}, r"data\.init_std is null, but the network of data\.network has no"),
-        ({"network": nn.Sequential(nn.Unflatten(1, (1, 3)), nn.InstanceNorm1d(1, track_running_stats=True, affine=True))},
-         r"data\.network changes its buffer 1\.running_mean"),
+        ({"network": Counting(3, 1)}, r"data\.network changes its buffer calls"),
         ({"loss": nn.MSELoss(reduction="none")}, r"data\.loss makes float32 \(4, 1\) of .* it must be one number"),
         ({"loss": nn.CrossEntropyLoss(), "network": nn.Linear(3, 5)}, r"data\.loss does not take float32 \(4, 5\)"),
         ({"loss": Infinite()}, r"data\.loss is nan where an episode starts, on numbers\.npz"),

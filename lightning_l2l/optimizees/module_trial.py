@@ -1,8 +1,9 @@
 """What is tried before training: whether a network, a loss and examples go together, and how episodes run fastest."""
 
 import warnings
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees.module_episodes import Batching, ModuleEpisodes, unflatten
 from lightning_l2l.optimizees.sources.base import Examples
 
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # what modules that do not fit raise
-FUSED = {"scaled_dot_product_attention", "gru", "lstm", "rnn_tanh", "rnn_relu"}  # functions that call such kernels
+# what modules that do not fit raise
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
+# functions of torch that call fused kernels; the second hides its call of the first from a ``TorchFunctionMode``
+FUSED = {"scaled_dot_product_attention", "multi_head_attention_forward", "gru", "lstm", "rnn_tanh", "rnn_relu"}
 
 
 def rows_to_try(examples: Examples, count: int) -> np.ndarray:
@@ -113,18 +116,24 @@ def fastest_batching(trial: ModuleEpisodes) -> Batching:
     Raises:
         InvalidInputError: there is none, not even one after the other.
     """
-    for batching in get_args(Batching):
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                replace(trial, batching=batching).value_and_grad(trial.theta, 0)
-        except FAILURES as error:
-            failure = error
-        else:
+    try:  # first, since torch.func takes what has no gradient for a constant
+        _try_gradient(trial, "none")
+    except FAILURES as error:
+        raise InvalidInputError(
+            f"data.loss of what data.network makes has no gradient ({first_line(error)}): give a network and a loss "
+            "that can be differentiated."
+        ) from error
+    batchings: tuple[Batching, ...] = ("losses", "gradients")
+    for batching in batchings:
+        with suppress(*FAILURES):
+            _try_gradient(trial, batching)
             return batching
-    raise InvalidInputError(
-        f"data.loss of what data.network makes has no gradient ({first_line(failure)}): give a network and a loss that "
-        "can be differentiated."
-    ) from failure
+    return "none"
+
+
+def _try_gradient(trial: ModuleEpisodes, batching: Batching) -> None:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        replace(trial, batching=batching).value_and_grad(trial.theta, 0)
 
 
 def takes_channels_last(network: nn.Module, inputs: Tensor) -> bool:
