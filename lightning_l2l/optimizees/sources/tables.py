@@ -1,6 +1,5 @@
 """Tables that scikit-learn carries, as regressions and classifications."""
 
-from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -9,8 +8,8 @@ from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees.sources.base import Source
 from lightning_l2l.optimizees.sources.tensors import TensorExamples
 
-Regression = Literal["diabetes", "california"]
-Classification = Literal["breast_cancer", "wine", "digits", "iris"]
+Name = Literal["diabetes", "california", "breast_cancer", "wine", "digits", "iris"]
+REGRESSIONS = ("diabetes", "california")
 
 
 class Table(Source):
@@ -25,10 +24,11 @@ class Table(Source):
             folder of data, and never downloaded.
     """
 
-    def __init__(self, name: Regression | Classification) -> None:
-        names = (*get_args(Regression), *get_args(Classification))
-        if name not in names:
-            raise InvalidInputError(f"data.source has the table {name}, which is unknown: choose {', '.join(names)}.")
+    def __init__(self, name: Name) -> None:
+        if name not in get_args(Name):
+            raise InvalidInputError(
+                f"data.source has the table {name}, which is unknown: choose {', '.join(get_args(Name))}."
+            )
         self.name = name
 
     def load(self) -> TensorExamples:
@@ -40,7 +40,7 @@ class Table(Source):
         columns, answers = self._read()
         inputs = torch.as_tensor(columns, dtype=torch.float64)
         targets = torch.as_tensor(answers, dtype=torch.float64)[:, None]
-        if self.name in get_args(Classification):
+        if self.name not in REGRESSIONS:
             targets = torch.as_tensor(answers, dtype=torch.int64)
         rows = len(inputs)
         table = TensorExamples(inputs, targets, {}, self.name).parted((rows - 2 * (rows // 6), rows // 6, rows // 6))
@@ -54,10 +54,10 @@ class Table(Source):
     def _read(self) -> tuple:
         from sklearn import datasets  # imports much, and only those who use a table need it
 
-        loaders = {name: getattr(datasets, f"load_{name}") for name in ("diabetes", *get_args(Classification))}
-        loaders["california"] = partial(datasets.fetch_california_housing, download_if_missing=False)
+        if self.name != "california":
+            return getattr(datasets, f"load_{self.name}")(return_X_y=True)
         try:
-            return loaders[self.name](return_X_y=True)
+            return datasets.fetch_california_housing(return_X_y=True, download_if_missing=False)
         except OSError as error:
             raise InvalidInputError(
                 f"data.source has the table {self.name}, which is not on this machine ({first_line(error)}): fetch it "
