@@ -16,9 +16,10 @@ from lightning_l2l.cli import main
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.pictures import CELL, GAP, MARGIN, Row, sheet
 from lightning_l2l.optimizees import NeuralArt
+from lightning_l2l.optimizees.art_loss import ArtLoss, gram, variation
 from lightning_l2l.optimizees.networks import vgg
 from lightning_l2l.optimizees.networks.vgg import VGG, load_vgg
-from lightning_l2l.optimizees.neural_art import ArtLoss, gram, normalize, to_colours, variation
+from lightning_l2l.optimizees.neural_art import normalize, to_colours
 from lightning_l2l.optimizees.sources import images as image_sources
 from lightning_l2l.optimizees.sources.pictures import read_picture
 from lightning_l2l.rules import Adam

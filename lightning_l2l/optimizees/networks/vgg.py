@@ -16,6 +16,16 @@ from lightning_l2l.optimizees.sources.images import socket_timeout
 
 # channels of conv1_1 to conv3_3, by torchvision's numbers of the layers; pooling comes before 5 and 10
 LAYERS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256)}
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    pickle.PickleError,
+)
 TAPPED = (3, 8, 15)  # relu1_2, relu2_2, relu3_3
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours in 0..1, which VGG16 takes out
 
@@ -78,16 +88,7 @@ def load_vgg(features: str) -> VGG:
     path = Path(features)
     try:
         state = load_npz_weights(path) if path.suffix == ".npz" else load_state_dict(path)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        pickle.PickleError,
-    ) as e:
+    except UNREADABLE as e:
         reason = "is not there" if isinstance(e, FileNotFoundError) else "cannot be read as weights"
         raise InvalidInputError(
             f"data.features is {features}, which {reason}: give auto, random, the file of torchvision's vgg16, or an "

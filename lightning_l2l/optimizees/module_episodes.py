@@ -1,0 +1,113 @@
+"""Training any network by any loss on minibatches, as episodes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_l2l.episodes import Episodes
+from lightning_l2l.optimizees.sources.base import Examples
+from lightning_l2l.rules import Layout, layout_of
+
+Batching = Literal["losses", "gradients", "none"]
+"""How episodes run side by side: vmap over their losses, vmap over their gradients, or one after the other."""
+
+
+@dataclass(eq=False)
+class ModuleEpisodes(Episodes):
+    """A loss of a network at parameters θ, on minibatch t.
+
+    Attributes:
+        indices: which examples make each minibatch, [N, T + 1, B].
+        examples: all examples, shared.
+        network: the module whose parameters θ stands for, shared.
+        criterion: takes the network's outputs and the targets of one minibatch, and returns one number.
+        reconstruct: whether a minibatch's targets are its inputs.
+        batching: how episodes run side by side. vmap over losses is the fastest, but cannot run every module
+            (``nn.GRU``); over gradients it can run more.
+        fused: whether the network calls kernels (attention, recurrence) that have no second derivative, and that
+            episodes cannot share.
+        channels_last: whether the network takes images in that layout, in which convolutions and pooling take half of
+            the time, though not the products with a Hessian.
+    """
+
+    indices: Tensor
+    examples: Examples
+    network: nn.Module
+    criterion: nn.Module
+    reconstruct: bool = False
+    batching: Batching = "losses"
+    fused: bool = False
+    channels_last: bool = False
+
+    @property
+    def layout(self) -> Layout:
+        return layout(self.network)
+
+    def loss(self, theta: Tensor, step: int) -> Tensor:
+        inputs, targets = self.minibatch(theta, step)
+        if self._batching(theta) == "losses":
+            return torch.func.vmap(self._one_loss, randomness="different")(theta, inputs, targets)
+        if self.channels_last:
+            inputs = inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, inputs.shape[:2])
+        return torch.stack([self._one_loss(*one) for one in zip(theta, inputs, targets, strict=True)])
+
+    def value_and_grad(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        batching = self._batching(theta)
+        if self.fused and (batching != "none" or torch.is_grad_enabled()):
+            with plain_kernels():
+                return self._value_and_grad(theta, step, batching)
+        return self._value_and_grad(theta, step, batching)
+
+    def hessian_product(self, theta: Tensor, step: int, vector: Tensor) -> Tensor:
+        # on a CPU, batch normalization's second derivative takes half as long again in that layout
+        return Episodes.hessian_product(replace(self, channels_last=False), theta, step, vector)
+
+    def _value_and_grad(self, theta: Tensor, step: int, batching: Batching) -> tuple[Tensor, Tensor]:
+        if batching != "gradients":
+            return super().value_and_grad(theta, step)
+        one = torch.func.grad_and_value(self._one_loss)
+        theta = theta if torch.is_grad_enabled() else theta.detach()
+        grad, losses = torch.func.vmap(one, randomness="different")(theta, *self.minibatch(theta, step))
+        return losses, grad
+
+    def _batching(self, theta: Tensor) -> Batching:
+        # vmap would cost a small network alone half of its time, and on a CPU a convolutional one twice its time
+        return self.batching if len(theta) > 1 and not (theta.is_cpu and convolves(self.network)) else "none"
+
+    def minibatch(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Returns the inputs and the targets of minibatch t, both [N, B, ...], in the type of θ."""
+        inputs, targets = self.examples.minibatch(self.indices[:, step], theta.dtype)
+        return inputs, inputs if self.reconstruct else targets
+
+    def _one_loss(self, theta: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        outputs = torch.func.functional_call(self.network, unflatten(theta, self.network), (inputs,))
+        return self.criterion(outputs, targets)
+
+
+@contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Runs attention and recurrence by operations that can be differentiated twice, and batched by vmap."""
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        yield
+
+
+def convolves(network: nn.Module) -> bool:
+    """Whether a network has convolutions of images."""
+    return any(parameter.ndim == 4 for parameter in network.parameters())
+
+
+def layout(network: nn.Module) -> Layout:
+    """Where each of the network's parameters lies in the flat θ: in the order of ``named_parameters``."""
+    return layout_of({name: parameter.shape for name, parameter in network.named_parameters()})
+
+
+def unflatten(theta: Tensor, network: nn.Module) -> dict[str, Tensor]:
+    """Cuts the flat θ [P] into the network's parameters by name."""
+    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    parts = theta.split([shape.numel() for shape in shapes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -1,0 +1,178 @@
+"""Training any network on any examples by any loss, as an optimizee."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+from lightning_l2l.errors import InvalidInputError, require_positive
+from lightning_l2l.optimizees.base import EpisodeDataModule, Split
+from lightning_l2l.optimizees.module_episodes import Batching, ModuleEpisodes, convolves
+from lightning_l2l.optimizees.module_trial import (
+    fastest_batching,
+    rows_to_try,
+    takes_channels_last,
+    try_loss,
+    try_network,
+    uses_fused_kernels,
+)
+from lightning_l2l.optimizees.sources.base import Examples, Source
+from lightning_l2l.optimizees.sources.tensors import load_arrays
+
+
+class ModuleTraining(EpisodeDataModule):
+    """Each episode trains a network on minibatches of its own, from a start of its own.
+
+    Meta-training, validation and test episodes draw their minibatches from disjoint examples; the learning rates of the
+    baselines are tuned on the validation examples.
+
+    Args:
+        network: the module to train, which takes the inputs of a minibatch, [B, ...].
+        loss: takes what the network returns and the targets of the minibatch, and returns one number, such as
+            torch.nn.MSELoss.
+        source: path of an .npz with x_train, y_train, x_test and y_test (without the two y the inputs are their own
+            targets), or a class path: lightning_l2l.optimizees.Table, lightning_l2l.optimizees.Text or a source of
+            your own.
+        batch_size: B, examples in a minibatch.
+        init_std: standard deviation of θ_0 ~ N(0, init_std²), weights and biases alike; null starts each
+            module of the network as its ``reset_parameters`` does.
+        reconstruct: whether the inputs are the targets, as of an autoencoder, whatever targets the source has.
+        kwargs: see ``EpisodeDataModule``.
+    """
+
+    episodes_class: ClassVar[type[ModuleEpisodes]] = ModuleEpisodes
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        source: Source | str,
+        batch_size: int = 128,
+        init_std: float | None = None,
+        reconstruct: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        require_positive("data.batch_size", batch_size)
+        if init_std is not None and not 0 <= init_std < np.inf:
+            raise InvalidInputError(f"data.init_std is {init_std}: give null, or a finite number that is 0 or more.")
+        self.network = network
+        torch.func.replace_all_batch_norm_modules_(self.network)  # which then takes each minibatch's own statistics
+        self.loss = loss
+        self.source = source
+        self.batch_size = batch_size
+        self.init_std = init_std
+        self.reconstruct = reconstruct
+        self.examples: Examples | None = None
+        self.batching: Batching = "losses"
+        self.fused = False
+        self.channels_last = False
+        self._parts: dict[Split, tuple[Examples, np.ndarray]] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Loads the examples, tries the network on them, and says which they are."""
+        if self.examples is not None:
+            return
+        examples = self._load()
+        self._check(examples)
+        rank_zero_info(f"{examples.items.capitalize()}: {examples.source}, {len(examples):,} in all.")
+        self.examples = examples
+
+    def _load(self) -> Examples:
+        if isinstance(self.source, Source):
+            return self.source.load()
+        if not self.source.endswith(".npz"):
+            raise InvalidInputError(
+                f"data.source is {self.source}, which is no .npz file: give the path of one, or the class path of a "
+                "source such as lightning_l2l.optimizees.Table."
+            )
+        return load_arrays(Path(self.source))
+
+    def _check(self, examples: Examples) -> None:
+        """Refuses what does not go together, and finds how episodes run fastest."""
+        inputs, outputs = try_network(self.network, examples, self.batch_size)
+        self._check_outputs(outputs, inputs, examples)
+        seen = self._as_seen(examples, "train")
+        trial = self._episodes("tune", (0, 1), seen, rows_to_try(seen, self.batch_size))
+        self.fused = trial.fused = uses_fused_kernels(trial)
+        try_loss(trial)
+        self.batching = fastest_batching(trial)
+        self.channels_last = inputs.ndim == 4 and convolves(self.network) and takes_channels_last(self.network, inputs)
+
+    def _check_outputs(self, outputs: Any, inputs: Tensor, examples: Examples) -> None:
+        """Refuses outputs that the loss could not tell from right ones; a subclass knows which."""
+
+    def _as_seen(self, examples: Examples, split: Split) -> Examples:
+        """The examples as a split sees them."""
+        return examples
+
+    @property
+    def description(self) -> str:
+        """Which examples these are."""
+        given = self.source if isinstance(self.source, str) else type(self.source).__name__
+        source = self.examples.source if self.examples is not None else given
+        return source + (", reconstructed" if self.reconstruct else "")
+
+    def episodes(self, split: Split, numbers: Sequence[int]) -> ModuleEpisodes:
+        """Builds the training runs with these numbers."""
+        if self.examples is None:
+            self.prepare_data()
+            self.setup()
+        return self._episodes(split, numbers, *self._part(split))
+
+    def _episodes(self, split: Split, numbers: Sequence[int], examples: Examples, rows: np.ndarray) -> ModuleEpisodes:
+        thetas, indices = [], []
+        for number in numbers:
+            random = self.random(split, number)
+            thetas.append(self._start(random))
+            indices.append(rows[random.integers(0, len(rows), (self.horizon + 1, self.batch_size))])
+        return self.episodes_class(
+            torch.stack(thetas),
+            torch.from_numpy(np.stack(indices)),
+            examples,
+            self.network,
+            self.loss,
+            self.reconstruct,
+            self.batching,
+            self.fused,
+            self.channels_last,
+        )
+
+    def _part(self, split: Split) -> tuple[Examples, np.ndarray]:
+        """The examples as a split sees them, and the numbers of those it draws from."""
+        assert self.examples is not None
+        if split not in self._parts:
+            examples = self._as_seen(self.examples, split)
+            self._parts[split] = examples, examples.part("val" if split == "tune" else split)
+            if not len(self._parts[split][1]):
+                raise self._nothing_left(split)
+        return self._parts[split]
+
+    def _nothing_left(self, split: Split) -> InvalidInputError:
+        return InvalidInputError(f"data.source has no examples for {split}: give more of them.")
+
+    def _start(self, random: np.random.Generator) -> Tensor:
+        """Draws θ_0, [P]."""
+        if self.init_std is not None:
+            size = sum(parameter.numel() for parameter in self.network.parameters())
+            return torch.from_numpy(self.init_std * random.standard_normal(size, dtype=np.float32))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(random.integers(2**63)))
+            network = deepcopy(self.network)
+            # children first: a parent's reset_parameters may re-initialise them
+            for name, module in reversed(list(network.named_modules())):
+                reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+                if reset is not None:  # the second is what MultiheadAttention and Transformer call it
+                    reset()
+                elif list(module.parameters(recurse=False)):
+                    raise InvalidInputError(
+                        f"data.init_std is null, but {name or 'the network'} of data.network has no reset_parameters() "
+                        "to start its parameters afresh: give it one, or a standard deviation."
+                    )
+        return parameters_to_vector(network.parameters()).detach()

@@ -1,0 +1,148 @@
+"""Examples from tensors, and from the arrays of an .npz."""
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.optimizees.sources.base import SPLIT_SEED, Examples
+
+FEWEST = 12  # rows to train on, of which one is for validation
+
+
+@dataclass(eq=False, repr=False)
+class TensorExamples(Examples):
+    """Inputs with targets.
+
+    Attributes:
+        inputs: [M, ...]; uint8 counts as 0..255 and is scaled to 0..1, int64 stays what it is.
+        targets: [M, ...], int64 or floating point; None takes the inputs themselves.
+        ranges: first and last + 1 row of the parts train, val and test.
+        source: where they came from, in words.
+    """
+
+    inputs: Tensor
+    targets: Tensor | None
+    ranges: dict[str, tuple[int, int]]
+    source: str
+
+    def minibatch(self, indices: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        inputs = as_input(self.inputs[indices], dtype)
+        if self.targets is None:
+            return inputs, inputs
+        targets = self.targets[indices]
+        return inputs, targets.to(dtype) if targets.is_floating_point() else targets
+
+
+def as_input(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Inputs as a network takes them: 0..255 scaled to 0..1, numbers of classes or characters as they are."""
+    if values.dtype == torch.int64:
+        return values
+    scale = 255 if values.dtype == torch.uint8 else 1
+    return values.to(dtype) / scale
+
+
+def set_validation_apart(
+    train: Sequence[Tensor], test: Sequence[Tensor]
+) -> tuple[list[Tensor], dict[str, tuple[int, int]]]:
+    """Sets a random twelfth of the training rows apart for validation, since files may be sorted in some way.
+
+    Args:
+        train: tensors of as many rows.
+        test: one for each of them.
+
+    Returns:
+        The rows of both together, and the ranges of the parts in them.
+    """
+    count = len(train[0])
+    order = torch.from_numpy(np.random.default_rng(SPLIT_SEED).permutation(count))
+    tensors = [torch.cat([rows[order], others]) for rows, others in zip(train, test, strict=True)]
+    fit = count - count // 12
+    return tensors, {"train": (0, fit), "val": (fit, count), "test": (count, len(tensors[0]))}
+
+
+def read_npz(path: Path, keys: Sequence[str], others: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Reads arrays from an .npz; never runs code from it.
+
+    Args:
+        path: the file.
+        keys: what it must have.
+        others: what is read where it is there.
+
+    Raises:
+        InvalidInputError: the file is missing, is not an .npz, or lacks a key.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in keys if key not in file]
+            if missing:
+                raise InvalidInputError(
+                    f"data.source is {path}, which has no {' and no '.join(missing)} (its keys: "
+                    f"{', '.join(file) or 'none'}): save it with the keys {', '.join(keys)}."
+                )
+            return {key: file[key] for key in (*keys, *others) if key in file}
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, TypeError, AttributeError, EOFError) as error:
+        reason = "is not there" if isinstance(error, FileNotFoundError) else "is not an .npz file that can be read"
+        raise InvalidInputError(f"data.source is {path}, which {reason}: give the path of an .npz file.") from error
+
+
+def load_arrays(path: Path) -> TensorExamples:
+    """Loads x_train, y_train, x_test and y_test from an .npz; one twelfth of the training rows is for validation.
+
+    Args:
+        path: holds arrays [M, ...]; without y_train and y_test the inputs are their own targets.
+
+    Raises:
+        InvalidInputError: the file is missing, is not an .npz, lacks a key, or holds what cannot be used.
+    """
+    arrays = read_npz(path, ("x_train", "x_test"), ("y_train", "y_test"))
+    if ("y_train" in arrays) != ("y_test" in arrays):
+        raise InvalidInputError(
+            f"data.source is {path}, which has only one of y_train and y_test: save both, or neither where the inputs "
+            "are their own targets."
+        )
+    kinds = ["x", "y"] if "y_train" in arrays else ["x"]
+    for kind in kinds:
+        _check_pair(path, kind, arrays)
+    for part in ("train", "test"):
+        sizes = [len(arrays[f"{kind}_{part}"]) for kind in kinds]
+        if len(set(sizes)) > 1 or sizes[0] < FEWEST:
+            raise InvalidInputError(
+                f"data.source is {path}, where {part} has {' inputs and '.join(map(str, sizes))} rows: save as many "
+                f"of y_{part} as of x_{part}, and at least {FEWEST}."
+            )
+    train, test = ([_as_tensor(arrays[f"{kind}_{part}"], kind) for kind in kinds] for part in ("train", "test"))
+    tensors, ranges = set_validation_apart(train, test)
+    return TensorExamples(tensors[0], tensors[1] if len(tensors) > 1 else None, ranges, path.name)
+
+
+def _check_pair(path: Path, kind: str, arrays: dict[str, np.ndarray]) -> None:
+    """Refuses a training and a test array that differ, or hold what is no number."""
+    names = f"{kind}_train", f"{kind}_test"
+    train, test = (arrays[name] for name in names)
+    if train.dtype != test.dtype or train.ndim == 0 or train.shape[1:] != test.shape[1:]:
+        raise InvalidInputError(
+            f"data.source is {path}, where {names[0]} is {train.dtype} {train.shape} and {names[1]} {test.dtype} "
+            f"{test.shape}: save both as one type, with rows of one shape."
+        )
+    if train.dtype.kind not in "iuf":
+        raise InvalidInputError(
+            f"data.source is {path}, where {names[0]} is {train.dtype}: save integers or floating point."
+        )
+    for name, array in zip(names, (train, test), strict=True):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InvalidInputError(f"data.source is {path}, where {name} has numbers that are not finite: mend it.")
+
+
+def _as_tensor(array: np.ndarray, kind: str) -> Tensor:
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32)
+    elif kind == "y" or array.dtype != np.uint8:
+        array = array.astype(np.int64)
+    return torch.from_numpy(np.ascontiguousarray(array))
