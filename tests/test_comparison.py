@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import TINY, TINY_MNIST
+from command_line import TINY, TINY_MNIST
 from torch import nn
 
 import lightning_l2l.evaluation.comparison

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from command_line import TINY
 from torch import Tensor
 
 import lightning_l2l.evaluation.comparison

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import TINY, same, weights
+from command_line import TINY
+from conftest import same, weights
 from pytorch_lightning import Callback
 
 from lightning_l2l.callbacks import Interrupt
