@@ -151,7 +151,7 @@ def test_a_datamodule_may_tune_on_several_sizes(monkeypatch):
         "lightning_l2l.evaluation.comparison.tune", lambda *given: seen.append(given[1]) or tune(*given)
     )
     run("fit", "--data=test_comparison.TwoSizes")
-    assert [[tuple(batch.theta.shape) for batch in batches] for batches in seen] == [[(4, 3), (3, 5)]] * 4
+    assert [[tuple(batch.theta.shape) for batch in batches] for batches in seen] == [[(1, 3), (3, 5)]] * 4
 
 
 def test_a_rival_that_may_have_met_the_images_of_the_test_is_refused(fails):

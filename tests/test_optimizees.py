@@ -46,8 +46,10 @@ def test_value_and_grad_is_each_episodes_own(data):
 @pytest.mark.parametrize("data", [Quadratics(horizon=3), digits()], ids=["quadratic", "mnist"])
 def test_an_episode_is_its_number(data):
     alone, among = data.episodes("val", [7]), data.episodes("val", [5, 7])
-    assert torch.equal(alone.theta[0], among.theta[1])
-    assert torch.equal(alone.loss(alone.theta, 1)[0], among.loss(among.theta, 1)[1])
+    for name, tensor in alone.tensor_fields().items():
+        assert torch.equal(tensor[0], among.tensor_fields()[name][1])
+    # on some processors the product of one small network's matrices is rounded in another way than that of two
+    torch.testing.assert_close(alone.loss(alone.theta, 1)[0], among.loss(among.theta, 1)[1], rtol=1e-6, atol=0)
     for other in (data.episodes("test", [7]), data.episodes("tune", [7]), data.episodes("train", [7])):
         assert not torch.isclose(alone.theta, other.theta).any()
 

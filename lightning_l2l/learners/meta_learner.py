@@ -200,7 +200,7 @@ class MetaLearner(LightningModule):
         checkpoint["skipped_steps"] = self.skipped_steps
         own = [meta_gradient.state_dict() for meta_gradient in self.stages.meta_gradients]
         of_all = [own] * self.trainer.world_size
-        if torch.distributed.is_initialized():
+        if any(own) and torch.distributed.is_initialized():
             torch.distributed.all_gather_object(of_all, own)
         checkpoint["meta_gradients"] = of_all
 
