@@ -80,7 +80,7 @@ def _train(seed: int, flags: list[str], run: Run) -> Path:
             try:
                 run(["fit", *without_ckpt_path(flags), *own, "--ckpt_path", str(last)])
             except InvalidInputError as error:
-                raise InvalidInputError(f"{folder} cannot go on; to begin anew, move it away: {error}") from None
+                raise InvalidInputError(f"{folder} cannot resume; to start anew, move it away: {error}") from None
         else:
             run(["fit", *flags, *own])
         finished.write_text(now)

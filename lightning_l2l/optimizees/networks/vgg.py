@@ -134,7 +134,7 @@ def torchvision_weights() -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InvalidInputError(
-            f"data.features is auto, but VGG16's weights could not be had ({first_line(error)}): put "
+            f"data.features is auto, but VGG16's weights could not be loaded ({first_line(error)}): put "
             f"{weights.url} into {folder}, or give the path of a file with data.features, or data.features=random to "
             "try without training."
         ) from error
