@@ -152,7 +152,7 @@ class LearningToLearnCLI(LightningCLI):
         """Finds the checkpoint and continues in its run's folder."""
         config = self.config[self.subcommand]
         if self.subcommand == "test":
-            config.verbose = False  # the race's table says it all
+            config.verbose = False  # the race's table shows everything
         if self.subcommand == "predict":
             config.return_predictions = False  # Predictions writes them batch by batch
         runs = runs_folder(config.trainer.logger)

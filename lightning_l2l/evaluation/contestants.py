@@ -64,7 +64,7 @@ class Contestant:
         return bool(self.grid_names)
 
     def over(self, horizon: int) -> UpdateRule:
-        """A copy of the rule for runs of ``horizon`` steps; fills in the rule's own ``horizon`` if that is None."""
+        """A copy of the rule for runs of ``horizon`` steps; fills in the rule's ``horizon`` if it has one that is None."""
         wants_horizon = getattr(self.rule, "horizon", horizon) is None
         return with_settings(self.rule, {"horizon": horizon} if wants_horizon else {})
 
@@ -103,7 +103,7 @@ def contestants(
         learner: the one whose rule is tested.
         baselines: null is the paper's four.
         rivals: trained rules, as ``read_rival`` takes them.
-        home: the folder of the learner's experiment; rivals from there need not name it.
+        home: the folder of the learner's experiment; names of rivals from there leave it out.
 
     Raises:
         InvalidInputError: a rival cannot be read.

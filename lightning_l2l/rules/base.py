@@ -178,7 +178,7 @@ class Tape:
         return update.detach(), state
 
     def backward(self, cotangents: list[Tensor]) -> list[Tensor]:
-        """Computes Σ_t ⟨G_t, ∂g_t/∂φ⟩ for every parameter of the rule; may be called once.
+        """Computes Σ_t ⟨G_t, ∂g_t/∂φ⟩ for every parameter of the rule; call it only once.
 
         Args:
             cotangents: G_t .. G_{t+K-1}, the meta-loss's derivatives with respect to the steps, each [N, P].

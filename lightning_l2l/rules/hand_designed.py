@@ -19,7 +19,7 @@ class HandDesignedRule(UpdateRule):
 
     Args:
         learning_rate: the factor of each step. A tensor [N, 1] gives each of N episodes side by side its own rate,
-            which is how a whole grid of rates is tried in one batch. A race replaces it by the tuned rate.
+            which is how a whole grid of rates is tried in one batch. A race replaces it with the tuned rate.
     """
 
     tuned_with: ClassVar[dict[str, tuple[float, ...]]] = {}

@@ -149,7 +149,7 @@ void preprocess(const Rule &rule, const float *gradient, float *magnitude, float
     }
 }
 
-// Updates the running means; the input is the mean divided by the root mean square. `before` and `after` may be the same.
+// Updates the running means; the input is mean over root mean square. `before` and `after` may be the same.
 void agree(double decay, const Row &gradient, const Momentum &before, Momentum &after, Row &ratio) {
     const float kept = decay, added = 1 - decay;
     for (int c = 0; c < COLUMNS; c++) {

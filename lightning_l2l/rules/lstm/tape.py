@@ -1,4 +1,4 @@
-"""The LSTM's steps with a hand-written backward pass: nearly all of meta-training's time without a kernel.
+"""The LSTM's steps with a hand-written backward pass, where meta-training without a kernel spends most of its time.
 
 Layout: units lie in the first dimension and coordinates in the last, so that each gate is a block of long contiguous
 rows. Each layer's input, hidden state and a row of ones (for the bias) are stacked in one matrix, so that a layer is
