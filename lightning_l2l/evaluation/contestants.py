@@ -64,7 +64,7 @@ class Contestant:
         return bool(self.grid_names)
 
     def over(self, horizon: int) -> UpdateRule:
-        """A copy of the rule for runs of ``horizon`` steps; fills in the rule's ``horizon`` if it has one that is None."""
+        """A copy of the rule for runs of ``horizon`` steps; fills in its ``horizon`` if that is None."""
         wants_horizon = getattr(self.rule, "horizon", horizon) is None
         return with_settings(self.rule, {"horizon": horizon} if wants_horizon else {})
 
