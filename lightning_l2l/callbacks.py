@@ -1,4 +1,4 @@
-"""What a run keeps, how it stops, and what the terminal and the HParams tab show meanwhile."""
+"""Callbacks: what a run keeps, how it stops, and what the terminal and the HParams tab show."""
 
 import signal
 import sys
@@ -17,9 +17,9 @@ from lightning_l2l.tensorboard import has_tensorboard
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps φ with the lowest val/meta_loss, or what else the learner monitors, as checkpoints/best.ckpt.
+    """Keeps the φ with the lowest val/meta_loss, or another metric that the learner monitors, as checkpoints/best.ckpt.
 
-    A loss that is not a number is never best.
+    A loss that is not finite never counts as the best.
     """
 
     def __init__(self) -> None:
@@ -48,13 +48,13 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class AveragedWeights(EMAWeightAveraging):
-    """Validates and keeps the mean of the last φ, which the noise of single meta-gradients has left.
+    """Validates and keeps a moving average of φ, in which the noise of single meta-gradients averages out.
 
-    The mean moves towards φ after each meta-batch: mean ← decay · mean + (1 - decay) · φ. All that a validation shows
-    is of the mean; checkpoints hold both, and training goes on from φ.
+    The mean moves towards φ after each meta-batch: mean ← decay · mean + (1 - decay) · φ. Validation runs with the
+    mean; checkpoints hold both, and training continues from φ.
 
     Args:
-        decay: how much of the mean stays at a meta-batch, 0 to 1.
+        decay: the share of the mean that each meta-batch keeps, 0 to 1.
     """
 
     def __init__(self, decay: float = 0.9) -> None:
@@ -67,7 +67,7 @@ class AveragedWeights(EMAWeightAveraging):
         self.swapped = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves it there, since figures are still to be drawn."""
+        """Leaves the mean in place, because figures are drawn after this hook."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts φ back, before checkpoints are written."""
@@ -76,12 +76,12 @@ class AveragedWeights(EMAWeightAveraging):
             self.swapped = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Puts φ back where a validation is stopped, before the last checkpoint is written."""
+        """Puts φ back when a validation is interrupted, before the last checkpoint is written."""
         self.on_validation_end(trainer, pl_module)
 
 
 class Interrupt(Callback):
-    """Lets the first Ctrl-C finish the meta-batch at hand, so that what is saved can be resumed exactly."""
+    """Lets the first Ctrl-C finish the current meta-batch, so that the run can be resumed exactly."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -98,12 +98,12 @@ class Interrupt(Callback):
                 file=sys.stderr,
             )
 
-        if threading.current_thread() is threading.main_thread():  # the only one that may
+        if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
             self.before = signal.signal(signal.SIGINT, handle)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Stops here if Ctrl-C was pressed."""
-        if trainer.strategy.reduce_boolean_decision(self.requested, all=False):  # a signal may reach one process
+        if trainer.strategy.reduce_boolean_decision(self.requested, all=False):  # the signal may reach only one process
             rank_zero_info("\nResume with the same command and --ckpt_path last.")
             raise KeyboardInterrupt
 
@@ -115,7 +115,7 @@ class Interrupt(Callback):
 
 
 class MetaProgressBar(ProgressBar):
-    """One bar over all meta-batches of the training, or all batches of a test or of predict, with the time left."""
+    """One bar over all meta-batches of training, or all batches of a test or a prediction, with the time left."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class MetaProgressBar(ProgressBar):
         self.bar: tqdm | None = None
 
     def disable(self) -> None:
-        """Called in all processes but the first."""
+        """Called in every process except the first."""
         self.enabled = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -176,7 +176,7 @@ class MetaProgressBar(ProgressBar):
         self.bar.update()
 
     def _close_if_full(self) -> None:
-        """Before anything is printed about what was done."""
+        """Closes a full bar before results are printed."""
         if self.bar and self.bar.n == self.bar.total:
             self._close()
 
@@ -186,7 +186,7 @@ class MetaProgressBar(ProgressBar):
 
 
 class HyperparameterMetrics(Callback):
-    """Fills TensorBoard's HParams tab: all settings of a run beside the best of what its learner monitors."""
+    """Fills TensorBoard's HParams tab: all settings of a run beside its best value of the monitored metric."""
 
     def __init__(self) -> None:
         self.best = torch.inf
@@ -208,7 +208,7 @@ class HyperparameterMetrics(Callback):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Takes up what a checkpoint kept."""
+        """Restores what a checkpoint kept."""
         self.best = state_dict["best"]
 
 

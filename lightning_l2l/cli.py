@@ -1,4 +1,4 @@
-"""The command line: python -m lightning_l2l {fit,validate,test,predict} --config NAME.yaml, or export."""
+"""The command line: python -m lightning_l2l {fit,validate,test,predict,seeds,report,export}."""
 
 import argparse
 import os
@@ -50,8 +50,8 @@ COMMANDS = {
     "test": "Races a trained rule against tuned baselines on fresh episodes.",
     "predict": "Runs a trained rule and writes the optimized parameters to files.",
     "seeds": "Trains a config on several meta-seeds, and races what they learned on the same episodes.",
-    "report": "Writes Markdown tables of kept results.",
-    "export": "Makes a file of a checkpoint's rule, and its model card.",
+    "report": "Writes Markdown tables from results.csv files.",
+    "export": "Exports a checkpoint's rule to a file, with a model card.",
 }
 
 
@@ -111,7 +111,7 @@ class LearningToLearnCLI(LightningCLI):
         return {name: commands[name] | {"weights_only"} for name in COMMANDS if name in commands}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Adds all commands; only the one that is run gets its arguments, since reading those takes long."""
+        """Adds all commands; only the one that is run gets its arguments, since building them is slow."""
         parser.description = "Learns an update rule and races it against tuned baselines."
         commands = parser.add_subcommands()
         self._subcommand_parsers = {}
@@ -127,13 +127,13 @@ class LearningToLearnCLI(LightningCLI):
             commands.add_subcommand(name, own, help=sentence)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The learner that is meant where none is named, and callbacks that have settings."""
+        """Sets the default learner and adds the callbacks that have settings."""
         parser.set_defaults({"model": {"class_path": LEARNER}})
         parser.add_argument(
             "--variants",
             type=dict[str, dict[str, Any]],
             default={},
-            help="Further races of a test: a name for each, with the settings of data that it changes.",
+            help="Further races of a test: a name for each, with the data settings that it changes.",
         )
         parser.add_lightning_class_args(Comparison, "comparison")
         parser.add_lightning_class_args(Pictures, "pictures")
@@ -142,19 +142,19 @@ class LearningToLearnCLI(LightningCLI):
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults(
             {
-                "early_stopping.monitor": learners.MONITOR,  # another learner's own is put in its place
+                "early_stopping.monitor": learners.MONITOR,  # replaced by the metric of a learner that names its own
                 "early_stopping.patience": 20,
                 "early_stopping.check_on_train_epoch_end": False,  # a resumed epoch may have been validated before
             }
         )
 
     def before_instantiate_classes(self) -> None:
-        """Finds the checkpoint, and goes on in its run's folder."""
+        """Finds the checkpoint and continues in its run's folder."""
         config = self.config[self.subcommand]
         if self.subcommand == "test":
-            config.verbose = False  # the race's table says it all
+            config.verbose = False  # the race's table shows everything
         if self.subcommand == "predict":
-            config.return_predictions = False  # they are written as they come
+            config.return_predictions = False  # Predictions writes them batch by batch
         runs = runs_folder(config.trainer.logger)
         resumes = self.subcommand == "fit" and not str(config.ckpt_path).startswith(PRETRAINED)
         if config.ckpt_path is None:
@@ -172,12 +172,12 @@ class LearningToLearnCLI(LightningCLI):
                 runs, config.trainer.logger.init_args.version = path.parents[2], path.parents[1].name
         if self.checkpoint is not None:
             check_same_settings(self.checkpoint, config, resumes)
-        if runs:  # callbacks remember absolute paths, so that the same run is the same from any folder
+        if runs:  # callbacks get absolute paths, so that they know a run again from any working directory
             logger = config.trainer.logger.init_args
             logger.save_dir, logger.name = str(runs.parent), runs.name
 
     def after_instantiate_classes(self) -> None:
-        """Takes up a trained rule, and adds all settings to the hyperparameters, for checkpoints and TensorBoard."""
+        """Loads a trained rule, and adds all settings to the hyperparameters, for checkpoints and TensorBoard."""
         config = self.config[self.subcommand]
         if self.checkpoint is not None:
             weights = self.checkpoint["state_dict"]
@@ -191,7 +191,7 @@ class LearningToLearnCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, BestCheckpoint | EarlyStopping) and callback.monitor == learners.MONITOR:
                 callback.monitor = learners.monitor_of(self.model)
-        # now, so that what is wrong with one is said before the first race has taken its time
+        # now, so that an invalid variant is reported before the first race
         self.variants = {name: self._variant(name, changes) for name, changes in config.variants.items()}
 
     def _variant(self, name: str, changes: dict[str, Any]) -> EpisodeDataModule:
@@ -210,10 +210,10 @@ class LearningToLearnCLI(LightningCLI):
         return datamodule
 
     def _parse_ckpt_path(self) -> None:
-        """Leaves the config as given: Lightning would let the checkpoint's settings silently beat it."""
+        """Leaves the config as given: Lightning would let the checkpoint's settings silently override it."""
 
     def before_test(self) -> None:
-        """Tries each variant before the first race, and tells the comparison how many there will be."""
+        """Checks each variant before the first race, and tells the comparison how many races follow."""
         comparison_of(self.trainer).races_to_come = len(self.variants)
         for name, datamodule in self.variants.items():
             try:
@@ -231,7 +231,7 @@ class LearningToLearnCLI(LightningCLI):
             self.trainer.test(self.model, datamodule=datamodule, verbose=False)
 
     def after_fit(self) -> None:
-        """Says how to go on."""
+        """Prints the command that tests the learned rule."""
         best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
         if self.trainer.is_global_zero and best.best_model_path:
             flags = shlex.join(without_ckpt_path(self.arguments[1:]))
@@ -240,7 +240,7 @@ class LearningToLearnCLI(LightningCLI):
 
 
 def learner_help() -> str:
-    """The settings of the learner that is meant where none is named, as --help shows those of a class."""
+    """The settings of the default learner, in the form in which --help shows those of a class."""
     parser = OneSentenceParser(add_help=False, usage=argparse.SUPPRESS, description="")
     parser.add_class_arguments(MetaLearner, "model", fail_untyped=False)
     return f"\nThe model is {LEARNER}, unless --model names another learner:\n\n{parser.format_help().strip()}\n"
@@ -286,7 +286,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """Runs a command that a Trainer runs, and raises what is wrong."""
+    """Runs one of the Trainer's commands; raises ``InvalidInputError`` for bad input."""
     refuse_old_keys(arguments)
     LearningToLearnCLI(arguments)
 

@@ -1,4 +1,4 @@
-"""Configs as a user names them, laid upon one another."""
+"""Finds configs by name and merges them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +17,18 @@ CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # in an inst
 class ConfigByName(ActionConfigFile):
     """--config: a path, or the bare name of one of the package's own configs.
 
-    A config changes single settings of those given before it, at any depth; {} removes all of a mapping.
+    A config overrides single settings of the configs before it, at any depth; {} empties a mapping.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.before: dict[str, Any] = {}  # what all files together said so far
+        self.before: dict[str, Any] = {}  # the merged settings of all files so far
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Resolves the name, and applies what the file changes."""
         path = find_config(values)
         settings = read_config(path)
-        if settings is None:  # the parser says what is wrong with it
+        if settings is None:  # the parser reports what is wrong with it
             super().__call__(parser, cfg, str(path), option_string)
             return
         self.before = merge(self.before, settings)
@@ -39,7 +39,7 @@ def find_config(name: str) -> Path:
     """Returns the file that --config means.
 
     Raises:
-        InvalidInputError: there is none; the message lists those there are.
+        InvalidInputError: there is none; the message lists the available ones.
     """
     for folder in (Path(), *CONFIG_FOLDERS):
         if (folder / name).is_file() and (folder == Path() or "/" not in name):
@@ -51,7 +51,7 @@ def find_config(name: str) -> Path:
 
 
 def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Returns settings with some changed, at any depth; another class comes without the settings of the one before."""
+    """Returns settings with some changed, at any depth; a new class_path drops the settings of the previous class."""
     merged = dict(settings)
     for key, change in changes.items():
         into = merged.get(key)
@@ -64,7 +64,7 @@ def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changed(merged: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The part of merged settings that one config speaks of: flags between it and those before stay as they are."""
+    """The part of the merged settings that one config sets, so that flags given before it keep their values."""
     part = {}
     for key, value in settings.items():
         sections = isinstance(value, dict) and key in ("model", "data", "trainer", "init_args", "comparison")
@@ -73,13 +73,13 @@ def _changed(merged: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
 
 
 def refuse_old_keys(arguments: Sequence[str]) -> None:
-    """Refuses configs and flags with settings of the learner that a table of stages has replaced.
+    """Refuses configs and flags with learner settings that ``model.stages`` has replaced.
 
     Args:
         arguments: the command line.
 
     Raises:
-        InvalidInputError: shows the table.
+        InvalidInputError: shows the equivalent table.
     """
     model: dict[str, Any] = {}
     epochs = None
@@ -106,7 +106,7 @@ def refuse_old_keys(arguments: Sequence[str]) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
-    """Returns the settings of a YAML file; None where it holds none that can be read."""
+    """Returns the settings of a YAML file; None if it holds none that can be read."""
     try:
         settings = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, OSError, UnicodeDecodeError):

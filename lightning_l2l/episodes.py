@@ -27,7 +27,7 @@ class Episodes(ABC):
 
     @property
     def layout(self) -> Layout:
-        """Which coordinates of θ belong to which named parameter: one of that name, where nothing else is said."""
+        """Which coordinates of θ belong to which named parameter; by default all belong to one, called theta."""
         return layout_of({"theta": self.theta.shape[1:]})
 
     @abstractmethod
@@ -42,12 +42,12 @@ class Episodes(ABC):
     def value_and_grad(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Returns the loss of each episode, [N], and its gradient, [N, P].
 
-        The sum's gradient holds each episode's own in its row, at its own scale: averaging over the episodes first
-        would feed the update rule gradients N times too small.
+        Each row of the summed loss's gradient is that episode's own gradient; averaging over the episodes first would
+        make it N times too small.
         """
 
-        differentiable = torch.is_grad_enabled()  # by φ, through θ: for meta-gradients of second order
-        if torch.is_inference_mode_enabled():  # where autograd is off for good
+        differentiable = torch.is_grad_enabled()  # with respect to φ, through θ: for second-order meta-gradients
+        if torch.is_inference_mode_enabled():  # in which enable_grad has no effect
             grad, (_, losses) = torch.func.grad_and_value(self._total_loss, has_aux=True)(theta, step)
             return losses, grad
         with torch.enable_grad():
@@ -65,7 +65,7 @@ class Episodes(ABC):
         return product
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None, **_: Any) -> Self:
-        """Moves every tensor, and whatever else can be moved, to a device; floating point tensors also to a type."""
+        """Moves every tensor, and whatever else can be moved, to a device; casts floating-point tensors to a dtype."""
         moved: dict[str, Any] = {}
         for name, value in self._fields().items():
             if isinstance(value, Tensor):
@@ -77,14 +77,14 @@ class Episodes(ABC):
         return replace(self, **moved)
 
     def fingerprint(self) -> str:
-        """A digest of these episodes, under which results that depend on nothing else can be kept.
+        """A digest of these episodes, as a key for cached results that depend on nothing else.
 
-        Tensors count by their content, all other fields as they are printed, and what is computed by the first losses
-        and gradients.
+        It covers the content of tensors, the ``repr`` of all other fields, and the first losses and gradients, which
+        stand for the computation.
         """
         digest = hashlib.sha256(f"{type(self).__module__} {type(self).__qualname__}".encode())
         with torch.random.fork_rng(devices=[self.theta.device] if self.theta.is_cuda else []):
-            torch.manual_seed(0)  # a network with dropout is the same whenever it is asked
+            torch.manual_seed(0)  # so that a network with dropout gives the same numbers each time
             losses_and_gradients = self.value_and_grad(self.theta, 0)
         for tensor in losses_and_gradients:
             digest.update(content(tensor).encode())
@@ -93,7 +93,7 @@ class Episodes(ABC):
         return digest.hexdigest()
 
     def repeat(self, times: int) -> Self:
-        """Returns the N episodes ``times`` over, all of them and then all again: [N, ...] becomes [times · N, ...]."""
+        """Repeats the N episodes as a whole, as ``torch.Tensor.repeat`` does: [N, ...] becomes [times · N, ...]."""
         tensors = self.tensor_fields().items()
         return self.with_tensors({name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in tensors})
 
@@ -102,7 +102,7 @@ class Episodes(ABC):
         return self.with_tensors({name: value[:count] for name, value in self.tensor_fields().items()})
 
     def reference(self, step: int, count: int) -> Tensor | None:
-        """Returns what a meta-loss may compare ``count`` losses after step t with, [count, N]; None: nothing.
+        """Returns what a meta-loss may compare the ``count`` losses after step t with, [count, N], or None.
 
         Args:
             step: t, the number of steps before these.
@@ -111,7 +111,7 @@ class Episodes(ABC):
         return None
 
     def pictures(self, theta: Tensor) -> Tensor | None:
-        """How θ looks to a person, [N, 3, H, W] in 0..1; None where it is no picture.
+        """Returns θ as pictures, [N, 3, H, W] in 0..1; None if it is not a picture.
 
         Args:
             theta: parameters, [N, P].
@@ -119,7 +119,7 @@ class Episodes(ABC):
         return None
 
     def references(self) -> dict[str, Tensor]:
-        """Pictures to be seen beside those of θ, by what they are called, [N, 3, H, W] in 0..1 of any size."""
+        """Pictures to show beside those of θ, by name, [N, 3, H, W] in 0..1 of any size."""
         return {}
 
     def tensor_fields(self) -> dict[str, Tensor]:

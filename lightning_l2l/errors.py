@@ -1,4 +1,4 @@
-"""The one exception that means: the user can fix this; and what others say."""
+"""The exception for errors that the user can fix, and helpers for its messages."""
 
 
 class InvalidInputError(Exception):
@@ -10,7 +10,7 @@ class InvalidInputError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, for a sentence of one's own."""
+    """The first line of an error's message, to be quoted in another sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -22,39 +22,38 @@ class LearnedOptimizer(Optimizer):
     Use it as any optimizer of ``torch.optim``: with ``zero_grad`` and ``step``, learning-rate schedulers,
     ``torch.amp.GradScaler``, DDP, or returned by a LightningModule's ``configure_optimizers``.
 
-    A coordinatewise rule, such as the paper's LSTM, steps each parameter tensor by itself. A rule that is not sees all
-    parameters of a param group as one vector, and their shapes; those without a gradient count as zero in it and stay
-    where they are. A rule that sees the loss needs ``step(closure)``. One that has learned where runs start needs
+    A coordinatewise rule, such as the paper's LSTM, steps each parameter tensor by itself. Any other rule sees all
+    parameters of a param group as one vector, and their shapes; a parameter without a gradient has a zero gradient in
+    it and does not move. A rule that sees the loss needs ``step(closure)``. A rule with a learned start needs
     ``start()`` before the first gradient.
 
-    **Gradients.** Parameters whose ``grad`` is None are skipped, and keep their state. Where any gradient has a number
-    that is not finite, the whole step is skipped: no parameter and no state changes, and ``skipped_steps`` counts it.
-    A learned rule has been trained on the gradients of a minibatch's mean loss: sums, and gradients scaled in other
-    ways, are not what it knows.
+    **Gradients.** Parameters whose ``grad`` is None are skipped, and keep their state. If any gradient is not finite,
+    the whole step is skipped: no parameter and no state changes, and ``skipped_steps`` counts it. A learned rule was
+    trained on gradients of a minibatch's mean loss: do not give it gradients of a sum, or otherwise scaled ones.
 
     **Precision.** Steps are computed in float32, in float64 for float64 parameters; half-precision parameters are
     rounded once, at the end.
 
-    **State.** The paper's LSTM remembers 80 numbers of each coordinate: 320 bytes, or 160 with ``bfloat16_state``.
-    Running means, such as a rule's ``momenta``, are kept in full with it, too: 8 bytes for each of them.
-    ``state_dict`` holds them as plain tensors, and loading it continues to the next bit; the rule itself is not in it,
-    only its name, so give the same rule again. A step needs next to no memory beyond the state: coordinates are worked
-    on in chunks.
+    **State.** The paper's LSTM keeps 80 numbers per coordinate: 320 bytes, or 160 with ``bfloat16_state``. Running
+    means, such as a rule's ``momenta``, stay in float32 even then: 8 bytes each. ``state_dict`` holds them as plain
+    tensors, and loading it continues bit for bit; it holds the rule's name but not the rule, so give the same rule
+    again. A step needs hardly any memory beyond the state, since coordinates are processed in chunks.
 
     Args:
         params: parameters, named parameters or param groups, as every optimizer of ``torch.optim`` takes them. A group
             may have a ``rule``, ``lr`` and ``scale`` of its own.
         rule: an ``UpdateRule``; the name of a trained one in this package, such as ``mnist``; or the path of a file
             that ``python -m lightning_l2l export`` or ``lightning_l2l.pretrained.save_rule`` wrote. A ``Grouped`` rule
-            finds the one of each parameter by its name, if ``params`` is ``model.named_parameters()``; or groups name
-            one of its rules: ``{"params": ..., "rule": "conv"}``.
-        lr: a factor of every step, which learning-rate schedulers change. 1 is what the rule has learned.
-        scale: a further factor, which they leave alone.
-        bfloat16_state: keep the state in bfloat16, in half of the memory, at three digits of precision.
+            chooses a parameter's rule by its name if ``params`` is ``model.named_parameters()``; otherwise each group
+            names one of its rules: ``{"params": ..., "rule": "conv"}``.
+        lr: factor of every step, which learning-rate schedulers change; 1 takes the steps as learned.
+        scale: a further factor, which schedulers leave alone.
+        bfloat16_state: keep the state in bfloat16, which halves its memory and leaves three digits of precision.
 
     Raises:
-        ValueError: a setting, or a rule that cannot be found or does not fit the parameters; or complex parameters.
-        RuntimeError: by ``step``, when a gradient is sparse.
+        ValueError: a setting is invalid, the rule cannot be found or does not fit the parameters, or parameters are
+            complex or integers.
+        RuntimeError: raised by ``step`` for a sparse gradient.
 
     Example:
         >>> optimizer = LearnedOptimizer(model.parameters(), "mnist")
@@ -77,7 +76,7 @@ class LearnedOptimizer(Optimizer):
         self._rules: dict[str, UpdateRule] = {}  # by their names in the groups
         self._rule_of: dict[Tensor, str] = {}
         self._steppers: dict[tuple, Stepper] = {}
-        self._to_start: set[Tensor] = set()  # parameters that a rule wants elsewhere before their first step
+        self._to_start: set[Tensor] = set()  # parameters that have yet to move to their rule's learned start
         super().__init__(params, {"rule": self._register(rule), "lr": lr, "scale": scale})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -100,7 +99,7 @@ class LearnedOptimizer(Optimizer):
 
     @torch.no_grad()
     def start(self) -> None:
-        """Moves parameters to where their rule has learned to start, θ ← rule.start(θ); others stay where they are."""
+        """Moves parameters to their rule's learned start, θ ← rule.start(θ); other parameters do not move."""
         for unit in (unit for group in self.param_groups for unit in self._units(group["params"])):
             if unit[0] in self._to_start:
                 stepper = self._stepper(unit)
@@ -114,13 +113,14 @@ class LearnedOptimizer(Optimizer):
         """Takes one step.
 
         Args:
-            closure: evaluates the model again, goes backward, and returns the loss. A rule that sees the loss needs it.
+            closure: evaluates the model again, runs the backward pass and returns the loss; needed by a rule that sees
+                the loss.
 
         Returns:
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse, or a rule lacks the loss, or ``start``.
+            RuntimeError: a gradient is sparse, a rule needs a closure, or ``start`` has not been called.
         """
         self._check_ready(closure)
         loss = None
@@ -147,17 +147,17 @@ class LearnedOptimizer(Optimizer):
             raise RuntimeError(f"rule {name} has learned where to start: call start() before the first gradient")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up a copy of another optimizer's state; see ``torch.optim.Optimizer.load_state_dict``.
+        """Loads a copy of another optimizer's state; see ``torch.optim.Optimizer.load_state_dict``.
 
         The state may come from another machine or device, and from an optimizer with another ``bfloat16_state``.
 
         Raises:
-            ValueError: the state is of other parameters or rules.
+            ValueError: the state belongs to other parameters or rules.
         """
         rules = [[group.get("rule") for group in groups] for groups in (state_dict["param_groups"], self.param_groups)]
         if rules[0] != rules[1]:
             raise ValueError(f"loaded state dict is of rules {rules[0]}, but the groups here have {rules[1]}")
-        # PyTorch would give the state the parameters' floating point type, so it gets to see the groups alone
+        # the base class would cast the state, so pass it only the groups
         super().load_state_dict({**state_dict, "state": {}})
         ids = [number for group in state_dict["param_groups"] for number in group["params"]]
         number_of = dict(zip((p for group in self.param_groups for p in group["params"]), ids, strict=True))
@@ -167,7 +167,7 @@ class LearnedOptimizer(Optimizer):
         self._to_start.clear()
 
     def _step_group(self, group: dict[str, Any], loss: float | None) -> None:
-        """Steps the parameters of a group that have a gradient: most of them where they are, at once."""
+        """Steps the parameters of a group that have a gradient, most of them in place and in one call."""
         at_once: dict[Stepper, list[tuple]] = {}
         factor = float(group["lr"]) * group["scale"]
         for unit in self._units(group["params"]):
@@ -197,7 +197,7 @@ class LearnedOptimizer(Optimizer):
                 stepper.step(work, factor, seen_loss(loss, stepper))
 
     def _units(self, params: list[Tensor]) -> list[list[Tensor]]:
-        """Parameters that are stepped as one vector; its state is that of the first."""
+        """Groups parameters that are stepped as one vector; its state is kept under the first of them."""
         units: dict[Any, list[Tensor]] = {}
         for p in params:
             name = self._rule_of[p]
@@ -215,7 +215,7 @@ class LearnedOptimizer(Optimizer):
         return self._steppers[key]
 
     def _layout(self, unit: Sequence[Tensor]) -> Layout:
-        """How parameters lie in a vector of them; they are numbered where the groups do not name them."""
+        """The layout of the vector that holds these parameters; parameters without names are numbered."""
         names: dict[Tensor, str] = {}
         for group in self.param_groups:
             names |= dict(zip(group["params"], group.get("param_names", ()), strict=False))
@@ -233,7 +233,7 @@ class LearnedOptimizer(Optimizer):
             self._rule_of |= self._assign(group)
 
     def _register(self, rule: UpdateRule | str | PathLike) -> str:
-        """Returns the name under which a rule is known, after finding it."""
+        """Finds a rule and returns the name under which it is registered."""
         if isinstance(rule, UpdateRule):
             label, number = rule.label, 1
             while self._rules.setdefault(label, rule) is not rule:
@@ -250,7 +250,7 @@ class LearnedOptimizer(Optimizer):
         return name
 
     def _assign(self, group: dict[str, Any]) -> dict[Tensor, str]:
-        """Which rule steps each parameter of a group."""
+        """The name of the rule that steps each parameter of a group."""
         rule = self._rules[group["rule"]]
         if not isinstance(rule, Grouped):
             return dict.fromkeys(group["params"], group["rule"])
@@ -270,7 +270,7 @@ class LearnedOptimizer(Optimizer):
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
-    """All numbers of some tensors in a row; those of one that lies so itself are not copied."""
+    """Flattens and concatenates tensors; a single contiguous tensor is not copied."""
     if len(tensors) > 1:
         return torch.cat([tensor.reshape(-1) for tensor in tensors])
     row = tensors[0].contiguous()
@@ -285,7 +285,7 @@ def seen_loss(loss: float | Tensor | None, stepper: Stepper) -> Tensor | None:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether there is no infinity and no NaN in any."""
+    """Whether every number of every tensor is finite."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
         by_device.setdefault(tensor.device, []).append(tensor)
@@ -293,7 +293,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def _all_finite(tensors: list[Tensor]) -> bool:
-    """As ``all_finite``, on one device: sums are finite where all numbers are, unless they are very large."""
+    """As ``all_finite``, on one device; a finite sum proves that all numbers are finite, and is tried first."""
     if torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors]).isfinite().all():
         return True
     return all(bool(tensor.isfinite().all()) for tensor in tensors)

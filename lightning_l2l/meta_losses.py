@@ -12,21 +12,21 @@ Weights = Literal["uniform", "last", "linear"] | list[float]
 
 
 class MetaLoss(ABC):
-    """A meta-loss L = E_f[ℓ(f(θ_1), .., f(θ_T))]; ℓ is a sum of what each truncation of the run adds to it."""
+    """A meta-loss L = E_f[ℓ(f(θ_1), .., f(θ_T))]; ℓ is a sum over the truncations of a run."""
 
     @abstractmethod
     def __call__(self, losses: Tensor, step: int, horizon: int, reference: Tensor | None = None) -> Tensor:
-        """Returns what K steps of each episode add to its meta-loss, [N]; differentiable by the losses.
+        """Returns what K steps add to each episode's meta-loss, [N]; differentiable with respect to the losses.
 
         Args:
             losses: f(θ_{t+1}) .. f(θ_{t+K}), [K, N].
             step: t, the number of steps before these.
             horizon: T, the number of steps of the whole run.
-            reference: what the optimizee says these losses are to be compared with, [K, N]; None: nothing.
+            reference: what the optimizee gives to compare these losses with, [K, N], or None.
         """
 
     def check(self, horizon: int) -> None:
-        """Refuses runs that it cannot weigh.
+        """Refuses horizons that it has no weights for.
 
         Args:
             horizon: T.
@@ -41,9 +41,9 @@ class WeightedSum(MetaLoss):
     """Σ_t w_t f(θ_t) (arXiv:1606.04474, section 2, equation 3).
 
     Args:
-        weights: w_t: ``uniform`` weighs every step 1, as the paper does; ``last`` only the last one of the run, 1;
-            ``linear`` grows with t from 2/(T + 1) to 2T/(T + 1), so that the weights add up to T. A list has one for
-            each step of the horizon.
+        weights: w_t: ``uniform`` gives every step weight 1, as the paper does; ``last`` gives weight 1 to the last step
+            of the run and 0 to all others; ``linear`` grows with t from 2/(T + 1) to 2T/(T + 1), so that the weights
+            sum to T. A list gives one weight for each step of the horizon.
     """
 
     def __init__(self, weights: Weights = "uniform") -> None:

@@ -1,4 +1,4 @@
-"""One config trained on several meta-seeds, all of which race on the same episodes."""
+"""Trains one config on several meta-seeds and races the results on the same episodes."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ from lightning_l2l.terminal import ShortParser
 from lightning_l2l.trained.checkpoint import PRETRAINED, without_ckpt_path
 
 TRAINING = ("seed_everything", "model", "data", "trainer", "checkpoint", "early_stopping")  # what training depends on
-FINISHED = "finished.yaml"  # those settings, kept in the folder of a run that has come to its end
+FINISHED = "finished.yaml"  # the settings above, in the folder of a finished run
 
 Run = Callable[[list[str]], object]
 
@@ -23,9 +23,9 @@ Run = Callable[[list[str]], object]
 def train_and_race(seeds: Sequence[int], flags: list[str], run: Run) -> None:
     """Trains a rule on each meta-seed, and races all of them against the tuned baselines on the same test episodes.
 
-    A meta-seed s is both seed_everything, of the rule's first weights, and data.seed, of the episodes of training. Its
-    run is runs/NAME/seed_s: one that has finished is not run again, and one that was broken off goes on. The test's
-    episodes are those of the config's own data.seed.
+    A meta-seed s sets both seed_everything, for the rule's initial weights, and data.seed, for the training episodes.
+    Its run is runs/NAME/seed_s: a finished run is not repeated, and an interrupted one resumes. The test episodes are
+    those of the config's own data.seed.
 
     Args:
         seeds: the meta-seeds.
@@ -33,7 +33,7 @@ def train_and_race(seeds: Sequence[int], flags: list[str], run: Run) -> None:
         run: runs a command line of this package.
 
     Raises:
-        InvalidInputError: by a command, or the flags contradict this one.
+        InvalidInputError: a command refuses its input, or the flags contradict this command.
     """
     if len(set(seeds)) < len(seeds):
         raise InvalidInputError(f"--seeds is {' '.join(map(str, seeds))}, with one twice: give each meta-seed once.")
@@ -62,7 +62,7 @@ def main(arguments: list[str], run: Run) -> None:
 
 
 def _train(seed: int, flags: list[str], run: Run) -> Path:
-    """Runs fit, or what is left of it, and returns the best checkpoint."""
+    """Runs or resumes fit, and returns the best checkpoint."""
     version = f"seed_{seed}"
     own = [f"--seed_everything={seed}", f"--data.seed={seed}"]
     settings = _settings([*flags, *own], run)
@@ -80,7 +80,7 @@ def _train(seed: int, flags: list[str], run: Run) -> Path:
             try:
                 run(["fit", *without_ckpt_path(flags), *own, "--ckpt_path", str(last)])
             except InvalidInputError as error:
-                raise InvalidInputError(f"{folder} cannot go on; to begin anew, move it away: {error}") from None
+                raise InvalidInputError(f"{folder} cannot resume; to start anew, move it away: {error}") from None
         else:
             run(["fit", *flags, *own])
         finished.write_text(now)
@@ -98,6 +98,6 @@ def _settings(flags: list[str], run: Run) -> dict[str, Any]:
 
 
 def _ckpt_path(flags: Sequence[str]) -> str | None:
-    """What --ckpt_path is given as."""
+    """The value given for --ckpt_path."""
     found = re.search(r"(?:^|\n)--ckpt_path[=\n]([^\n]*)", "\n".join(flags))
     return found[1] if found else None

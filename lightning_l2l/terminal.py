@@ -1,4 +1,4 @@
-"""What the terminal shows beside results: no notices that help nobody, the package's own, and what a user can fix."""
+"""Terminal output beside results: silenced notices, the package's own log, and errors that a user can fix."""
 
 import argparse
 import logging
@@ -16,7 +16,7 @@ class ShortParser(argparse.ArgumentParser):
 
     Args:
         command: its name.
-        does: what it does, as a docstring: the first two paragraphs are its help.
+        does: a docstring, whose first two paragraphs are the command's help.
     """
 
     def __init__(self, command: str, does: str | None) -> None:
@@ -29,7 +29,7 @@ class ShortParser(argparse.ArgumentParser):
 
 
 def invalid_input(error: BaseException | None) -> BaseException | None:
-    """Finds what a user can fix among the errors that led to this: the parser wraps those of constructors."""
+    """Finds an error that the user can fix in the chain of causes: the parser wraps errors of constructors."""
     found: BaseException | None = None
     while error is not None:
         found = error if isinstance(error, InvalidInputError | MisconfigurationException) else found
@@ -52,7 +52,7 @@ def quieten() -> None:
 
 
 def show_log() -> None:
-    """Prints what the package itself has to say, such as how long it compiled."""
+    """Prints the package's own log, such as how long a kernel took to compile."""
     log = logging.getLogger("lightning_l2l")
     if os.environ.get("LOCAL_RANK", "0") == "0":
         log.setLevel(logging.INFO)

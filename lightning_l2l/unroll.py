@@ -1,4 +1,4 @@
-"""The one loop in which anything is ever optimized: meta-training, validation, baselines and tests all run it."""
+"""The one optimization loop, which meta-training, validation, baselines and tests all run."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -16,7 +16,7 @@ LAST = 10  # steps whose mean loss is called final
 
 
 class Run(NamedTuple):
-    """Where N runs stand after t steps: all that is needed to go on."""
+    """Where N runs stand after t steps: everything needed to continue."""
 
     step: int  # t
     theta: Tensor  # θ_t, [N, P]
@@ -25,7 +25,7 @@ class Run(NamedTuple):
     grad: Tensor  # ∇_t, the gradient of that loss, [N, P]
 
     def seen_by(self, rule: UpdateRule | Tape) -> dict[str, Tensor]:
-        """What a rule asks to see beside the gradient."""
+        """What a rule sees besides the gradient, by name."""
         return {name: getattr(self, name) for name in rule.sees}
 
     def detach(self) -> "Run":
@@ -34,7 +34,7 @@ class Run(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """What K steps from θ_t to θ_{t+K} left behind, for the meta-gradient and for learning curves."""
+    """A record of K steps from θ_t to θ_{t+K}, for the meta-gradient and for learning curves."""
 
     losses: Tensor  # f(θ_{t+1}) .. f(θ_{t+K}), [K, N]
     thetas: list[Tensor]  # θ_{t+1} .. θ_{t+K}, each [N, P]
@@ -109,13 +109,13 @@ def optimize(rule: UpdateRule, episodes: Episodes, steps: int) -> tuple[Tensor, 
 
 @torch.no_grad()
 def runs(rule: UpdateRule, episodes: Episodes) -> Iterator[Run]:
-    """Yields where the runs stand at t = 0, 1, ..., taking a step whenever the next is asked for.
+    """Yields where the runs stand at t = 0, 1, ..., taking a step whenever the next one is requested.
 
-    The state of what it yields may be overwritten by the next step; the rest may be kept.
+    The next step may overwrite the ``state`` of the previous ``Run``; its other fields may be kept.
 
     Args:
         rule: the update rule.
-        episodes: N episodes; they bound how many steps may be asked for.
+        episodes: N episodes; their minibatches limit the number of steps.
     """
     rule = fastest(rule.bind(episodes.layout), episodes.theta)
     run = start(rule, episodes)
@@ -126,5 +126,5 @@ def runs(rule: UpdateRule, episodes: Episodes) -> Iterator[Run]:
 
 
 def final_loss(curves: Tensor) -> Tensor:
-    """Mean of the last ten steps of curves [..., T + 1]; infinite where that is not a number."""
+    """Mean of the last ten steps of curves [..., T + 1]; infinite if that is NaN."""
     return curves[..., 1:][..., -LAST:].mean(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)

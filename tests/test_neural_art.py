@@ -201,7 +201,7 @@ def test_without_weights_the_error_says_what_to_do(monkeypatch, tmp_path, fails)
         monkeypatch.setattr(weights.value, "url", url)
         vgg.torchvision_weights.cache_clear()
         sentence = fails("fit", "--config", "neural_art.yaml", *TINY_ART, "--data.features=auto")
-    assert "data.features is auto, but VGG16's weights could not be had" in sentence
+    assert "data.features is auto, but VGG16's weights could not be loaded" in sentence
     assert "data.features=random" in sentence
 
 

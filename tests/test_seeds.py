@@ -116,7 +116,7 @@ def test_bad_flags_get_one_sentence(fails, capsys):
 def test_other_settings_than_a_runs_own_are_refused(fails):
     seeds(3)
     sentence = fails("seeds", "--seeds", "3", *FLAGS, "--model.learning_rate=0.5")
-    assert "runs/quadratic/seed_3 cannot go on" in sentence and "model.learning_rate is 0.5" in sentence
+    assert "runs/quadratic/seed_3 cannot resume" in sentence and "model.learning_rate is 0.5" in sentence
 
 
 def test_seeds_may_begin_from_a_trained_rule():

@@ -35,27 +35,27 @@ from lightning_l2l.unroll import learning_curves
 class Comparison(Callback):
     """Races the learned rule against baselines, and other learned rules, on the same episodes.
 
-    Each baseline's settings are tuned for the best final loss on episodes set apart for that. Every validation draws
-    the learning curves into TensorBoard; a test prints the table and writes results.csv, curves.npz and curves.png into
-    the run's folder. Tuned settings and the baselines' curves are kept beside all runs, in the folder ``baselines`` of
-    the logger's ``save_dir``, under all that they depend on: the episodes, the baseline's settings and the source code
-    of both. The same are not run twice, whether a test was killed or another rule is raced.
+    Each baseline's settings are tuned for the best final loss on separate episodes. Every validation draws the learning
+    curves into TensorBoard; a test prints the table and writes results.csv, curves.npz and curves.png into the run's
+    folder. Tuned settings and the baselines' curves are cached in the folder ``baselines`` of the logger's
+    ``save_dir``, keyed by everything that they depend on: the episodes, the baseline's settings and the source code of
+    both. So nothing runs twice after a test was killed, or when another rule is raced.
 
     Attributes:
         best: the baseline with the lowest final loss in the last race, with its tuned settings; None before one.
 
     Args:
-        rates_per_decade: how fine the grid of learning rates from 1e-4 to 10 is.
-        prune_rates: give up the worse half of the rates after an eighth, a quarter and half of the horizon, for
-            a third of the time; a rate that is slow at first but best in the end may then be missed, above all where
-            runs begin on a plateau (``deep`` of mnist_transfer.yaml: SGD ended at 2.30 so, at 1.79 else).
-        results: what results call the experiment, and a folder for them in the run's folder, so that tests of one rule
-            on several things do not overwrite each other; by default the logger's name, and the run's folder itself.
-        baselines: update rules by class path, with settings. The learning rate of one that has an attribute
-            ``learning_rate`` is tuned, whatever it is given, and with it what its attribute ``tuned_with`` names; one
-            without races as it is. Null is SGD, NAG, RMSprop and Adam, as in the paper.
-        rivals: other trained rules, each ``pretrained:NAME``, ``pretrained:PATH`` or the path of a checkpoint. They are
-            in the table but never the best baseline.
+        rates_per_decade: learning rates per decade, on a grid from 1e-4 to 10.
+        prune_rates: drop the worse half of the rates after an eighth, a quarter and half of the horizon, which takes a
+            third of the time. It may miss a rate that is slow at first but best in the end, above all where runs begin
+            on a plateau (``deep`` of mnist_transfer.yaml: SGD ended at 2.30 with it, at 1.79 without).
+        results: the experiment's name in results, and their folder in the run's folder, so that tests of one rule on
+            several problems do not overwrite each other; by default the logger's name, and the run's folder itself.
+        baselines: update rules by class path, with settings. A rule's attribute ``learning_rate`` is tuned, whatever
+            value it is given, together with the settings that its attribute ``tuned_with`` names; a rule without one
+            races as given. Null is SGD, NAG, RMSprop and Adam, as in the paper.
+        rivals: other trained rules, each ``pretrained:NAME``, ``pretrained:PATH`` or the path of a checkpoint. They
+            appear in the table but never count as the best baseline.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class Comparison(Callback):
         self.rivals = [rivals] if isinstance(rivals, str) else rivals or []
         self.races: list[Race] = []
         self.best: UpdateRule | None = None
-        self.races_to_come = 0  # after the one at hand, in the same test
+        self.races_to_come = 0  # after the current one, in the same test
         self.contestants: list[Contestant] | None = None
-        self.run = ""  # that the learned rule comes from, in a test against rivals from other runs
-        self.validated: list[Entry] = []  # all but the learned rule, on episodes that are the same each time
-        self.curves: list[list[Tensor]] = []  # of the learned rule, and then of each contestant
+        self.run = ""  # of the learned rule, in a test against rivals from other runs
+        self.validated: list[Entry] = []  # all but the learned rule; validation episodes never change
+        self.curves: list[list[Tensor]] = []  # the learned rule's first, then each contestant's
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Makes the contestants, before anything takes time."""
+        """Makes the contestants, before any slow work."""
         if stage in ("fit", "test"):
             self.check(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
 
@@ -106,7 +106,7 @@ class Comparison(Callback):
         self._tune(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tunes the baselines, and finds what to call the learned rule."""
+        """Tunes the baselines, and finds the learned rule's name."""
         checkpoints = Path(trainer.log_dir or "") / "checkpoints"
         rivals_have_runs = any(contestant.run for contestant in self.contestants or [])
         self.run = run_of(checkpoints / "best.ckpt") if rivals_have_runs and checkpoints.is_dir() else ""
@@ -124,7 +124,7 @@ class Comparison(Callback):
         batch: Episodes,
         *_: Any,
     ) -> None:
-        """Runs the contestants on the validation episodes, the first time."""
+        """Runs the contestants on the validation episodes, in the first validation only."""
         if (curves := curves_in(outputs)) is not None:
             self._add([curves] if self.validated else [curves, *self._race(trainer, batch)])
 
@@ -209,11 +209,11 @@ class Comparison(Callback):
                 found = self._kept(trainer, contestant, batches, best, "settings", *settings)
                 contestant.tuned = dict(zip(grid, found.tolist(), strict=True))
                 done += size_of(grid) * len(batches)
-                bar.update(done - bar.n)  # those that are known, or need not be tried
+                bar.update(done - bar.n)  # counts those that are cached or pruned
         rank_zero_info("  " + ", ".join(in_words(contestant) for contestant, _ in grids))
 
     def _race(self, trainer: Trainer, episodes: Episodes) -> Iterator[Tensor]:
-        """Runs each contestant, or takes its curves from the last time."""
+        """Runs each contestant, or reads its cached curves."""
         horizon, fingerprint = trainer.datamodule.horizon, episodes.fingerprint()  # type: ignore[attr-defined]
         for contestant in self.contestants or []:
 
@@ -232,13 +232,13 @@ class Comparison(Callback):
         compute: Callable[[], Tensor],
         *settings: object,
     ) -> Tensor:
-        """Computes a result of a baseline once for all experiments; keeps nothing where runs are not kept."""
+        """Computes a baseline's result once for all experiments; caches nothing if runs are not kept."""
         depends_on = contestant.depends_on(batches) if contestant.kind == "baseline" else None
         folder = Path(trainer.logger.save_dir) / "baselines" if has_tensorboard(trainer) else None  # type: ignore
         return ResultCache(folder if depends_on else None).get(compute, depends_on, *settings)
 
     def _add(self, curves: Sequence[Tensor]) -> None:
-        """Takes the curves of a batch of episodes: the learned rule's, and each contestant's."""
+        """Adds the curves of a batch of episodes: the learned rule's, and each contestant's."""
         self.curves = self.curves or [[] for _ in curves]
         for known, more in zip(self.curves, curves, strict=True):
             known.append(more)

@@ -34,9 +34,9 @@ class Contestant:
 
     Attributes:
         name: what tables and figures call it.
-        kind: what it is.
-        rule: as it was given, which is never run itself.
-        run: the run that a rival comes from, such as "seed 1"; it is the end of the name.
+        kind: baseline or rival.
+        rule: the rule as given; only copies of it are run.
+        run: the run that a rival comes from, such as "seed 1", which its name ends with.
         data: the settings of the data that a rival was trained on, as far as they are known.
         tuned: the settings that have been tuned, by name.
     """
@@ -49,22 +49,22 @@ class Contestant:
     tuned: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.settings = settings_of(self.rule)  # now, since rules may remember what they have been bound to
+        self.settings = settings_of(self.rule)  # now, before the rule is bound to anything
         self.grid_names = list(grid_of(self.rule, Tensor([1.0]))) if self.kind == "baseline" else []
         for name in self.grid_names:
             if not hasattr(self.rule, name):
                 raise InvalidInputError(
-                    f"comparison.baselines has {self.name}, whose tuned_with names {name}, which it has not got: give "
+                    f"comparison.baselines has {self.name}, whose tuned_with names {name}, which it lacks: give "
                     "the rule an attribute of that name."
                 )
 
     @property
     def tunable(self) -> bool:
-        """Whether it has a learning rate to be tuned."""
+        """Whether it has a learning rate to tune."""
         return bool(self.grid_names)
 
     def over(self, horizon: int) -> UpdateRule:
-        """A copy of the rule for runs of so many steps, which it is told if it has a horizon that is None."""
+        """A copy of the rule for runs of ``horizon`` steps; fills in its ``horizon`` if that is None."""
         wants_horizon = getattr(self.rule, "horizon", horizon) is None
         return with_settings(self.rule, {"horizon": horizon} if wants_horizon else {})
 
@@ -88,7 +88,7 @@ class Contestant:
             )
 
     def depends_on(self, batches: Sequence[Episodes]) -> tuple[object, ...] | None:
-        """The rule's settings, and a digest of its source code and the episodes'; None if nobody can tell."""
+        """The rule's settings, and a digest of its source code and the episodes'; None if there is no source file."""
         fields = [value for episodes in batches for value in episodes.shared_fields().values()]
         source = source_of(self.rule, *batches, *fields)
         return (source, self.settings) if source else None
@@ -97,13 +97,13 @@ class Contestant:
 def contestants(
     learner: LightningModule, baselines: Sequence[UpdateRule] | None, rivals: Sequence[str], home: Path | None
 ) -> list[Contestant]:
-    """Makes everybody who races against the learned rule: rivals first.
+    """Makes all contestants of the learned rule, rivals first.
 
     Args:
-        learner: whose rule is raced against.
-        baselines: null are the paper's.
+        learner: the one whose rule is tested.
+        baselines: null is the paper's four.
         rivals: trained rules, as ``read_rival`` takes them.
-        home: the folder of the learner's experiment, which names of rivals from there need not repeat.
+        home: the folder of the learner's experiment; names of rivals from there leave it out.
 
     Raises:
         InvalidInputError: a rival cannot be read.
@@ -115,7 +115,7 @@ def contestants(
 
 
 def told_apart(names: Sequence[str]) -> list[str]:
-    """The same names, numbered where one comes again: NAG, NAG 2."""
+    """The same names, with repeated ones numbered: NAG, NAG 2."""
     found: list[str] = []
     for name in names:
         free = (f"{name} {number}" if number > 1 else name for number in count(1))
@@ -128,8 +128,8 @@ def read_rival(name: str, learner: LightningModule, home: Path | None) -> Contes
 
     Args:
         name: ``pretrained:NAME``, ``pretrained:PATH`` of an exported rule, or the path of a checkpoint that fit wrote.
-        learner: its rule lends its class to a rival that was made with the same settings; any other rival must be of
-            one of the package's own classes.
+        learner: a rival with the same settings as the learner's rule is of that rule's class; any other rival must be
+            of one of the package's own classes.
         home: see ``contestants``.
 
     Raises:
@@ -159,7 +159,7 @@ def read_rival(name: str, learner: LightningModule, home: Path | None) -> Contes
 
 
 def run_of(checkpoint: Path) -> str:
-    """The run that a checkpoint lies in, in words: "seed 1" of runs/mnist/seed_1; empty if it lies in none."""
+    """The name of a checkpoint's run, such as "seed 1" for runs/mnist/seed_1; empty if it belongs to none."""
     return checkpoint.parents[1].name.replace("_", " ") if checkpoint.parent.name == "checkpoints" else ""
 
 

@@ -7,17 +7,17 @@ CONFIDENCE = 0.95
 
 
 def half_width(values: Sequence[float]) -> float | None:
-    """Half the width of the 95 % interval of a mean: Student's t quantile, of n - 1 degrees of freedom, times s / √n.
+    """Half the width of the 95 % interval of a mean: Student's t quantile for n - 1 degrees of freedom, times s / √n.
 
-    The normal quantile would be nearly the same over a hundred episodes, but less than half of it over three runs.
+    The normal quantile is nearly the same for a hundred episodes, but less than half as large for three runs.
 
     Args:
         values: n independent numbers, such as the losses of n episodes, or paired differences of them.
 
     Returns:
-        None for fewer than two; not a number where one of the values is not finite.
+        None for fewer than two values; NaN if one of them is not finite.
     """
-    from scipy.special import stdtrit  # now, since it takes long to load
+    from scipy.special import stdtrit  # here, since it is slow to import
 
     if (n := len(values)) < 2:
         return None

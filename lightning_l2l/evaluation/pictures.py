@@ -1,4 +1,4 @@
-"""Sheets of pictures: how θ looks on its way, where it is a picture."""
+"""Sheets of pictures that show θ during a run, for optimizees whose θ is a picture."""
 
 import re
 from collections.abc import Sequence
@@ -17,28 +17,28 @@ from lightning_l2l.rules import UpdateRule
 from lightning_l2l.tensorboard import has_tensorboard, show_figure
 from lightning_l2l.unroll import runs
 
-DPI = 100  # of a sheet, so that its pixels can be counted
-CELL = 128  # pixels that the longer side of a picture has on a sheet, at least
+DPI = 100  # of a sheet, to size it in pixels
+CELL = 128  # least number of pixels of a picture's longer side on a sheet
 GAP = 4  # pixels between pictures
 MARGIN = 22  # pixels for names, at the left and at the top
 
 
 class Row(NamedTuple):
-    """One line of a sheet: a name, and pictures [3, H, W] in 0..1 by what they are called."""
+    """One line of a sheet: a name, and pictures [3, H, W] in 0..1 by their titles."""
 
     name: str
     pictures: dict[str, Tensor]
 
 
 class Pictures(Callback):
-    """Shows θ at some steps where it is a picture, by the learned rule and by the best baseline.
+    """Shows θ at some steps of the learned rule and of the best baseline, if θ is a picture.
 
-    Each validation draws a sheet into TensorBoard; a test also writes it, as pictures.png and, of a variant,
-    pictures_NAME.png, beside results.csv. Optimizees whose θ is no picture are left alone.
+    Each validation draws a sheet into TensorBoard; a test also writes it beside results.csv, as pictures.png, or as
+    pictures_NAME.png for a variant. Other optimizees are ignored.
 
     Args:
-        episodes: how many a test shows; a validation shows one.
-        steps: which are shown; the last of the horizon always is.
+        episodes: number of episodes that a test shows; a validation shows one.
+        steps: the steps to show; the last one is always shown.
     """
 
     def __init__(self, episodes: int = 3, steps: tuple[int, ...] = (0, 16, 32, 64, 128)) -> None:
@@ -107,7 +107,7 @@ class Pictures(Callback):
 
 
 def rows(name: str, rule: UpdateRule, episodes: Episodes, steps: set[int]) -> list[Row]:
-    """Runs a rule and returns a row for each episode: what stands beside θ, and how θ looks at the steps."""
+    """Runs a rule and returns a row for each episode: its reference pictures, and θ at the steps."""
     columns = episodes.references()
     for run in islice(runs(rule, episodes), max(steps) + 1):
         if run.step in steps:
@@ -118,10 +118,10 @@ def rows(name: str, rule: UpdateRule, episodes: Episodes, steps: set[int]) -> li
 
 
 def sheet(lines: Sequence[Row]) -> Figure:
-    """Draws rows one below the other: each pixel a square of whole pixels, names at the left and above.
+    """Draws rows below each other, each pixel enlarged by a whole factor, with names at the left and above.
 
     Args:
-        lines: rows of the same columns; the last of each says how large every cell is.
+        lines: rows with the same columns; the last picture of the first row sets the size of every cell.
     """
     height, width = list(lines[0].pictures.values())[-1].shape[1:]
     zoom = -(-CELL // max(height, width))

@@ -16,10 +16,10 @@ class Predictions(Callback):
     """Writes what predict optimized: an .npz for each batch, and a PNG for each episode whose θ is a picture.
 
     An .npz holds ``theta``, the optimized parameters θ_T [N, P], and ``losses``, f(θ_0) .. f(θ_T) [N, T + 1]. It is
-    called as the first of its episodes.
+    named after its first episode.
 
     Args:
-        folder: where to; null is the folder predictions in the run's folder.
+        folder: where to write; null is the folder predictions in the run's folder.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -28,7 +28,7 @@ class Predictions(Callback):
         self.done = 0  # episodes, in this process
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds the folder, which all processes must ask for, and counts from the first episode.
+        """Finds the folder, in all processes together, and counts from the first episode.
 
         Raises:
             InvalidInputError: the folder is the one that the pictures are read from.
@@ -54,7 +54,7 @@ class Predictions(Callback):
         """Writes the files of a batch."""
         theta, losses = outputs
         count = len(trainer.predict_dataloaders.dataset)  # type: ignore[union-attr]
-        # processes are dealt the episodes in turn, and the first ones again where they do not come out even
+        # episodes are distributed over processes in turn; the first ones repeat if they do not divide evenly
         numbers = [trainer.global_rank + trainer.world_size * (self.done + n) for n in range(len(theta))]
         names = [trainer.datamodule.prediction_name(n) for n in numbers if n < count]  # type: ignore[attr-defined]
         self.done += len(theta)
@@ -68,11 +68,11 @@ class Predictions(Callback):
             to_image(picture).save(self.place / f"{name}.png")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says where the files are."""
+        """Prints where the files are."""
         if trainer.is_global_zero:
             print(f"Written to {self.place}")
 
 
 def to_image(picture: Tensor) -> Image.Image:
-    """A picture [3, H, W] in 0..1 as one that can be saved."""
+    """Converts a picture [3, H, W] in 0..1 to an image that can be saved."""
     return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).cpu().numpy())

@@ -1,4 +1,4 @@
-"""What a kept result depends on, in words: settings, numbers and source code of the objects that made it."""
+"""Descriptions of what a cached result depends on: settings, numbers and source code of the objects that made it."""
 
 import hashlib
 import inspect
@@ -17,7 +17,7 @@ FOREIGN = ("torch", "builtins", "abc", "typing")  # packages whose code nobody e
 
 
 def settings_of(rule: nn.Module) -> list[tuple[str, str]]:
-    """All that a rule was made with, and the numbers it has learned, by name."""
+    """A rule's settings and its learned numbers, by name."""
     found = []
     for name, module in rule.named_modules():
         found.append((f"{name} class", f"{type(module).__module__}.{type(module).__qualname__}"))
@@ -28,10 +28,10 @@ def settings_of(rule: nn.Module) -> list[tuple[str, str]]:
 
 
 def source_of(*objects: object) -> str | None:
-    """A digest of the files that hold the classes of objects, and those that these inherit from.
+    """A digest of the source files of the objects' classes and of their base classes.
 
     Returns:
-        None where there is no such file, as for a class of a notebook: then nobody can tell whether it has changed.
+        None if a class has no source file, as in a notebook: then a change cannot be detected.
     """
     modules = [part for one in objects for part in (one.modules() if isinstance(one, nn.Module) else (one,))]
     classes = {base for module in modules for base in type(module).__mro__}
@@ -45,7 +45,7 @@ def source_of(*objects: object) -> str | None:
 
 
 def _printed(value: Any) -> str:
-    """A value in full, with the numbers of the tensors and modules in it."""
+    """A value printed in full, with the numbers of its tensors and modules."""
     leaves, form = pytree.tree_flatten(value)
     printed = [
         content(leaf) if isinstance(leaf, Tensor) else str(settings_of(leaf)) if isinstance(leaf, nn.Module) else leaf

@@ -25,7 +25,7 @@ episode."""
 
 
 class Table(NamedTuple):
-    """What rows must share to stand in one table."""
+    """What rows must share to belong to one table."""
 
     experiment: str
     variant: str
@@ -36,8 +36,8 @@ class Table(NamedTuple):
 def report(results: Sequence[str], output: Path) -> None:
     """Writes the tables of kept results.csv files into a Markdown file, between two marker comments.
 
-    A rule of which several runs are given has a row for their mean and one for each. What stands outside of the
-    markers in the file stays as it is; a file without them gets the tables at its end.
+    A rule with several runs has a row for their mean and one for each run. Text outside the markers is kept; a file
+    without markers gets the tables at its end.
 
     Args:
         results: paths, or patterns of them such as "runs/mnist/seed_*/results.csv".
@@ -147,7 +147,7 @@ def _number(row: dict[str, str], column: str) -> float | None:
 
 
 def _outside(output: Path) -> tuple[str, str]:
-    """What stands before and after the tables in the file as it is."""
+    """The text before and after the tables in the existing file."""
     text = output.read_text() if output.is_file() else ""
     if BEGIN not in text and END not in text:
         return (text.rstrip("\n") + "\n\n" if text.strip() else ""), "\n"

@@ -1,4 +1,4 @@
-"""Results that took long, kept for the next time under what they depend on."""
+"""A cache of slow results, keyed by what they depend on."""
 
 import hashlib
 import os
@@ -12,20 +12,20 @@ from torch import Tensor
 
 
 class ResultCache:
-    """A folder of tensors, each under a digest of all that it depends on; safe among processes.
+    """A folder of tensors, each under a digest of what it depends on; safe for concurrent processes.
 
     Args:
-        folder: where; None keeps nothing.
+        folder: where results are kept; None keeps nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
     def get(self, compute: Callable[[], Tensor], *depends_on: object) -> Tensor:
-        """Returns what ``compute`` returned for the same dependencies before, else calls it.
+        """Returns the cached result for these dependencies, or calls ``compute``.
 
         Args:
-            compute: what takes long; it returns a tensor on any device.
+            compute: the slow function, which returns a tensor on any device.
             depends_on: everything that the result depends on, as printed by ``repr``.
         """
         if self.folder is None:
@@ -34,7 +34,7 @@ class ResultCache:
         file = self.folder / f"{digest}.npy"
         try:
             return torch.from_numpy(np.load(file, allow_pickle=False))
-        except (OSError, ValueError, EOFError):  # not there, or broken off while it was written
+        except (OSError, ValueError, EOFError):  # missing, or truncated while it was written
             result = compute().cpu()
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:

@@ -1,4 +1,4 @@
-"""What a race leaves behind: numbers, table, figure and files."""
+"""The results of a race: numbers, table, figure and files."""
 
 import csv
 import math
@@ -40,7 +40,7 @@ class Entry:
         name: what tables and figures call it.
         kind: learned, rival or baseline.
         curves: f(θ_0) .. f(θ_T) of every episode, [N, T + 1].
-        rule: as it ran, with its tuned settings; None for a learner that does not say which it learns.
+        rule: the rule as it ran, with its tuned settings; None for a learner that does not say which rule it learns.
         tuned: the settings that were tuned, by name.
         run: the run that a learned rule comes from, where several are raced.
     """
@@ -74,7 +74,7 @@ class Race:
     entries: list[Entry]
 
     def numbers(self) -> list[dict[str, float | None]]:
-        """Numbers of each rule's mean curve, as ``NUMBERS`` names them; None where it does not have one.
+        """Numbers of each rule's mean curve, as ``NUMBERS`` names them; None for a missing number.
 
         These are the loss before the first step, after 20 and 100, its mean over the last ten, its sum over steps 1 to
         the horizon, and the first step at which it is as low as the best baseline's mean over the last ten.
@@ -82,7 +82,7 @@ class Race:
         means = [entry.curves.double().mean(0) for entry in self.entries]
         baselines = [mean for mean, entry in zip(means, self.entries, strict=True) if entry.kind == "baseline"]
         lasts = [final_loss(mean).item() for mean in baselines]
-        best = min(filter(math.isfinite, lasts), default=math.nan)  # which no loss is as low as
+        best = min(filter(math.isfinite, lasts), default=math.nan)  # no loss is below NaN
         return [_numbers(mean, best) for mean in means]
 
     def intervals(self) -> list[dict[str, float | None]]:
@@ -128,7 +128,7 @@ def best_baseline(entries: Sequence[Entry]) -> UpdateRule | None:
 
 
 def results_rows(race: Race, experiment: str) -> list[dict[str, object]]:
-    """One row a rule, as ``results.csv`` holds it; a number that it does not have is left empty."""
+    """One row per rule, as in ``results.csv``; a missing number is left empty."""
     rows = []
     for entry, numbers, intervals in zip(race.entries, race.numbers(), race.intervals(), strict=True):
         episodes, steps = entry.curves.shape
@@ -143,7 +143,7 @@ def results_rows(race: Race, experiment: str) -> list[dict[str, object]]:
 def write_results(races: Sequence[Race], folder: Path, experiment: str) -> None:
     """Writes results.csv, curves.npz (mean and standard deviation per step of each rule) and curves.png.
 
-    In curves.npz the names of all variants but the first stand before those of the rules.
+    In curves.npz a rule's name follows that of the variant, except for the first variant.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "results.csv").open("w", newline="") as file:

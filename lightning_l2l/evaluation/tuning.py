@@ -1,4 +1,4 @@
-"""Settings of the baselines, tuned on episodes set apart for that."""
+"""Tuning of the baselines' settings on separate episodes."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +11,11 @@ from lightning_l2l.episodes import Episodes
 from lightning_l2l.rules import UpdateRule
 from lightning_l2l.unroll import LAST, final_loss, learning_curves, runs
 
-CACHED = 500_000  # coordinates that a processor works on at full speed; it takes twice the time for many more
+CACHED = 500_000  # coordinates that fit in a processor's cache; each takes twice the time when there are many more
 RATE = "learning_rate"
 
 Grid = dict[str, list[float]]
-"""What to choose from: G values of each setting that is tuned; the g-th of all of them belong together."""
+"""The choices: G values of each tuned setting; choice g takes the g-th value of each."""
 
 
 def learning_rates(rates_per_decade: int) -> Tensor:
@@ -24,7 +24,7 @@ def learning_rates(rates_per_decade: int) -> Tensor:
 
 
 def grid_of(rule: UpdateRule, rates: Tensor) -> Grid:
-    """All learning rates, each with all values of what the rule tunes together with it; empty if it has no rate.
+    """All learning rates, each with all values of the settings tuned with it; empty for a rule without a rate.
 
     Args:
         rule: tuned if it has an attribute ``learning_rate``, which it must read anew at each step. Its attribute
@@ -43,10 +43,10 @@ def size_of(grid: Grid) -> int:
 
 
 def with_settings(rule: UpdateRule, settings: Mapping[str, float | Tensor]) -> UpdateRule:
-    """Returns a copy of a rule that has other values of some attributes.
+    """Returns a copy of a rule with other values of some attributes.
 
     Args:
-        rule: it stays as it is.
+        rule: the original, which is not changed.
         settings: numbers, or tensors [N, 1] that give each of N episodes side by side a value of its own.
     """
     rule = copy.deepcopy(rule)
@@ -73,12 +73,13 @@ def tune(
 
     Args:
         rule: the baseline.
-        batches: episodes to tune on; those of one batch have as many parameters, another batch may have others.
+        batches: episodes to tune on; the number of parameters is the same within a batch, and may differ between
+            batches.
         steps: the horizon.
         grid: what to choose from, as ``grid_of`` returns it.
-        prune: give up the worse half of the choices after an eighth, a quarter and half of the steps (successive
-            halving), for a third of the time; a rate that is slow at first but best in the end may then be missed.
-        progress: is told how many more choices have been tried or given up, each counted once a batch.
+        prune: drop the worse half of the choices after an eighth, a quarter and half of the steps (successive halving),
+            which takes a third of the time but may miss a rate that is slow at first and best in the end.
+        progress: called with the number of choices newly tried or dropped, each counted once per batch.
 
     Returns:
         The best choice, by the names of the settings.
@@ -143,6 +144,6 @@ def _best_of_all(
 
 
 def _per_episode(values: list[float], numbers: Tensor, episodes: Episodes) -> Tensor:
-    """The chosen ones of the values, each once for each of E episodes, [R · E, 1]."""
+    """The chosen values, each repeated for E episodes, [R · E, 1]."""
     chosen = torch.tensor(values, dtype=torch.double)[numbers].to(episodes.theta)
     return chosen.repeat_interleave(len(episodes))[:, None]

@@ -1,15 +1,16 @@
 """What the rest of the package asks a learner. Any LightningModule that runs on episodes may answer.
 
-A learner's ``training_step``, ``validation_step``, ``test_step`` and ``predict_step`` are given ``Episodes``. All else
+A learner's ``training_step``, ``validation_step``, ``test_step`` and ``predict_step`` are given ``Episodes``. The rest
 is optional:
 
 - ``monitor``: the metric that early stopping and the best checkpoint watch, lower is better; by default val/meta_loss.
-- ``rule``: the update rule that it learns. It is raced on pictures' sheets, exported, and taken from ``pretrained:``.
+- ``rule``: the update rule that it learns. It is shown on sheets of pictures, exported, and loaded from
+  ``pretrained:``.
 - ``label``: what tables and figures call what it learned; by default the rule's label, or the learner's class.
-- ``check(datamodule)``: refuses data that it cannot run on, by ``InvalidInputError``, before anything takes time.
-- ``validation_step`` and ``test_step`` return learning curves, f(θ_0) .. f(θ_T) of every episode, [N, T + 1]: they are
-  raced against the baselines. Without them there is no race.
-- ``predict_step`` returns the optimized θ_T, [N, P], and the learning curves: they are written to files.
+- ``check(datamodule)``: raises ``InvalidInputError`` for data that it cannot run on, before any slow work.
+- ``validation_step`` and ``test_step`` return learning curves, f(θ_0) .. f(θ_T) of every episode, [N, T + 1], which
+  enter the race against the baselines. Without them there is no race.
+- ``predict_step`` returns the optimized θ_T, [N, P], and the learning curves, which are written to files.
 """
 
 from typing import Any
@@ -30,7 +31,7 @@ def monitor_of(learner: LightningModule) -> str:
 
 
 def rule_of(learner: LightningModule) -> UpdateRule | None:
-    """The update rule that it learns, if it says which."""
+    """The update rule that it learns; None if it does not say which."""
     rule = getattr(learner, "rule", None)
     return rule if isinstance(rule, UpdateRule) else None
 
@@ -42,22 +43,22 @@ def label_of(learner: LightningModule) -> str:
 
 
 def dtype_of(learner: LightningModule) -> torch.dtype:
-    """The floating point type in which it runs episodes."""
+    """The floating-point type in which it runs episodes."""
     dtype = learner.dtype
     assert isinstance(dtype, torch.dtype)
     return dtype
 
 
 def check(learner: LightningModule, datamodule: EpisodeDataModule) -> None:
-    """Lets it refuse data.
+    """Lets the learner refuse data.
 
     Raises:
-        InvalidInputError: by the learner.
+        InvalidInputError: raised by the learner.
     """
     if callable(own := getattr(learner, "check", None)):
         own(datamodule)
 
 
 def curves_in(outputs: Any) -> Tensor | None:
-    """The learning curves that a step of a validation or test returned, if it did, [N, T + 1]."""
+    """The learning curves, [N, T + 1], that a validation or test step returned; None if it did not."""
     return outputs if isinstance(outputs, Tensor) and outputs.ndim == 2 else None

@@ -38,10 +38,10 @@ class MetaLearner(LightningModule):
         gradient_clip: largest norm of the meta-gradient; it is scaled down to it.
         loss_weights: w_t, the weights of the losses: uniform, last, linear or a list of one for each step of the
             horizon (see ``WeightedSum``); null is uniform, as in the paper.
-        meta_loss: another meta-loss than the weighted sum.
-        stages: a table of how meta-training changes as it goes on; each row has a share of the epochs, a horizon, an
-            unroll and a meta-gradient. Null is one row: the data's horizon, ``unroll`` and the paper's meta-gradient of
-            first order, which takes gradients as given, and so learns smaller steps than are best.
+        meta_loss: a meta-loss to use instead of the weighted sum.
+        stages: a table of how meta-training changes over the epochs; each row has a share of the epochs, a horizon, an
+            unroll and a meta-gradient. Null is one row: the data's horizon, ``unroll`` and the paper's first-order
+            meta-gradient, which treats gradients as constants, and so learns smaller steps than the best ones.
     """
 
     monitor = "val/meta_loss"
@@ -81,14 +81,14 @@ class MetaLearner(LightningModule):
         self.stages = Stages(stages if stages is not None else [Stage()], unroll, self.meta_loss)
 
     def setup(self, stage: str) -> None:
-        """Checks what needs the data to be known."""
+        """Runs the checks that need the data."""
         self.save_hyperparameters({"variant": self.datamodule.variant})
         self.check(self.datamodule)
         if stage == "fit":
             self._check_fit()
 
     def check(self, datamodule: EpisodeDataModule) -> None:
-        """Refuses data that the rule or the meta-loss do not fit.
+        """Refuses data that the rule or the meta-loss does not fit.
 
         Raises:
             InvalidInputError: says why.
@@ -97,7 +97,7 @@ class MetaLearner(LightningModule):
         self.meta_loss.check(datamodule.horizon)
 
     def _check_fit(self) -> None:
-        """Refuses what meta-training would stumble over, and says what its meta-gradients leave out."""
+        """Refuses settings that meta-training cannot use, and logs what its meta-gradients leave out."""
         if self.trainer.precision in ("16-mixed", "16-true", "bf16-true"):
             raise InvalidInputError(
                 f"trainer.precision is {self.trainer.precision}, which is too coarse for meta-gradients: use "
@@ -124,13 +124,13 @@ class MetaLearner(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam on φ, its learning rate decayed once a meta-batch."""
         optimizer = torch.optim.Adam(self.rule.parameters(), lr=self.learning_rate)
-        # Lightning's own estimate would start the loader before a checkpoint can tell it where to go on
+        # Lightning's own estimate would start the loader before a checkpoint can tell it where to resume
         meta_batches = (self.trainer.max_epochs or 1) * self.datamodule.train_batches(self.trainer.world_size)
         decay = cosine_decay(meta_batches, self.final_learning_rate / self.learning_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, decay)}}
 
     def on_after_batch_transfer(self, batch: Episodes, dataloader_idx: int) -> Episodes:
-        """Gives the episodes the rule's floating point type."""
+        """Casts the episodes to the rule's floating-point type."""
         return batch.to(self.device, dtype_of(self))
 
     def on_train_batch_start(self, batch: Episodes, batch_idx: int) -> None:
@@ -148,7 +148,7 @@ class MetaLearner(LightningModule):
         for truncation in meta_gradient.truncations(self.rule, episodes, plan):
             norm = self.meta_step(truncation.objective)
             taken.append((truncation.meta_loss, norm, truncation.update_size))
-            del truncation  # with its graph
+            del truncation  # and its graph
         self.lr_schedulers().step()  # type: ignore[union-attr]
         losses, norms, sizes = torch.tensor(taken).T
         metrics = {
@@ -162,7 +162,7 @@ class MetaLearner(LightningModule):
         self.log_dict(metrics, batch_size=len(episodes))
 
     def meta_step(self, objective: Tensor) -> Tensor:
-        """Takes one step of Adam on φ and returns the meta-gradient's norm; skips the step where that is not finite."""
+        """Takes one step of Adam on φ and returns the meta-gradient's norm; skips the step if that is not finite."""
         optimizer = self.optimizers()
         optimizer.zero_grad()  # type: ignore[union-attr]
         self.manual_backward(objective)
@@ -205,7 +205,7 @@ class MetaLearner(LightningModule):
         checkpoint["meta_gradients"] = of_all
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on with what ``on_save_checkpoint`` kept."""
+        """Restores what ``on_save_checkpoint`` kept."""
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
         of_all = checkpoint.get("meta_gradients")
         if not of_all or self.trainer.state.fn != "fit":
@@ -213,7 +213,7 @@ class MetaLearner(LightningModule):
         if any(map(any, of_all)) and len(of_all) != self.trainer.world_size:
             raise InvalidInputError(
                 f"trainer.devices gives {self.trainer.world_size} processes, but the checkpoint's meta-gradient keeps "
-                f"runs of {len(of_all)}: give as many."
+                f"runs of {len(of_all)}: give that many."
             )
         own = of_all[self.trainer.global_rank % len(of_all)]
         for meta_gradient, state in zip(self.stages.meta_gradients, own, strict=False):

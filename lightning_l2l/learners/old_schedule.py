@@ -1,4 +1,4 @@
-"""Settings that ``model.stages`` has replaced, in old configs and checkpoints: refused, with the table they spelled."""
+"""Refuses settings of old configs and checkpoints that ``model.stages`` has replaced, and shows the new table."""
 
 import math
 from itertools import pairwise
@@ -16,11 +16,11 @@ def refuse_old_schedule(settings: dict[str, Any], epochs: int | None, subject: s
 
     Args:
         settings: of the learner, old and new.
-        epochs: ``trainer.max_epochs``, where it is known.
-        subject: where they stand; by default they were given now.
+        epochs: ``trainer.max_epochs``, if it is known.
+        subject: start of the message, which says where the settings stand; empty for the current command.
 
     Raises:
-        InvalidInputError: shows the table that says the same.
+        InvalidInputError: shows the equivalent table.
     """
     old = [key for key in OLD_KEYS if key in settings]
     if not old:
@@ -33,7 +33,7 @@ def refuse_old_schedule(settings: dict[str, Any], epochs: int | None, subject: s
 
 
 def refuse_another_schedule(kept: dict[str, Any], stages: list[dict[str, Any]] | None, epochs: int) -> None:
-    """Refuses to go on training from an old checkpoint under another schedule than its own.
+    """Refuses to resume an old checkpoint under a schedule other than its own.
 
     Args:
         kept: the settings that the checkpoint was trained with.
@@ -41,7 +41,7 @@ def refuse_another_schedule(kept: dict[str, Any], stages: list[dict[str, Any]] |
         epochs: ``trainer.max_epochs``.
 
     Raises:
-        InvalidInputError: shows the table that its settings spelled.
+        InvalidInputError: shows the table that is equivalent to its settings.
     """
     if "stages" in kept or not SCHEDULE.keys() & kept.keys():
         return
@@ -65,7 +65,7 @@ def _comparable(table: list[dict[str, Any]]) -> list[tuple]:
 
 
 def old_table(settings: dict[str, Any], epochs: int | None) -> list[dict[str, Any]]:
-    """The table of stages that the four old settings spelled, its shares in epochs where their number is known."""
+    """The table of stages that is equivalent to the four old settings, in whole epochs if their number is known."""
     values = {key: settings.get(key, default) for key, default in SCHEDULE.items()}
     horizons = values["curriculum"] or [None]
     count = epochs or 100 * len(horizons)

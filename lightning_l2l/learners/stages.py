@@ -21,8 +21,8 @@ class Stage:
     Args:
         share: of the epochs, relative to the shares of the other rows.
         horizon: steps of a run; null is the data's horizon. Two numbers are a range, from which each meta-batch draws
-            its own, log-uniformly, as a multiple of ``unroll``.
-        unroll: K, steps between two meta-steps, or the whole horizon where that is shorter; null is ``model.unroll``.
+            its horizon log-uniformly, rounded to a multiple of ``unroll``.
+        unroll: K, steps between two meta-steps, at most the horizon; null is ``model.unroll``.
         meta_gradient: how ∂L/∂φ is estimated; null is the paper's, ``FirstOrder``.
     """
 
@@ -33,7 +33,7 @@ class Stage:
 
 
 class Cut(NamedTuple):
-    """A row's numbers with what the rest of the settings say where it says nothing, and the keys that said them."""
+    """A row's numbers, with other settings filling its gaps, and the keys that the numbers come from."""
 
     shortest: int  # horizon
     longest: int
@@ -47,13 +47,13 @@ class Stages:
 
     Args:
         rows: the stages, in their order.
-        unroll: K, where a row does not say.
-        meta_loss: what all of them minimise.
+        unroll: K, for rows that do not set it.
+        meta_loss: what all stages minimise.
     """
 
     def __init__(self, rows: Sequence[Stage], unroll: int, meta_loss: MetaLoss) -> None:
         if not rows:
-            raise InvalidInputError("model.stages is [], but there must be one at least: give null for the default.")
+            raise InvalidInputError("model.stages is [], but it needs at least one row: give null for the default.")
         for number, row in enumerate(rows):
             require_positive(f"model.stages[{number}].share", row.share)
             if row.unroll is not None:
@@ -64,13 +64,13 @@ class Stages:
         self.meta_loss = meta_loss
 
     def at(self, epoch: int, epochs: int) -> int:
-        """The number of the row that an epoch of so many belongs to."""
+        """The number of the row that an epoch, one of ``epochs``, belongs to."""
         shares = np.cumsum([row.share for row in self.rows])
         ends = [math.floor(end / shares[-1] * epochs + 0.5) for end in shares]
         return next((number for number, end in enumerate(ends) if epoch < end), len(ends) - 1)
 
     def plan(self, number: int, data: EpisodeDataModule, meta_batch: int) -> Plan:
-        """How the runs of a meta-batch are cut in a row, the same in every process."""
+        """How a row cuts the runs of a meta-batch; the same in every process."""
         cut = self._cut(number, data)
         horizon = cut.longest
         if cut.shortest < cut.longest:
@@ -83,7 +83,7 @@ class Stages:
         """Refuses rows that the data's horizon does not allow.
 
         Raises:
-            InvalidInputError: names the first.
+            InvalidInputError: names the first such row.
         """
         for number in range(len(self.rows)):
             cut = self._cut(number, data)

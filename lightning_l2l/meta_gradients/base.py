@@ -15,7 +15,7 @@ from lightning_l2l.unroll import Run, Trajectory, start
 
 
 class Plan(NamedTuple):
-    """How runs are cut, and what their losses count."""
+    """How runs are cut into truncations, and how their losses are weighted."""
 
     meta_loss: MetaLoss
     horizon: int  # T, steps of a run
@@ -26,7 +26,7 @@ class Plan(NamedTuple):
         return self.meta_loss(losses, step, self.horizon, episodes.reference(step, len(losses)))
 
     def weights(self, losses: Tensor, step: int, episodes: Episodes) -> Tensor:
-        """Derivatives of the episodes' mean meta-loss by their losses [K, N], [K, N]."""
+        """Derivatives of the episodes' mean meta-loss with respect to their losses [K, N], [K, N]."""
         with torch.enable_grad():
             losses = losses.detach().requires_grad_()
             (weights,) = torch.autograd.grad(self.loss(losses, step, episodes).mean(), losses)
@@ -34,21 +34,21 @@ class Plan(NamedTuple):
 
 
 class Truncation(NamedTuple):
-    """What K steps gave."""
+    """The result of K steps."""
 
     run: Run  # where the runs stand after them, cut from the graph
     losses: Tensor  # f(θ_{t+1}) .. f(θ_{t+K}), [K, N], cut from the graph
     update_size: Tensor  # root mean square of the updates, []
     meta_loss: Tensor  # what they add to the meta-loss, mean over episodes, [], cut from the graph
-    objective: Tensor  # []; its gradient by φ is the estimate of the meta-gradient
+    objective: Tensor  # []; its gradient with respect to φ is the estimate
 
 
 class MetaGradient(ABC):
-    """An estimator of the meta-gradient: of what L(φ) = mean over episodes of the meta-loss changes by with φ.
+    """An estimator of the meta-gradient ∂L/∂φ, where L(φ) is the mean of the episodes' meta-losses.
 
-    A subclass writes ``truncation``. It returns an objective whose gradient by φ is the estimate, so that the learner
-    decides when and how (DDP, precision) to go backward. One that keeps something from one truncation, or meta-batch,
-    to the next puts it into ``state_dict``, so that a resumed run goes on as if nothing had happened.
+    A subclass writes ``truncation``. It returns an objective whose gradient with respect to φ is the estimate, so that
+    the learner decides when and how (DDP, precision) to run the backward pass. An estimator that keeps something from
+    one truncation or meta-batch to the next puts it into ``state_dict``, so that a resumed run continues exactly.
     """
 
     def check(self, rule: UpdateRule, episodes: Episodes) -> None:
@@ -64,11 +64,11 @@ class MetaGradient(ABC):
         return
 
     def left_out(self, rule: UpdateRule) -> str:
-        """Names, in words, what it takes as constant although it depends on φ; said before training."""
+        """Describes what it treats as constant although it depends on φ; logged before training."""
         return ""
 
     def prepare(self, rule: UpdateRule, episodes: Episodes, plan: Plan) -> UpdateRule:
-        """Returns the bound rule as it is to be run: in the fastest way there is."""
+        """Returns the bound rule in the form in which it runs; by default the fastest one."""
         return fastest(rule, episodes.theta, plan.unroll)
 
     def start(self, rule: UpdateRule, episodes: Episodes) -> Run:
@@ -88,9 +88,9 @@ class MetaGradient(ABC):
         """
 
     def truncations(self, rule: UpdateRule, episodes: Episodes, plan: Plan) -> Iterator[Truncation]:
-        """Yields what a meta-batch takes meta-steps by: all truncations of its runs, one after the other.
+        """Yields one truncation for each meta-step of a meta-batch; by default all truncations of its runs, in order.
 
-        An estimator whose runs outlive a meta-batch (staggered starts) keeps them itself, and yields what it likes.
+        An estimator whose runs outlive a meta-batch (staggered starts) keeps them itself and decides what to yield.
 
         Args:
             rule: the update rule.
@@ -103,10 +103,10 @@ class MetaGradient(ABC):
             truncation = self.truncation(rule, episodes, run, plan)
             run = truncation.run
             yield truncation
-            del truncation  # with its graph, which must not be there when the next steps are recorded for a GPU
+            del truncation  # and its graph, which must not exist when the next steps are recorded for a GPU
 
     def release(self) -> None:
-        """Gives back memory when a stage with this meta-gradient is over."""
+        """Frees memory when a stage with this meta-gradient ends."""
         return
 
     def state_dict(self) -> dict[str, Any]:
@@ -114,12 +114,12 @@ class MetaGradient(ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what a checkpoint kept."""
+        """Restores what a checkpoint kept."""
         return
 
 
 def with_objective(rule: UpdateRule, meta_grads: list[Tensor]) -> Tensor:
-    """Returns an objective whose gradient by each parameter of the rule is the one given.
+    """Returns an objective whose gradient with respect to each parameter of the rule is the given one.
 
     A function linear in φ has the wanted gradient, and lets DDP's hooks see a backward pass through every parameter.
     """
@@ -132,7 +132,7 @@ def update_size(trajectory: Trajectory) -> Tensor:
 
 
 def constants(rule: UpdateRule, *others: str) -> str:
-    """The rule's own constants and others, as ``MetaGradient.left_out`` names them."""
+    """The rule's own constants and others, in the words of ``MetaGradient.left_out``."""
     return ", ".join((*others, *rule.constants))
 
 
@@ -169,14 +169,14 @@ def refuse_learned_state(name: str, rule: UpdateRule, episodes: Episodes) -> Non
 
 
 def refuse_once_differentiable(name: str, episodes: Episodes) -> None:
-    """Refuses an optimizee without second derivatives now, not when the first epochs are over.
+    """Refuses an optimizee without second derivatives before training, not after the first epochs.
 
     Raises:
         InvalidInputError: says so.
     """
     theta = episodes.theta.clone().requires_grad_()
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():  # dropout must not change what comes
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():  # dropout must not change later draws
             episodes.value_and_grad(theta, 0)[1].square().sum().backward()
     except RuntimeError as error:
         raise InvalidInputError(

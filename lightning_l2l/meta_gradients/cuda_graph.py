@@ -21,14 +21,14 @@ from lightning_l2l.unroll import Run
 
 log = logging.getLogger(__name__)
 TensorFunction = Callable[[Sequence[Tensor]], list[Tensor]]
-MOST = 256  # recordings: more would mean that something is new in every meta-batch, and none is ever used again
+MOST = 256  # recordings; more would mean that something changes in every meta-batch, so that none is ever reused
 
 
 class CudaGraph:
     """The kernels that a function of tensors launches, recorded; called, they run on other tensors of the same shapes.
 
     Args:
-        function: what is recorded; nothing in it may depend on a tensor's values but by kernels.
+        function: what is recorded; only its kernels may depend on a tensor's values.
         inputs: tensors on one GPU to record it with.
     """
 
@@ -37,11 +37,11 @@ class CudaGraph:
         self.inputs = [tensor.clone() for tensor in inputs]
         warm_up = torch.cuda.Stream()
         warm_up.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(warm_up):  # what libraries set up when first called cannot be recorded
+        with torch.cuda.stream(warm_up):  # what libraries set up on their first call cannot be recorded
             for _ in range(2):
                 function(self.inputs)
         torch.cuda.current_stream().wait_stream(warm_up)
-        torch.clear_autocast_cache()  # else weights cast during the warm-up would be taken for those of every replay
+        torch.clear_autocast_cache()  # else every replay would use the weights cast during the warm-up
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=_pool()):
             self.outputs = function(self.inputs)
@@ -49,7 +49,7 @@ class CudaGraph:
 
     @torch.no_grad()
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Runs the kernels; the tensors returned are the caller's own."""
+        """Runs the kernels; the caller owns the returned tensors."""
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)
         self.graph.replay()
@@ -58,20 +58,19 @@ class CudaGraph:
 
 @cache
 def _pool() -> Any:
-    """Memory for what recordings hold while they run; one for all, since they never run at once."""
+    """The memory pool that recordings use while they run; they share one, since no two run at once."""
     return torch.cuda.graph_pool_handle()
 
 
 class Recordings:
-    """A function that takes truncations, by a recording for each truncation of the horizon.
+    """A function that runs truncations, with one recording for each truncation of the horizon.
 
-    A recording is used only if it gives what the steps gave that it was made from. Where it does not, or where
-    something cannot be recorded, such as a loss that looks at numbers in Python, the steps run as they are, and a
-    warning says so.
+    A recording is used only if it reproduces the steps that it was made from. Otherwise, or if something cannot be
+    recorded, such as a loss that reads numbers in Python, the steps run unrecorded, and a warning says so.
 
     Args:
-        function: takes a rule, episodes, where they stand, and anything else; returns a named tuple of tensors and
-            numbers, the first of which is a ``Run``.
+        function: takes a rule, episodes, a ``Run`` and further settings; returns a named tuple of tensors and numbers,
+            the first of which is a ``Run``.
         record: makes the recording of a function.
     """
 
@@ -104,7 +103,7 @@ class Recordings:
 
         steps = self.function(rule, episodes, run, *settings)
         expected, result = take_tensors(steps)
-        if all(bool(tensor.isfinite().all()) for tensor in expected):  # else nothing can be compared: another time
+        if all(bool(tensor.isfinite().all()) for tensor in expected):  # else nothing to compare: try next time
             made = self._record(function, tensors, expected, f"steps {run.step + 1} to {steps.run.step}")
             if made:
                 self.recordings[key] = made, result, [*used, settings]  # another object could get the same id
@@ -138,7 +137,7 @@ class Skeleton(NamedTuple):
 
 
 def take_tensors(tree: Any) -> tuple[list[Tensor], Skeleton]:
-    """Parts the tensors of nested tuples, lists and dictionaries from the rest."""
+    """Separates the tensors of nested tuples, lists and dictionaries from the rest."""
     leaves, form = pytree.tree_flatten(tree)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     return tensors, Skeleton(tuple(Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves), form)

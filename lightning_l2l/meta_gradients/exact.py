@@ -16,11 +16,11 @@ from lightning_l2l.unroll import Run, start, unroll
 
 
 class Exact(MetaGradient):
-    """Goes through ∇_t = ∇f(θ_t) and through the rule as they are.
+    """Differentiates through ∇_t = ∇f(θ_t) and through the rule, without approximation.
 
-    It needs an optimizee that is twice differentiable, and memory for the graph of every step of it; it takes three to
-    six times as long as the first order on a CPU. In long truncations it explodes: a learned rule's own derivative by a
-    gradient is huge wherever the gradient changes its sign (CIFAR-10: within 50 steps).
+    It needs a twice differentiable optimizee and memory for the graph of every step, and takes three to six times as
+    long as first order on a CPU. In long truncations it explodes: the derivative of a learned rule's step with respect
+    to a gradient is huge wherever the gradient changes sign (CIFAR-10: within 50 steps).
     """
 
     def check(self, rule: UpdateRule, episodes: Episodes) -> None:
@@ -30,7 +30,7 @@ class Exact(MetaGradient):
         return constants(rule)
 
     def prepare(self, rule: UpdateRule, episodes: Episodes, plan: Plan) -> UpdateRule:
-        """The rule as it is: autograd does not see through faster ways."""
+        """Returns the rule itself: autograd cannot differentiate its faster implementations."""
         return rule
 
     def start(self, rule: UpdateRule, episodes: Episodes) -> Run:

@@ -35,13 +35,13 @@ class Steps(NamedTuple):
 
 
 class FirstOrder(MetaGradient):
-    """Takes ∇_t as independent of φ (arXiv:1606.04474, section 2): exact but for the loss's second derivatives.
+    """Takes ∇_t as independent of φ (arXiv:1606.04474, section 2): exact except for the loss's second derivatives.
 
     No second backward pass through the optimizee is needed. The gradient ∇_s that is fed to the rule is also
     ∂f(θ_s)/∂θ_s, and θ_s is θ_t plus the updates between them, so ∂L/∂g_t = G_t = Σ_{s>t} w_s ∇_s, a suffix sum of
     gradients already at hand, and ∂L/∂φ = Σ_t ⟨G_t, ∂g_t/∂φ⟩: the gradient of Σ_t ⟨G_t, g_t⟩ with G_t held constant.
-    w_s is the derivative of the meta-loss by f(θ_s), the weight of step s in a weighted sum. Where a rule learns the
-    start of a run, G_0 is the derivative by it.
+    w_s is the derivative of the meta-loss with respect to f(θ_s), the weight of step s in a weighted sum. If a rule
+    learns the start of a run, G_0 is the derivative with respect to that start.
 
     On a GPU each truncation of the horizon is recorded once and launched as a whole from then on (``cuda_graph``).
     """
@@ -68,7 +68,7 @@ class FirstOrder(MetaGradient):
 
 @torch.no_grad()
 def first_order_steps(rule: UpdateRule, episodes: Episodes, run: Run, plan: Plan) -> Steps:
-    """Takes the next K steps and goes back through them."""
+    """Takes the next K steps and backpropagates through the rule in them."""
     tape = rule.tape(run.theta, plan.unroll)
     end, trajectory = unroll(tape, episodes, run, plan.unroll)
     weights = plan.weights(trajectory.losses, run.step, episodes)
@@ -82,6 +82,6 @@ def first_order_steps(rule: UpdateRule, episodes: Episodes, run: Run, plan: Plan
 
 
 def suffix_sums(grads: list[Tensor], weights: Tensor) -> list[Tensor]:
-    """Returns G_t = Σ_{s>t} w_s ∇_s of every step, in the steps' order; weights are [K, N]."""
+    """Returns G_t = Σ_{s>t} w_s ∇_s for every step, in order; weights are [K, N]."""
     weighted = (weight[:, None] * grad for weight, grad in zip(weights.flip(0), reversed(grads), strict=True))
     return list(accumulate(weighted, torch.add))[::-1]

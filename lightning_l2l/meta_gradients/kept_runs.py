@@ -22,7 +22,7 @@ def unpack(packed: dict[str, Any], rule: UpdateRule, like: Episodes) -> tuple[Ep
     Args:
         packed: what ``pack`` returned.
         rule: the rule as it was run.
-        like: other episodes of the same DataModule, which share what all episodes share, such as a dataset.
+        like: other episodes of the same DataModule, which supply the shared fields, such as a dataset.
     """
     device = like.theta.device
     episodes = like.with_tensors({name: value.to(device) for name, value in packed["episodes"].items()})

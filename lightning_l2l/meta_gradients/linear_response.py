@@ -1,8 +1,8 @@
-"""What an update rule makes of its gradients, as the linear filter that comes closest.
+"""The closest linear filter from gradients to an update rule's steps.
 
-A rule's own derivative by a gradient is of little use to the meta-gradient: where a gradient is near zero, a learned
-rule's step jumps with its sign, and the product of many such derivatives explodes. What moves a long run is how the
-rule responds to gradients on the whole, their noise included, and that is seen from the steps it took.
+The derivative of a rule's step with respect to a gradient is of little use to the meta-gradient: where a gradient is
+near zero, a learned rule's step jumps with its sign, and the product of many such derivatives explodes. What matters in
+a long run is the rule's average response to gradients, noise included, and its steps show that response.
 """
 
 import torch
@@ -11,18 +11,18 @@ from torch.nn import functional as F
 
 from lightning_l2l.rules import Layout
 
-LAGS = 20  # steps after which a gradient's part in the steps is left out
-RIDGE = 1e-3  # of the lags' mean square: gradients that hardly change from step to step do not tell the lags apart
+LAGS = 20  # steps after which a gradient's effect on the steps is ignored
+RIDGE = 1e-3  # relative to the lags' mean square; gradients that hardly change do not distinguish the lags
 
 
 def impulse_response(grads: Tensor, updates: Tensor, layout: Layout) -> Tensor:
     """Fits g_t ≈ Σ_k a_k ∇_{t-k} by least squares, to the steps of each parameter tensor of each episode.
 
-    a_k is the same for all coordinates of the tensor, as of gradient descent, or divided by the root mean square of the
-    coordinate's gradients, as of Adam, whichever comes closer to the steps.
+    a_k is the same for all coordinates of the tensor, as in gradient descent, or is divided by the root mean square of
+    the coordinate's gradients, as in Adam, whichever fits the steps better.
 
     Args:
-        grads: ∇_t .. ∇_{t+K-1}, [K, N, P]; those before are taken as zero.
+        grads: ∇_t .. ∇_{t+K-1}, [K, N, P]; earlier ones count as zero.
         updates: g_t .. g_{t+K-1}, [K, N, P].
         layout: which coordinates belong to which parameter tensor.
 
@@ -31,7 +31,7 @@ def impulse_response(grads: Tensor, updates: Tensor, layout: Layout) -> Tensor:
     """
     lags = min(LAGS, len(grads))
     size = grads.square().mean(0).sqrt()
-    size[size == 0] = torch.inf  # where there was no gradient, nothing is known of a response: take none
+    size[size == 0] = torch.inf  # without a gradient the response is unknown: use none
     response = torch.zeros(lags, *size.shape, dtype=grads.dtype, device=grads.device)
     for place in (tensor.coordinates for tensor in layout.values()):
         fits = []

@@ -1,4 +1,4 @@
-"""A meta-gradient of second order for long truncations."""
+"""A second-order meta-gradient for long truncations."""
 
 import torch
 from torch import Tensor
@@ -22,17 +22,17 @@ from lightning_l2l.unroll import Run, Trajectory, unroll
 
 
 class Linearized(MetaGradient):
-    """Goes through ∇_t = ∇f(θ_t), and takes the rule for the linear filter that comes closest to its steps.
+    """Differentiates through ∇_t = ∇f(θ_t), with the rule replaced by the closest linear filter.
 
     Besides ``FirstOrder``'s sum, a step's cotangent G_t = ∂L/∂θ_{t+1} contains θ_{t+1}'s effect on later steps through
     ∇_{t+1}: the Hessian of f at θ_{t+1} times Σ_k a_k G_{t+1+k}, where a is the rule's impulse response in the
-    truncation (``linear_response``). The rule's own dependence on φ is taken as it is. In a run's first truncation this
-    is exact where g_t = Σ_k a_k ∇_{t-k}, as of gradient descent with momentum. Truncations may be long, and then teach
-    what pays off late: with a kernel they keep no more of a step than θ and ∇.
+    truncation (``linear_response``). The rule's direct dependence on φ is exact. In a run's first truncation the whole
+    estimate is exact if g_t = Σ_k a_k ∇_{t-k}, as in gradient descent with momentum. Truncations may be long, and then
+    teach what pays off late: with a kernel they keep only θ and ∇ of a step.
 
     Args:
-        hessian_every: steps between two Hessians; one also serves for the steps after it up to the next. Fewer are
-            faster, and less exact.
+        hessian_every: steps between two Hessians; each also serves for the steps up to the next one. Fewer Hessians are
+            faster and less exact.
     """
 
     def __init__(self, hessian_every: int = 1) -> None:
@@ -69,7 +69,7 @@ class Linearized(MetaGradient):
         with full_precision(run.theta):
             updates = torch.stack([run.theta, *trajectory.thetas]).diff(dim=0)
             response = impulse_response(torch.stack([run.grad, *trajectory.grads[:-1]]), updates, episodes.layout)
-        cotangents: list[Tensor] = []  # the latest step's first
+        cotangents: list[Tensor] = []  # latest step first
         cotangent, pending = torch.zeros_like(run.theta), torch.zeros_like(run.theta)
         longest = torch.zeros_like(run.theta[:, :1])
         for step in reversed(range(len(weights))):
@@ -87,11 +87,11 @@ class Linearized(MetaGradient):
 
 
 def _damping(cotangent: Tensor, product: Tensor, longest: Tensor) -> Tensor:
-    """1, or for an episode whose cotangent would become longer than ``longest`` what makes it shortest; [N, 1].
+    """The factor of ``product``: 1, or the one that makes the cotangent shortest if 1 would exceed ``longest``; [N, 1].
 
-    Later gradients correct an update, so that the effect of every ∇_s on the steps before it fades: a cotangent's norm
-    is at most the sum of their norms. Where steps are large against the curvature, a linear answer would
-    overshoot, more with each step back, while the rule's own steps do not.
+    Later gradients correct an update, so the effect of each ∇_s on the steps before it fades: a cotangent's norm is at
+    most the sum of their norms. Where steps are large for the curvature, a linear filter would overshoot, more with
+    each step back, while the rule itself does not.
     """
     shortest = -(cotangent * product).sum(1, keepdim=True) / product.square().sum(1, keepdim=True)
     too_long = (cotangent + product).norm(dim=1, keepdim=True) > longest

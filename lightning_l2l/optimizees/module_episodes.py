@@ -1,4 +1,4 @@
-"""Training any network by any loss on minibatches, as episodes."""
+"""Training any network with any loss on minibatches, as episodes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,17 +22,17 @@ class ModuleEpisodes(Episodes):
     """A loss of a network at parameters θ, on minibatch t.
 
     Attributes:
-        indices: which examples make each minibatch, [N, T + 1, B].
+        indices: the examples of each minibatch, [N, T + 1, B].
         examples: all examples, shared.
         network: the module whose parameters θ stands for, shared.
         criterion: takes the network's outputs and the targets of one minibatch, and returns one number.
         reconstruct: whether a minibatch's targets are its inputs.
         batching: how episodes run side by side. vmap over losses is the fastest, but cannot run every module
-            (``nn.GRU``); over gradients it can run more.
-        fused: whether the network calls kernels (attention, recurrence) that have no second derivative, and that
-            episodes cannot share.
-        channels_last: whether the network takes images in that layout, in which convolutions and pooling take half of
-            the time, though not the products with a Hessian.
+            (``nn.GRU``); vmap over gradients can run more of them.
+        fused: whether the network calls fused kernels (attention, recurrence), which have no second derivative and
+            cannot be batched over episodes.
+        channels_last: whether the network takes images in that memory format, in which convolutions and pooling take
+            half the time, except in products with a Hessian.
     """
 
     indices: Tensor
@@ -64,7 +64,7 @@ class ModuleEpisodes(Episodes):
         return self._value_and_grad(theta, step, batching)
 
     def hessian_product(self, theta: Tensor, step: int, vector: Tensor) -> Tensor:
-        # on a CPU, batch normalization's second derivative takes half as long again in that layout
+        # on a CPU, batch normalization's second derivative takes half as long again in that format
         return Episodes.hessian_product(replace(self, channels_last=False), theta, step, vector)
 
     def _value_and_grad(self, theta: Tensor, step: int, batching: Batching) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ class ModuleEpisodes(Episodes):
         return losses, grad
 
     def _batching(self, theta: Tensor) -> Batching:
-        # vmap would cost a small network alone half of its time, and on a CPU a convolutional one twice its time
+        # vmap slows down a small network that runs alone, and on a CPU a convolutional network even more
         return self.batching if len(theta) > 1 and not (theta.is_cpu and convolves(self.network)) else "none"
 
     def minibatch(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -91,7 +91,7 @@ class ModuleEpisodes(Episodes):
 
 @contextmanager
 def plain_kernels() -> Iterator[None]:
-    """Runs attention and recurrence by operations that can be differentiated twice, and batched by vmap."""
+    """Runs attention and recurrence with operations that can be differentiated twice and batched by vmap."""
     with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
         yield
 

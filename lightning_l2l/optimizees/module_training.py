@@ -1,4 +1,4 @@
-"""Training any network on any examples by any loss, as an optimizee."""
+"""Training any network on any examples with any loss, as an optimizee."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -27,7 +27,7 @@ from lightning_l2l.optimizees.sources.tensors import load_arrays
 
 
 class ModuleTraining(EpisodeDataModule):
-    """Each episode trains a network on minibatches of its own, from a start of its own.
+    """Each episode trains a network on its own minibatches, from its own initial parameters.
 
     Meta-training, validation and test episodes draw their minibatches from disjoint examples; the learning rates of the
     baselines are tuned on the validation examples.
@@ -36,13 +36,13 @@ class ModuleTraining(EpisodeDataModule):
         network: the module to train, which takes the inputs of a minibatch, [B, ...].
         loss: takes what the network returns and the targets of the minibatch, and returns one number, such as
             torch.nn.MSELoss.
-        source: path of an .npz with x_train, y_train, x_test and y_test (without the two y the inputs are their own
-            targets), or a class path: lightning_l2l.optimizees.Table, lightning_l2l.optimizees.Text or a source of
-            your own.
+        source: path of an .npz with x_train, y_train, x_test and y_test (without y_train and y_test the inputs are the
+            targets), or a class path: lightning_l2l.optimizees.Table, lightning_l2l.optimizees.Text or a source of your
+            own.
         batch_size: B, examples in a minibatch.
-        init_std: standard deviation of θ_0 ~ N(0, init_std²), weights and biases alike; null starts each
-            module of the network as its ``reset_parameters`` does.
-        reconstruct: whether the inputs are the targets, as of an autoencoder, whatever targets the source has.
+        init_std: standard deviation of θ_0 ~ N(0, init_std²), weights and biases alike; null initialises each module of
+            the network by its ``reset_parameters``.
+        reconstruct: whether the inputs are the targets, as for an autoencoder, whatever targets the source has.
         kwargs: see ``EpisodeDataModule``.
     """
 
@@ -63,7 +63,7 @@ class ModuleTraining(EpisodeDataModule):
         if init_std is not None and not 0 <= init_std < np.inf:
             raise InvalidInputError(f"data.init_std is {init_std}: give null, or a finite number that is 0 or more.")
         self.network = network
-        torch.func.replace_all_batch_norm_modules_(self.network)  # which then takes each minibatch's own statistics
+        torch.func.replace_all_batch_norm_modules_(self.network)  # then uses the minibatch's own statistics
         self.loss = loss
         self.source = source
         self.batch_size = batch_size
@@ -76,7 +76,7 @@ class ModuleTraining(EpisodeDataModule):
         self._parts: dict[Split, tuple[Examples, np.ndarray]] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Loads the examples, tries the network on them, and says which they are."""
+        """Loads the examples, tries the network on them, and logs which examples they are."""
         if self.examples is not None:
             return
         examples = self._load()
@@ -95,7 +95,7 @@ class ModuleTraining(EpisodeDataModule):
         return load_arrays(Path(self.source))
 
     def _check(self, examples: Examples) -> None:
-        """Refuses what does not go together, and finds how episodes run fastest."""
+        """Refuses a network, loss and examples that do not fit together, and finds the fastest batching."""
         inputs, outputs = try_network(self.network, examples, self.batch_size)
         self._check_outputs(outputs, inputs, examples)
         seen = self._as_seen(examples, "train")
@@ -106,7 +106,7 @@ class ModuleTraining(EpisodeDataModule):
         self.channels_last = inputs.ndim == 4 and convolves(self.network) and takes_channels_last(self.network, inputs)
 
     def _check_outputs(self, outputs: Any, inputs: Tensor, examples: Examples) -> None:
-        """Refuses outputs that the loss could not tell from right ones; a subclass knows which."""
+        """Refuses wrong outputs that the loss would accept; for subclasses that know more about them."""
 
     def _as_seen(self, examples: Examples, split: Split) -> Examples:
         """The examples as a split sees them."""

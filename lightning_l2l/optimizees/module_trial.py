@@ -1,4 +1,4 @@
-"""What is tried before training: whether a network, a loss and examples go together, and how episodes run fastest."""
+"""Trials before training: whether a network, a loss and examples fit together, and which batching is fastest."""
 
 import warnings
 from contextlib import suppress
@@ -14,14 +14,14 @@ from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees.module_episodes import Batching, ModuleEpisodes, unflatten
 from lightning_l2l.optimizees.sources.base import Examples
 
-# what modules that do not fit raise
+# the errors of modules that do not fit
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
 # functions of torch that call fused kernels; the second hides its call of the first from a ``TorchFunctionMode``
 FUSED = {"scaled_dot_product_attention", "multi_head_attention_forward", "gru", "lstm", "rnn_tanh", "rnn_relu"}
 
 
 def rows_to_try(examples: Examples, count: int) -> np.ndarray:
-    """Numbers of rows, as many as wished: those that ask the most of a network first."""
+    """The numbers of ``count`` rows, starting with those that demand the most of a network."""
     return np.resize(np.concatenate([examples.extreme_rows(), examples.part("train")]), count)
 
 
@@ -30,7 +30,7 @@ def try_network(network: nn.Module, examples: Examples, count: int) -> tuple[Ten
 
     Args:
         network: the module.
-        examples: what it is to take.
+        examples: what it should take.
         count: B.
 
     Returns:
@@ -54,7 +54,7 @@ def try_network(network: nn.Module, examples: Examples, count: int) -> tuple[Ten
     for (name, buffer), old in zip(network.named_buffers(), before, strict=True):
         if not torch.equal(buffer, old):
             raise InvalidInputError(
-                f"data.network changes its buffer {name} as it runs, which one episode would hand to the next: "
+                f"data.network changes its buffer {name} as it runs, which one episode would pass on to the next: "
                 "give a network that does not, such as one without running statistics."
             )
     return inputs, outputs
@@ -69,7 +69,7 @@ def try_loss(trial: ModuleEpisodes) -> None:
     """
     inputs, targets = (tensor[0] for tensor in trial.minibatch(trial.theta, 0))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("error", "Using a target size")  # and so comparing each output with each target
+        warnings.filterwarnings("error", "Using a target size")  # it would compare every output with every target
         outputs = torch.func.functional_call(trial.network, unflatten(trial.theta[0], trial.network), (inputs,))
         made = f"{_shape(outputs)} that data.network makes, and targets of {_shape(targets)}"
         try:
@@ -99,7 +99,7 @@ def uses_fused_kernels(trial: ModuleEpisodes) -> bool:
 
 
 class _Called(TorchFunctionMode):
-    """Notes the names of the functions of tensors that are called."""
+    """Records the names of the torch functions that are called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,12 +111,12 @@ class _Called(TorchFunctionMode):
 
 
 def fastest_batching(trial: ModuleEpisodes) -> Batching:
-    """The fastest way in which two episodes run side by side.
+    """The fastest way to run two episodes side by side.
 
     Raises:
         InvalidInputError: there is none, not even one after the other.
     """
-    try:  # first, since torch.func takes what has no gradient for a constant
+    try:  # first, since torch.func treats what has no gradient as a constant
         _try_gradient(trial, "none")
     except FAILURES as error:
         raise InvalidInputError(
@@ -137,7 +137,7 @@ def _try_gradient(trial: ModuleEpisodes, batching: Batching) -> None:
 
 
 def takes_channels_last(network: nn.Module, inputs: Tensor) -> bool:
-    """Whether the network runs on images in that layout: one that calls ``view`` does not."""
+    """Whether the network runs on images in that memory format: one that calls ``view`` does not."""
     try:
         with torch.no_grad():
             network(inputs.contiguous(memory_format=torch.channels_last))

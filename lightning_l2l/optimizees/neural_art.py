@@ -35,21 +35,21 @@ from lightning_l2l.optimizees.sources.pictures import (
 
 
 def normalize(picture: Image.Image) -> Tensor:
-    """An RGB picture as VGG takes it: colours in 0..1 less ImageNet's mean, by its standard deviation, [3, H, W]."""
+    """An RGB picture as VGG takes it: colours in 0..1, standardised by ImageNet's mean and deviation, [3, H, W]."""
     colours = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
     return (colours - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
 def to_colours(pictures: Tensor) -> Tensor:
-    """Normalized pictures [N, 3, H, W] as colours in 0..1; what lies outside is cut off."""
+    """Normalized pictures [N, 3, H, W] as colours in 0..1; values outside are clamped."""
     mean, std = (torch.tensor(values).to(pictures)[:, None, None] for values in (MEAN, STD))
     return (pictures * std + mean).clamp(0, 1)
 
 
 @dataclass(eq=False)
 class NeuralArtEpisodes(Episodes):
-    """Pictures to be painted. θ holds normalized pixels, [N, 3 · H · W]: there a step of about 0.1 is a natural one,
-    which an LSTM without output scale takes, and the network needs no further scaling.
+    """Pictures to be painted. θ holds normalized pixels, [N, 3 · H · W]: their natural step is about 0.1, which an LSTM
+    takes without an output scale, and the network needs no further scaling.
 
     Attributes:
         images: the content images, normalized, [N, 3, H, W].
@@ -75,21 +75,21 @@ class NeuralArtEpisodes(Episodes):
 class NeuralArt(EpisodeDataModule):
     """Each episode paints one content image in the style of another image.
 
-    Meta-training goes through the content images in an order that changes with each pass. Learning rates of the
-    baselines are tuned on the last ones of the train folder, which meta-training then leaves out, so that validation
-    and test images meet nothing else.
+    Meta-training goes through the content images in an order that changes with each pass. The baselines' learning rates
+    are tuned on the last images of the train folder, which meta-training leaves out, so that validation and test images
+    serve no other purpose.
 
     Args:
-        content: folder with the folders train, val and test of content images; null takes pieces of pictures that
+        content: folder with the folders train, val and test of content images; null uses crops of pictures that
             installed packages carry.
-        style: path of the style image; or flower, china or hopper, which are carried.
+        style: path of the style image; or flower, china or hopper, which installed packages carry.
         size: pixels of a side of the pictures, which are cut to squares; 16 or more.
         start: where the pixels start: at the content image, or at noise.
         content_weight: α, of the squared difference of features (relu2_2) from the content image's.
         style_weight: β, of the squared difference of Gram matrices (relu1_2, relu2_2, relu3_3) from the style's.
         variation_weight: γ, of the squared difference of neighbouring pixels.
         features: auto takes torchvision's VGG16, downloaded where it is not yet cached; a path gives its weights as a
-            state dict or an .npz; random does without training, only to try things out.
+            state dict or an .npz; random uses untrained weights, only to try things out.
         predict: path of a picture, or of a folder of them, that the command predict paints at their own size; null
             paints the test images.
         predict_size: pixels of the shorter side to which those are resized; null leaves them as they are.
@@ -127,7 +127,7 @@ class NeuralArt(EpisodeDataModule):
         self.predict = predict
         self.predict_size = predict_size
         self._loaded: tuple[dict[str, Sequence[Picture]], Image.Image, VGG] | None = None
-        self._losses: dict[int, ArtLoss] = {}  # the last size's
+        self._losses: dict[int, ArtLoss] = {}  # for the most recent size
 
     def prepare_data(self) -> None:
         """Fetches torchvision's weights, in one process."""
@@ -149,7 +149,7 @@ class NeuralArt(EpisodeDataModule):
         rank_zero_info(f"Pictures: {counts} of {self.content or 'those carried'}; {self.variant}.")
 
     def _check_counts(self, contents: dict[str, Sequence[Picture]]) -> None:
-        """Every split has its own pictures, and a validation or test none twice."""
+        """Checks that every split has pictures of its own, and that a validation or test uses none twice."""
         limits = {"tuning": len(contents["train"]) - 1, "val": len(contents["val"]), "test": len(contents["test"])}
         for key, most in limits.items():
             wanted = getattr(self, f"{key}_episodes")
@@ -161,7 +161,7 @@ class NeuralArt(EpisodeDataModule):
 
     @property
     def variant(self) -> str:
-        """Which style and size, or the variant's name; and whether the network was never trained."""
+        """The style and size, or the variant's name; and whether the network is untrained."""
         return super().variant + (", random features" if self.features == "random" else "")
 
     @property
@@ -194,7 +194,7 @@ class NeuralArt(EpisodeDataModule):
         return NeuralArtEpisodes(theta.flatten(1), stacked, objective.content(stacked), objective)
 
     def _objective(self, shorter: int) -> ArtLoss:
-        """The loss for pictures whose shorter side is that of the style as it is then seen."""
+        """The loss for pictures of this shorter side, to which the style is resized as well."""
         _, style, features = self._ready()
         if shorter not in self._losses:
             self._losses = {shorter: ArtLoss(features, normalize(shrink(style, shorter)), self.weights)}
@@ -218,7 +218,7 @@ class NeuralArt(EpisodeDataModule):
         return EpisodeLoader(range(len(paths)), batch_size=1, collate_fn=collate)  # type: ignore[arg-type]
 
     def prediction_name(self, number: int) -> str:
-        """That of the picture's file."""
+        """The name of the picture's file."""
         if self.predict is None:
             return super().prediction_name(number)
         paths = self._own_pictures

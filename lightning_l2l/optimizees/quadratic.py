@@ -24,7 +24,7 @@ class QuadraticEpisodes(Episodes):
         return self._residual(theta).square().sum(-1)
 
     def value_and_grad(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The closed form, 2 Wᵀ(Wθ − y), which autograd would take three times as long to find."""
+        """The closed form, 2 Wᵀ(Wθ − y), which autograd would take three times as long to compute."""
         residual = self._residual(theta)
         return residual.square().sum(-1), 2 * (residual[:, None] @ self.matrix)[:, 0]
 

@@ -1,4 +1,4 @@
-"""Episodes whose parameters are measured in other units, so that a rule learns to do without an optimizee's own."""
+"""Episodes with rescaled parameters, so that a rule learns not to rely on an optimizee's own scales."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.rules import Layout
 
-INNER = "episodes."  # before the names of the fields of the episodes inside
+INNER = "episodes."  # prefix of the names of the inner episodes' fields
 
 
 @dataclass(eq=False)
@@ -20,7 +20,7 @@ class ScaledEpisodes(Episodes):
 
     Attributes:
         scale: one positive number for each coordinate, [N, P].
-        episodes: those whose losses these are.
+        episodes: the inner episodes.
     """
 
     scale: Tensor
@@ -60,15 +60,15 @@ class ScaledEpisodes(Episodes):
 
 
 def scaled_at_random(episodes: Episodes, log_range: float, randoms: Sequence[np.random.Generator]) -> ScaledEpisodes:
-    """Measures each parameter tensor of each episode in a unit of its own, e^u with u ~ U[-log_range, log_range].
+    """Rescales each parameter tensor of each episode by its own factor e^u with u ~ U[-log_range, log_range].
 
-    Coordinates of a tensor share the unit: that is what changes with the width and the depth of a network, where
-    gradients of whole layers grow or fade.
+    Coordinates of a tensor share the factor, because a network's width and depth make the gradients of whole layers
+    grow or fade.
 
     Args:
         episodes: N episodes.
-        log_range: the largest size of u.
-        randoms: where each episode's units come from.
+        log_range: the largest absolute value of u.
+        randoms: the source of each episode's factors.
     """
     scale = torch.ones_like(episodes.theta)
     for place in episodes.layout.values():

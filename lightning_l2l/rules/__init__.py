@@ -1,4 +1,4 @@
-"""Update rules: what turns a gradient into a step, learned or designed by hand, behind one interface."""
+"""Update rules, which turn gradients into steps: learned and hand-designed ones behind one interface."""
 
 from lightning_l2l.rules.base import Layout, Place, State, Tape, UpdateRule, layout_of
 from lightning_l2l.rules.fast.fastest import fastest

@@ -39,27 +39,27 @@ def layout_of(shapes: Mapping[str, Sequence[int]]) -> Layout:
 
 
 def full_precision(tensor: Tensor) -> torch.autocast:
-    """Where the Trainer asks for mixed precision, the optimizee runs in it and the update rule does not."""
+    """Disables autocast for the update rule: under the Trainer's mixed precision only the optimizee runs in it."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 class UpdateRule(nn.Module, ABC):
     """The update rule g of θ_{t+1} = θ_t + g_t, with [g_t; h_{t+1}] = m(∇_t, h_t, φ) (arXiv:1606.04474, section 2).
 
-    A rule is a pair of pure functions held in an ``nn.Module`` whose parameters are the meta-parameters φ. It never
-    keeps anything of an optimizee's run in itself: all of that is in the state, which the caller carries.
+    A rule is a pair of pure functions held in an ``nn.Module`` whose parameters are the meta-parameters φ. It keeps
+    nothing of an optimizee's run in itself: all of that is in the state, which the caller carries.
 
     Every optimizee is one flat vector, so shapes are [N, P]: N episodes side by side, P coordinates of θ. A rule that
     needs the shapes of the parameter tensors overrides ``bind``.
 
     Attributes:
-        coordinatewise: whether a coordinate's step depends on that coordinate's gradients, and its θ, alone. Such a
-            rule may be run on slices of the coordinates, of all episodes together, as if they were one episode
-            [1, slice]. A subclass inherits it: one that mixes coordinates must say False.
-        sees: what ``update`` takes by keyword beside the gradient: any of "theta" (θ_t, [N, P]) and "loss" (f(θ_t),
+        coordinatewise: whether a coordinate's step depends only on that coordinate's gradients and θ. Such a rule may
+            run on slices of the coordinates of all episodes together, as if they were one episode [1, slice].
+            Subclasses inherit it: one that mixes coordinates must set it to False.
+        sees: what ``update`` takes by keyword besides the gradient: any of "theta" (θ_t, [N, P]) and "loss" (f(θ_t),
             [N]).
-        constants: what ``update`` itself cuts from the graph although it depends on φ or on gradients, in words, so
-            that a meta-gradient can say what it leaves out.
+        constants: descriptions of what ``update`` detaches from the graph although it depends on φ or on gradients, so
+            that a meta-gradient can report what it leaves out.
     """
 
     coordinatewise: ClassVar[bool] = False
@@ -72,11 +72,11 @@ class UpdateRule(nn.Module, ABC):
         return type(self).__name__
 
     def bind(self, layout: Layout) -> "UpdateRule":
-        """Returns the rule to run on optimizees of this layout; most rules do not care."""
+        """Returns the rule to run on optimizees of this layout; most rules ignore the layout."""
         return self
 
     def start(self, theta: Tensor) -> Tensor:
-        """Returns the θ_0 at which a run starts; the optimizee's own, unless a rule has learned a better one.
+        """Returns the θ_0 at which a run starts: the optimizee's own, unless the rule has learned a better one.
 
         Args:
             theta: the optimizee's own θ_0, [N, P].
@@ -93,12 +93,12 @@ class UpdateRule(nn.Module, ABC):
 
     @abstractmethod
     def update(self, grad: Tensor, state: State, *args: Any, **seen: Any) -> tuple[Tensor, State]:
-        """Computes one step. A rule that sees nothing but gradients takes ``grad`` and ``state`` alone.
+        """Computes one step. A rule that sees only gradients takes only ``grad`` and ``state``.
 
         Args:
             grad: the gradient ∇_t of each episode's own loss, [N, P].
             state: h_t, as ``init`` or the last ``update`` returned it.
-            args: none; a subclass names what it takes.
+            args: unused; a subclass names its own arguments.
             seen: what the rule's ``sees`` asks for, by name.
 
         Returns:
@@ -106,7 +106,7 @@ class UpdateRule(nn.Module, ABC):
         """
 
     def tape(self, theta: Tensor, steps: int) -> "Tape":
-        """Returns what remembers K steps of this rule for the meta-gradient; override it for a faster way back.
+        """Returns a tape of K steps of this rule for the meta-gradient; override it for a faster backward pass.
 
         Args:
             theta: like the θ it will run on, [N, P].
@@ -115,14 +115,14 @@ class UpdateRule(nn.Module, ABC):
         return Tape(self)
 
     def in_place(self) -> "UpdateRule | Tape":
-        """Returns what takes the same steps where no meta-gradient is wanted; it may overwrite the states it is given.
+        """Returns a rule or tape for the same steps without a meta-gradient; it may overwrite the states it is given.
 
-        φ must not change while it is used.
+        φ must not change while it is in use.
         """
         return self
 
     def compiled(self, theta: Tensor, threads: int) -> "UpdateRule | None":
-        """Returns a rule that takes the same steps by code compiled for this machine; None where there is none.
+        """Returns a rule that takes the same steps with code compiled for this machine, or None.
 
         Args:
             theta: like the θ it will run on, [N, P].
@@ -131,28 +131,28 @@ class UpdateRule(nn.Module, ABC):
         return None
 
     def stepper(self, device: torch.device, dtype: torch.dtype, in_bfloat16: bool) -> Any:
-        """Returns what steps parameters in place as ``rules.fast.stepper.Stepper`` does, faster; None: there is none.
+        """Returns a faster ``rules.fast.stepper.Stepper`` for this rule, which steps parameters in place, or None.
 
         Args:
             device: where the parameters are.
-            dtype: the floating point type in which steps are computed.
+            dtype: the floating-point type in which steps are computed.
             in_bfloat16: whether states are kept in bfloat16 from one step to the next.
         """
         return None
 
     def unpacked(self, state: dict[str, Any], count: int) -> dict[str, Any]:
-        """Returns a state of ``count`` coordinates as ``Stepper`` keeps it, whichever stepper of this rule kept it."""
+        """Converts a state of ``count`` coordinates from any stepper of this rule to the form that ``Stepper`` has."""
         return state
 
     def map(self, function: "Callable[[UpdateRule, Tensor], UpdateRule]", theta: Tensor) -> "UpdateRule":
-        """Returns what a function makes of the rule and θ; a rule made of others hands it each with its part of θ."""
+        """Applies a function to the rule and θ; a rule made of others applies it to each of them and its part of θ."""
         return function(self, theta)
 
 
 class Tape:
-    """K steps of a rule, remembered so that the meta-gradient can go back through them.
+    """Records K steps of a rule, so that the meta-gradient can be backpropagated through them.
 
-    Runs the rule on gradients that are taken as constants, and goes backward by autograd.
+    It treats gradients as constants, and computes the backward pass by autograd.
 
     Args:
         rule: the update rule, whose parameters are φ.
@@ -164,12 +164,12 @@ class Tape:
         self.updates: list[Tensor] = []
 
     def update(self, grad: Tensor, state: State, *args: Any, **seen: Any) -> tuple[Tensor, State]:
-        """As the rule's ``update``; the step returned is cut from the graph.
+        """As the rule's ``update``; the returned step is detached from the graph.
 
         Args:
             grad: ∇_t, [N, P].
-            state: where the run starts, the first time; then what the last call returned, which a tape may reuse.
-            args: none; a subclass names what it takes.
+            state: the run's state on the first call, then what the last call returned; a tape may overwrite it.
+            args: unused; a subclass names its own arguments.
             seen: what the rule's ``sees`` asks for.
         """
         with torch.enable_grad():
@@ -178,10 +178,10 @@ class Tape:
         return update.detach(), state
 
     def backward(self, cotangents: list[Tensor]) -> list[Tensor]:
-        """Computes Σ_t ⟨G_t, ∂g_t/∂φ⟩ for every parameter of the rule; to be called once.
+        """Computes Σ_t ⟨G_t, ∂g_t/∂φ⟩ for every parameter of the rule; call it only once.
 
         Args:
-            cotangents: G_t .. G_{t+K-1}, the meta-loss's derivatives by the steps, each [N, P].
+            cotangents: G_t .. G_{t+K-1}, the meta-loss's derivatives with respect to the steps, each [N, P].
 
         Returns:
             One tensor for every parameter, in the order of ``rule.parameters()``.

@@ -1,7 +1,7 @@
 """Trained rules: a few thousand numbers each, as NAME.safetensors, beside a model card NAME.md.
 
-A file holds tensors, and in its header the rule's class and settings as JSON. Reading it executes nothing: only the
-classes of ``lightning_l2l.rules`` are ever made from it.
+A file holds tensors, and in its header the rule's class and settings as JSON. Reading it executes nothing: only
+classes of ``lightning_l2l.rules`` are ever instantiated from it.
 """
 
 import json
@@ -33,16 +33,16 @@ def load_rule(name: str | PathLike, rule: UpdateRule | None = None) -> UpdateRul
     """Returns a trained rule.
 
     Args:
-        name: of one of the package's own, such as ``mnist``, or a file's path.
-        rule: an untrained one, which gets the file's numbers: how a rule of your own class is loaded, since no class
-            but the package's own is ever made from what a file says.
+        name: one of the package's own, such as ``mnist``, or a file's path.
+        rule: an untrained rule, which gets the file's numbers. This is how to load a rule of your own class, since only
+            the package's own classes are ever instantiated from a file.
 
     Raises:
         InvalidInputError: there is no such rule, or the file cannot be used.
     """
     settings, tensors = read_rule(name)
     if rule is None:
-        with torch.random.fork_rng(devices=[]):  # what is drawn for its first weights should not be missed elsewhere
+        with torch.random.fork_rng(devices=[]):  # initial weights must not use up the caller's random numbers
             rule = make_rule(settings, name)
     try:
         rule.load_state_dict(tensors)
@@ -57,14 +57,14 @@ def save_rule(rule: UpdateRule, path: str | PathLike, settings: dict[str, Any]) 
 
     Args:
         rule: the trained rule.
-        path: of the file, by custom with the ending .safetensors.
+        path: the file to write, by convention with the suffix .safetensors.
         settings: its class_path and init_args, as in a config.
     """
     write_rule(rule.state_dict(), path, settings)
 
 
 def write_rule(tensors: dict[str, Tensor], path: str | PathLike, settings: dict[str, Any]) -> None:
-    """As ``save_rule``, of a rule's ``state_dict``."""
+    """As ``save_rule``, for a rule's ``state_dict``."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     Path(path).write_bytes(save(tensors, {KEY: json.dumps(settings, sort_keys=True)}))
 
@@ -91,7 +91,7 @@ def read_rule(name: str | PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def read_safely(path: str | PathLike) -> Any:
-    """Returns what ``torch.save`` wrote to a file, without executing anything in it; None where it is damaged."""
+    """Returns what ``torch.save`` wrote to a file, without executing anything in it; None if the file is damaged."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError):
@@ -99,14 +99,14 @@ def read_safely(path: str | PathLike) -> Any:
 
 
 def make_rule(settings: Any, name: str | PathLike) -> UpdateRule:
-    """Makes an untrained rule, of the package's own classes alone.
+    """Makes an untrained rule; only the package's own classes are allowed.
 
     Args:
         settings: its class_path and init_args, as a file holds them.
-        name: of the file, for what is raised.
+        name: the file's, for the error message.
 
     Raises:
-        InvalidInputError: they are of another class, or do not fit it.
+        InvalidInputError: they name another class, or do not fit it.
     """
     own = {f"lightning_l2l.rules.{key}": getattr(lightning_l2l.rules, key) for key in lightning_l2l.rules.__all__}
     rules = {key: value for key, value in own.items() if isinstance(value, type) and issubclass(value, UpdateRule)}

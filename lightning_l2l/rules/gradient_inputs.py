@@ -1,4 +1,4 @@
-"""What learned rules see of a gradient."""
+"""The inputs that learned rules compute from a gradient."""
 
 import math
 from typing import NamedTuple
@@ -17,7 +17,7 @@ def preprocess_gradient(grad: Tensor, p: float = 10.0) -> Tensor:
 
     Args:
         grad: gradient of any shape [...].
-        p: how small a gradient is still seen on the log scale; the paper uses 10.
+        p: the log scale covers gradients down to e^-p; the paper uses 10.
 
     Returns:
         The two inputs, [2, ...].
@@ -33,13 +33,13 @@ class Momentum(NamedTuple):
     square: Tensor  # running mean of ∇², [N, P]
 
     def after(self, grad: Tensor, decay: float) -> "Momentum":
-        """Both moved on by a gradient [N, P]."""
+        """Both means, updated by a gradient [N, P]."""
         mean = decay * self.mean + (1 - decay) * grad
         return Momentum(mean, decay * self.square + (1 - decay) * grad.square())
 
     def agreement(self) -> Tensor:
-        """How far gradients agreed lately: their mean by their root mean square, from -1 to 1, [N, P].
+        """How far recent gradients agree: their mean divided by their root mean square, from -1 to 1, [N, P].
 
-        Both start at zero and neither is corrected for it, so that the first steps give small numbers.
+        Both running means start at zero without bias correction, so the first steps give small numbers.
         """
         return self.mean / (self.square + SMALLEST_SQUARE).sqrt()

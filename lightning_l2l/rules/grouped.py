@@ -12,12 +12,12 @@ from lightning_l2l.rules.base import Layout, State, Tape, UpdateRule, layout_of
 
 
 class Grouped(UpdateRule):
-    """Steps each group of the optimizee's parameters by a rule of its own, as the paper does on CIFAR-10.
+    """Steps each group of the optimizee's parameters with its own rule, as the paper does on CIFAR-10.
 
     Args:
         rules: the rule of each group, by the group's name.
         groups: which parameters belong to each group: patterns of their names, such as ``conv*.weight``. Every
-            parameter of the optimizee must belong to one group, and to one only.
+            parameter of the optimizee must belong to exactly one group.
     """
 
     def __init__(self, rules: dict[str, UpdateRule], groups: dict[str, list[str]]) -> None:
@@ -51,11 +51,11 @@ class Grouped(UpdateRule):
         return self._bound[1]
 
     def group_of(self, name: str, fix: str = "change the patterns of model.rule.init_args.groups") -> str:
-        """Returns the group that a parameter of this name belongs to.
+        """Returns the group to which a parameter of this name belongs.
 
         Args:
             name: the parameter's.
-            fix: what the error tells one to do.
+            fix: the fix that the error names.
 
         Raises:
             InvalidInputError: there is none, or more than one.
@@ -118,7 +118,7 @@ class Places:
         return torch.cat(list(parts), dim=1)[:, self._on(parts[0].device)[1]]
 
     def _on(self, device: torch.device) -> tuple[list[Tensor], Tensor]:
-        """The groups' coordinates, and the order that puts them back, on a device; copied there once."""
+        """The groups' coordinates and the inverse permutation, on a device; copied there once."""
         if device not in self._copies:
             indices = [one.to(device) for one in self.indices]
             self._copies[device] = indices, torch.cat(indices).argsort()
@@ -126,7 +126,7 @@ class Places:
 
 
 class BoundGroups(UpdateRule):
-    """Rules, each with the coordinates of θ that are its own. The state is a tuple of the rules' states.
+    """Rules, each with its own coordinates of θ. The state is a tuple of the rules' states.
 
     Args:
         rules: one for each group.
@@ -170,7 +170,7 @@ class BoundGroups(UpdateRule):
         return GroupsTape(self, [rule.in_place() for rule in self.rules])
 
     def map(self, function: Callable[[UpdateRule, Tensor], UpdateRule], theta: Tensor) -> "BoundGroups":
-        """The same groups with what the function makes of each rule and its part of θ."""
+        """Applies the function to each group's rule and its part of θ."""
         parts = zip(self.rules, self.places.split(theta), strict=True)
         return BoundGroups([function(rule, part) for rule, part in parts], self.places)
 

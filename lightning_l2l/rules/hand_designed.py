@@ -1,4 +1,4 @@
-"""Rules with nothing to learn, step by step those of ``torch.optim``: the paper's four baselines and two more."""
+"""Rules with nothing to learn, with the same steps as ``torch.optim``'s: the paper's four baselines and two more."""
 
 import math
 from abc import abstractmethod
@@ -18,8 +18,8 @@ class HandDesignedRule(UpdateRule):
         tuned_with: further settings that a race tunes together with the learning rate, each with the values to try.
 
     Args:
-        learning_rate: the factor of each step. A tensor [N, 1] gives each of N episodes side by side a rate of its
-            own, which is how a whole grid of rates is tried in one batch. A race sets the rate that it has tuned.
+        learning_rate: the factor of each step. A tensor [N, 1] gives each of N episodes side by side its own rate,
+            which is how a whole grid of rates is tried in one batch. A race replaces it with the tuned rate.
     """
 
     tuned_with: ClassVar[dict[str, tuple[float, ...]]] = {}
@@ -143,7 +143,7 @@ class Adam(HandDesignedRule):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (arXiv:1711.05101), as ``torch.optim.AdamW``. Its decay is tuned, too.
+    """Adam with decoupled weight decay (arXiv:1711.05101), as ``torch.optim.AdamW``. A race tunes its decay, too.
 
     Args:
         learning_rate: see ``HandDesignedRule``.
@@ -176,7 +176,7 @@ class CosineAdam(Adam):
     """Adam whose learning rate falls to zero along half a cosine (arXiv:1608.03983, without restarts).
 
     At step t of T the rate is α (1 + cos(π t / T)) / 2, as by ``torch.optim.Adam`` with ``CosineAnnealingLR``; it stays
-    zero after T. Its rate and β₁ are tuned together.
+    zero after T. A race tunes its rate and β₁ together.
 
     Args:
         learning_rate: α, the rate at the first step; see ``HandDesignedRule``.
@@ -186,7 +186,7 @@ class CosineAdam(Adam):
         horizon: T; null is the number of steps of the race.
 
     Raises:
-        InvalidInputError: it is to step without a horizon.
+        InvalidInputError: it is run without a horizon.
     """
 
     tuned_with: ClassVar[dict[str, tuple[float, ...]]] = {"beta1": (0.8, 0.9, 0.95, 0.99)}

@@ -10,10 +10,10 @@ from lightning_l2l.rules.base import State, UpdateRule
 
 
 class PerEpisode(UpdateRule):
-    """Runs a rule with parameters φ_n of its own in each of N episodes, all in one batched call.
+    """Runs a rule with separate parameters φ_n in each of N episodes, in one batched call.
 
-    So antithetic pairs of an evolution strategy, or a population of rules, run side by side. Nothing here is
-    differentiable by φ.
+    So the antithetic pairs of an evolution strategy, or a population of rules, run side by side. It is not
+    differentiable with respect to φ.
 
     Args:
         rule: the update rule, bound to a layout where it needs one.
@@ -30,7 +30,7 @@ class PerEpisode(UpdateRule):
         return self._map("start", theta[:, None])[:, 0]
 
     def init(self, theta: Tensor) -> State:
-        """The state of each episode, [N, ...] for what ``rule.init`` gives of one."""
+        """The states that ``rule.init`` gives for each episode, stacked to [N, ...]."""
         return self._map("init", theta[:, None])
 
     def update(self, grad: Tensor, state: State, **seen: Tensor) -> tuple[Tensor, State]:
@@ -39,7 +39,7 @@ class PerEpisode(UpdateRule):
         return update[:, 0], state
 
     def forward(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Calls a method of the rule, under whatever parameters ``functional_call`` gives it."""
+        """Calls a method of the rule, with the parameters that ``functional_call`` gives it."""
         return getattr(self.rule, method)(*args, **kwargs)
 
     def _map(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -61,7 +61,7 @@ class PerEpisode(UpdateRule):
             shared.update({place: leaf for place, leaf in enumerate(out) if not isinstance(leaf, Tensor)})
             return [leaf for leaf in out if isinstance(leaf, Tensor)]
 
-        with torch.enable_grad():  # rules may overwrite buffers where no gradient is wanted, which vmap forbids
+        with torch.enable_grad():  # without gradients, rules may overwrite buffers, which vmap forbids
             tensors = iter(torch.func.vmap(one, randomness="different")(self.phi, batched))
         count = spec[0].num_leaves
         out = [shared[place] if place in shared else next(tensors).detach() for place in range(count)]

@@ -1,4 +1,4 @@
-"""Checkpoints as a user names them, and whether they fit."""
+"""Finds and reads checkpoints, and checks that they fit."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def find_checkpoint(name: str, runs: Path | None) -> Path:
     """Returns the file that --ckpt_path means.
 
     Args:
-        name: a path, or ``best`` or ``last``: that of the newest run that has one.
+        name: a path; or ``best`` or ``last``, from the newest run that has one.
         runs: the folder of the runs of this experiment.
 
     Raises:
@@ -40,7 +40,7 @@ def read_checkpoint(path: Path, resumes: bool) -> dict[str, Any]:
 
     Args:
         path: the file.
-        resumes: whether training goes on from it, which needs more than the weights.
+        resumes: whether training resumes from it, which needs more than the weights.
 
     Raises:
         InvalidInputError: it is truncated, or not one of this package.
@@ -76,9 +76,9 @@ def check_same_settings(checkpoint: dict[str, Any], config: Namespace, resumes: 
 
     Args:
         checkpoint: as ``read_checkpoint`` returned it.
-        config: the settings given now.
-        resumes: whether training goes on: then all settings count. Otherwise only the rule's and the learner's class
-            do, and how images of the same source are split, for a test must not meet those of meta-training.
+        config: the current settings.
+        resumes: whether training resumes, in which case all settings count. Otherwise only the rule, the learner's
+            class and the split of images of the same source count, since a test must not see images of meta-training.
 
     Raises:
         InvalidInputError: names the first setting that differs.
@@ -106,7 +106,7 @@ def check_same_shapes(weights: dict[str, torch.Tensor], own: dict[str, torch.Ten
 
     Args:
         weights: those of a checkpoint.
-        own: those that they are to replace.
+        own: the weights that they replace.
         path: the checkpoint's.
 
     Raises:

@@ -53,19 +53,19 @@ MIT, as the package.
 
 
 def export(ckpt_path: Path, output: Path, command: str = TO_BE_WRITTEN, not_good_for: str = TO_BE_WRITTEN) -> None:
-    """Writes the rule of a checkpoint as NAME.safetensors, and what is known of it as the model card NAME.md.
+    """Writes the rule of a checkpoint as NAME.safetensors, and what is known about it as the model card NAME.md.
 
-    ``LearnedOptimizer(params, "NAME.safetensors")`` then steps by it. Seeds, data, date and the table of results come
-    from the checkpoint and from the run's folder that it lies in: run test first.
+    ``LearnedOptimizer(params, "NAME.safetensors")`` then uses it. Seeds, data, date and the table of results come from
+    the checkpoint and its run's folder: run test first.
 
     Args:
         ckpt_path: the checkpoint.
         output: NAME.safetensors.
-        command: for the card: what it was trained with, such as "fit --config mnist.yaml --data.seed 1".
+        command: for the card: the command that trained it, such as "fit --config mnist.yaml --data.seed 1".
         not_good_for: for the card: where it fails.
 
     Raises:
-        InvalidInputError: the checkpoint cannot be used, or the output has another ending.
+        InvalidInputError: the checkpoint cannot be used, or the output has another suffix.
     """
     if output.suffix != ".safetensors":
         raise InvalidInputError(f"--output is {output}: give it the ending .safetensors.")
@@ -112,7 +112,7 @@ def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, comma
 
 
 def _seeds(path: Path, data: dict[str, Any], command: str) -> str:
-    """Where the first weights and the episodes come from."""
+    """The seeds of the initial weights and of the episodes."""
     config = path.resolve().parents[1] / "config.yaml"
     seed = yaml.safe_load(config.read_text()).get("seed_everything", "unknown") if config.is_file() else "unknown"
     begun = re.search(rf"{PRETRAINED}(\S+)", command)  # else the seed drew them
@@ -128,7 +128,7 @@ def _data(settings: dict[str, Any], data: dict[str, Any]) -> str:
 
 
 def _run_flags(row: dict[str, str], settings: dict[str, Any]) -> list[str]:
-    """What a test must be told to have as many steps and episodes as a row of results, where the data say otherwise."""
+    """The flags that give a test the steps and episodes of a row of results, where the data's settings differ."""
     tested = {"horizon": row["horizon"], "test_episodes": row["episodes"]}
     return [part for key, n in tested.items() if int(n) != settings.get(key) for part in (f"--data.{key}", n)]
 

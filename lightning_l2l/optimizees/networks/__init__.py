@@ -1,1 +1,1 @@
-"""Networks to be trained."""
+"""Networks to train, and VGG16's frozen features."""

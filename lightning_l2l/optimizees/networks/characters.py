@@ -1,4 +1,4 @@
-"""Small language models on characters: they say at every place of a window which character is next."""
+"""Small language models on characters, which predict the next character at every position of a window."""
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class CharGRU(nn.Module):
 
 
 class CharTransformer(nn.Module):
-    """Embeddings of characters and places, causal attention and a linear layer: [B, L] in, logits [B, V, L] out.
+    """Embeddings of characters and positions, causal attention and a linear layer: [B, L] in, logits [B, V, L] out.
 
     Args:
         vocabulary: V, number of different characters.

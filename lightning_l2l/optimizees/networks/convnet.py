@@ -25,7 +25,7 @@ class OffsetNorm(nn.Module):
         nn.init.zeros_(self.offset)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        scale = torch.ones_like(self.offset)  # PyTorch cannot go backward twice without one
+        scale = torch.ones_like(self.offset)  # without one PyTorch cannot differentiate twice
         return F.batch_norm(inputs, None, None, scale, self.offset, training=True)
 
 
@@ -33,7 +33,7 @@ class ConvNet(nn.Sequential):
     """Convolutions, each normalized, pooled by 2 × 2 and rectified, and then fully connected layers.
 
     Parameters are named ``conv1.weight``, ``conv1.bias``, ``conv1_norm.offset``, ``fc1.weight`` and so on, so that
-    groups of them are easily told apart.
+    patterns can select groups of them.
 
     Args:
         image_size: height and width of the images.

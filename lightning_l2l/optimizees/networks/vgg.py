@@ -27,15 +27,16 @@ UNREADABLE = (
     pickle.PickleError,
 )
 TAPPED = (3, 8, 15)  # relu1_2, relu2_2, relu3_3
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours in 0..1, which VGG16 takes out
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours in 0..1; VGG16 takes normalized inputs
 
 
 class VGG(nn.Module):
-    """VGG16 from conv1_1 to conv3_3. Nothing in it learns: gradients reach the picture only.
+    """VGG16 from conv1_1 to conv3_3. Its weights are frozen: gradients reach only the picture.
 
     Args:
-        state: weights by torchvision's names, ``features.0.weight`` and so on; other names are left alone. None draws
-            them at random, always the same, in the size that keeps the features' (He et al., arXiv:1502.01852).
+        state: weights by torchvision's names, ``features.0.weight`` and so on; other names are ignored. None draws
+            random weights, always the same ones, at the scale that preserves the features' (He et al.,
+            arXiv:1502.01852).
     """
 
     def __init__(self, state: dict[str, Tensor] | None = None) -> None:
@@ -75,11 +76,11 @@ def load_vgg(features: str) -> VGG:
     """Loads VGG16's first layers.
 
     Args:
-        features: auto takes torchvision's weights, from its cache or downloaded; random does without training; a path
+        features: auto takes torchvision's weights, from its cache or downloaded; random uses untrained weights; a path
             names a state dict of torchvision's vgg16, or an .npz with the same names of its first layers.
 
     Raises:
-        InvalidInputError: the weights cannot be had, or are not those of VGG16.
+        InvalidInputError: the weights cannot be loaded, or are not those of VGG16.
     """
     if features == "random":
         return VGG()
@@ -133,7 +134,7 @@ def torchvision_weights() -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InvalidInputError(
-            f"data.features is auto, but VGG16's weights could not be had ({first_line(error)}): put "
+            f"data.features is auto, but VGG16's weights could not be loaded ({first_line(error)}): put "
             f"{weights.url} into {folder}, or give the path of a file with data.features, or data.features=random to "
             "try without training."
         ) from error

@@ -1,1 +1,1 @@
-"""Where data come from."""
+"""Where data comes from."""

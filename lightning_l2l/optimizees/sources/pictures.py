@@ -12,8 +12,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from lightning_l2l.errors import InvalidInputError, first_line
 
 CARRIED = ("flower", "china", "hopper")
-SMALLEST = 16  # pixels of a side, of which VGG's third stage still sees four
-ORDER_SEED = 0  # of the order of the files in a folder, which may be sorted in some way
+SMALLEST = 16  # pixels of a side; VGG's third stage still sees four
+ORDER_SEED = 0  # of the order of the files in a folder, which may be sorted
 
 Picture = Callable[[], Image.Image]
 """Reads one picture as RGB."""
@@ -44,7 +44,7 @@ def read_picture(path: Path, subject: str) -> Image.Image:
 
 
 def open_picture(path: Path, subject: str) -> Image.Image:
-    """Reads the header of a picture's file, which says whether it is one, and how large; see ``read_picture``."""
+    """Reads the header of a picture's file and checks the format and the size; see ``read_picture``."""
     try:
         picture = Image.open(path)
     except FileNotFoundError as error:
@@ -70,7 +70,7 @@ def carried_picture(name: str) -> Image.Image:
     """One of the pictures that scikit-learn (flower, china) and matplotlib (hopper) carry."""
     if name == "hopper":
         return read_picture(Path(get_sample_data("grace_hopper.jpg", asfileobj=False)), "matplotlib's picture")
-    from sklearn.datasets import load_sample_image  # imports much, and only those without pictures need it
+    from sklearn.datasets import load_sample_image  # slow to import, and needed only without own pictures
 
     return Image.fromarray(load_sample_image(f"{name}.jpg"))
 
@@ -79,7 +79,7 @@ def pictures_in(folder: Path, subject: str) -> list[Path]:
     """The picture files of a folder, in the order of their names.
 
     Args:
-        folder: where they are; files that are not called as pictures are left alone.
+        folder: where they are; files without a picture's suffix are ignored.
         subject: what an error calls it.
 
     Raises:
@@ -104,14 +104,14 @@ def folder_contents(folder: Path) -> dict[str, Sequence[Picture]]:
         paths = pictures_in(folder / part, f"data.content is {folder}, whose folder {part}")
         order = np.random.default_rng(ORDER_SEED).permutation(len(paths))
         subjects = {path: f"data.content is {folder}, whose file {part}/{path.name}" for path in paths}
-        for path, subject in subjects.items():  # now, and not after hours; but their headers alone, for time's sake
+        for path, subject in subjects.items():  # now, not after hours of training; only the headers, to save time
             open_picture(path, subject).close()
         contents[part] = [partial(read_picture, paths[n], subjects[paths[n]]) for n in order]
     return contents
 
 
 def carried_contents() -> dict[str, Sequence[Picture]]:
-    """Square pieces of two carried pictures: 200 of the temple to train on, 20 and 100 of the two halves of hopper."""
+    """Square crops of two carried pictures: 200 of china to train on, 20 and 100 of hopper's upper and lower half."""
     random = np.random.default_rng(ORDER_SEED)
     parts = {"train": ("china", 0.0, 1.0, 200), "val": ("hopper", 0.0, 0.5, 20), "test": ("hopper", 0.5, 1.0, 100)}
     contents: dict[str, Sequence[Picture]] = {}
@@ -128,12 +128,12 @@ def carried_contents() -> dict[str, Sequence[Picture]]:
 
 
 def shrink(picture: Image.Image, shorter: int) -> Image.Image:
-    """The picture at another size, its shorter side of so many pixels."""
+    """The picture resized so that its shorter side has this many pixels."""
     factor = shorter / min(picture.size)
     width, height = (max(shorter, round(side * factor)) for side in picture.size)
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def square(picture: Image.Image, size: int) -> Image.Image:
-    """The middle of the picture as a square of so many pixels a side."""
+    """The middle of the picture, cropped to a square and resized to this many pixels a side."""
     return ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)

@@ -52,7 +52,7 @@ class Table(Source):
         return table
 
     def _read(self) -> tuple:
-        from sklearn import datasets  # imports much, and only those who use a table need it
+        from sklearn import datasets  # slow to import, and needed only for tables
 
         if self.name != "california":
             return getattr(datasets, f"load_{self.name}")(return_X_y=True)
@@ -66,6 +66,6 @@ class Table(Source):
 
 
 def _standardised(values: torch.Tensor, train: slice) -> torch.Tensor:
-    """Columns less the training rows' mean, by their standard deviation; columns that are constant become zero."""
+    """Columns minus the training rows' mean, divided by their standard deviation; constant columns become zero."""
     mean, std = values[train].mean(0), values[train].std(0, correction=0)
     return ((values - mean) / torch.where(std > 0, std, 1)).float()

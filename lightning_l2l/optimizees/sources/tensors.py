@@ -21,8 +21,8 @@ class TensorExamples(Examples):
     """Inputs with targets.
 
     Attributes:
-        inputs: [M, ...]; uint8 counts as 0..255 and is scaled to 0..1, int64 stays what it is.
-        targets: [M, ...], int64 or floating point; None takes the inputs themselves.
+        inputs: [M, ...]; uint8 is scaled from 0..255 to 0..1, int64 is left unchanged.
+        targets: [M, ...], int64 or floating point; None means the inputs themselves.
         ranges: first and last + 1 row of the parts train, val and test.
         source: where they came from, in words.
     """
@@ -41,7 +41,7 @@ class TensorExamples(Examples):
 
 
 def as_input(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Inputs as a network takes them: 0..255 scaled to 0..1, numbers of classes or characters as they are."""
+    """Inputs as a network takes them: 0..255 scaled to 0..1, class and character numbers unchanged."""
     if values.dtype == torch.int64:
         return values
     scale = 255 if values.dtype == torch.uint8 else 1
@@ -51,11 +51,11 @@ def as_input(values: Tensor, dtype: torch.dtype) -> Tensor:
 def set_validation_apart(
     train: Sequence[Tensor], test: Sequence[Tensor]
 ) -> tuple[list[Tensor], dict[str, tuple[int, int]]]:
-    """Sets a random twelfth of the training rows apart for validation, since files may be sorted in some way.
+    """Holds out a random twelfth of the training rows for validation; at random, since files may be sorted.
 
     Args:
-        train: tensors of as many rows.
-        test: one for each of them.
+        train: tensors with the same number of rows.
+        test: a matching tensor for each of them.
 
     Returns:
         The rows of both together, and the ranges of the parts in them.
@@ -73,7 +73,7 @@ def read_npz(path: Path, keys: Sequence[str], others: Sequence[str] = ()) -> dic
     Args:
         path: the file.
         keys: what it must have.
-        others: what is read where it is there.
+        others: keys that are read if the file has them.
 
     Raises:
         InvalidInputError: the file is missing, is not an .npz, or lacks a key.
@@ -99,7 +99,7 @@ def load_arrays(path: Path) -> TensorExamples:
         path: holds arrays [M, ...]; without y_train and y_test the inputs are their own targets.
 
     Raises:
-        InvalidInputError: the file is missing, is not an .npz, lacks a key, or holds what cannot be used.
+        InvalidInputError: the file is missing, is not an .npz, lacks a key, or holds arrays that cannot be used.
     """
     arrays = read_npz(path, ("x_train", "x_test"), ("y_train", "y_test"))
     if ("y_train" in arrays) != ("y_test" in arrays):
@@ -123,7 +123,7 @@ def load_arrays(path: Path) -> TensorExamples:
 
 
 def _check_pair(path: Path, kind: str, arrays: dict[str, np.ndarray]) -> None:
-    """Refuses a training and a test array that differ, or hold what is no number."""
+    """Refuses training and test arrays whose types or shapes differ, or that do not hold finite numbers."""
     names = f"{kind}_train", f"{kind}_test"
     train, test = (arrays[name] for name in names)
     if train.dtype != test.dtype or train.ndim == 0 or train.shape[1:] != test.shape[1:]:
@@ -137,7 +137,7 @@ def _check_pair(path: Path, kind: str, arrays: dict[str, np.ndarray]) -> None:
         )
     for name, array in zip(names, (train, test), strict=True):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise InvalidInputError(f"data.source is {path}, where {name} has numbers that are not finite: mend it.")
+            raise InvalidInputError(f"data.source is {path}, where {name} has numbers that are not finite: fix them.")
 
 
 def _as_tensor(array: np.ndarray, kind: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""A text as characters, of which a network is to say the next."""
+"""A text as characters, of which a network learns to predict the next."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ class Text(Source):
 
     Args:
         path: a file in UTF-8.
-        length: L, characters in a window; inputs are L characters, and targets the L that each follow one of them.
+        length: L, characters in a window; inputs are L characters, and targets the character that follows each of them.
     """
 
     def __init__(self, path: str, length: int = 32) -> None:

@@ -1,1 +1,1 @@
-"""Faster ways of running any rule; nothing here knows one by name."""
+"""Faster ways to run any rule; nothing here names a particular rule."""

@@ -1,4 +1,4 @@
-"""C++ kernels, compiled on the machine that runs them, once: by whatever compiler there is."""
+"""C++ kernels, compiled once on the machine that runs them, with whichever compiler it has."""
 
 import ctypes
 import hashlib
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 # Rounding stays that of IEEE 754, except that multiply-adds may be fused.
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared", "-fPIC")
-# What torch found the processor to have, in the compiler's words: the same folder may serve several machines.
+# The processor's features as torch found them, as compiler flags: several machines may share the cache folder.
 VECTORS = {"AVX512": ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"), "AVX2": ("-mavx2", "-mfma")}
 
 
 @cache
 def load_kernel(source: Path, **macros: int) -> ctypes.CDLL | None:
-    """Returns the compiled library, or None where there is no compiler that can make it, which is logged.
+    """Returns the compiled library; logs the reason and returns None if no compiler can build it.
 
     It is kept in ``$XDG_CACHE_HOME/lightning_l2l`` (``~/.cache`` by default) for the next time.
 
@@ -61,5 +61,5 @@ def _compile(command: list[str], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True, timeout=120)
-        os.replace(made, library)  # at once, since another process may do the same
+        os.replace(made, library)  # atomic, since another process may do the same
     log.info("Compiled a kernel in %.1f s; it is kept in %s.", time.perf_counter() - began, library.parent)

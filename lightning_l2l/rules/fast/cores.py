@@ -1,4 +1,4 @@
-"""Work split over the CPU's cores by Python threads, for functions that release Python's lock while they compute."""
+"""Splits work over the CPU's cores by Python threads, for functions that release the GIL while they compute."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -10,9 +10,9 @@ import torch
 
 
 def map_on_cores(threads: int, function: Callable, *iterables: Iterable) -> list:
-    """Calls the function on each tuple of arguments, over ``threads`` cores in turn; returns the results in order.
+    """Calls the function on each tuple of arguments, distributed over ``threads`` cores; returns the results in order.
 
-    The caller's thread takes a share, too: waking one thread less is felt where a step takes a millisecond.
+    The calling thread takes a share, too: waking one thread fewer matters when a step takes a millisecond.
     """
     work = list(zip(*iterables, strict=True))
     if threads == 1:
@@ -20,7 +20,7 @@ def map_on_cores(threads: int, function: Callable, *iterables: Iterable) -> list
     grad_enabled, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
     def share(core: int) -> list:
-        with torch.inference_mode(inference), torch.set_grad_enabled(grad_enabled):  # which belong to a thread
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad_enabled):  # both are per thread
             return [function(*arguments) for arguments in work[core::threads]]
 
     others = [_pool(threads - 1, os.getpid()).submit(share, core) for core in range(1, threads)]
@@ -36,7 +36,7 @@ def map_on_cores(threads: int, function: Callable, *iterables: Iterable) -> list
 
 @cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads whose operations each stay on one core. They do not outlive a fork, hence ``process``."""
+    """Threads that each compute on one core. They do not survive a fork, hence the argument ``process``."""
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     all_started = Barrier(threads)

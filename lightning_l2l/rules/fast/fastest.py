@@ -1,4 +1,4 @@
-"""Which way of running a rule is the fastest that the machine and its memory allow."""
+"""Chooses the fastest way to run a rule that the machine and its memory allow."""
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ SMALLEST_SLICE = 256  # below it, calling costs more than computing
 def fastest(
     rule: UpdateRule, theta: Tensor, steps: int = 1, memory: float | None = None, compiled: bool | None = None
 ) -> UpdateRule:
-    """Returns a rule that takes the same steps as ``rule``, and gives the same meta-gradients by its tape, sooner.
+    """Returns a faster rule with the same steps as ``rule`` and, by its tape, the same meta-gradients.
 
-    A compiled rule replays its steps block by block, so its memory is flat in any case. Otherwise, what the steps
-    leave behind is kept while it fits, and replayed slice by slice where it does not.
+    A compiled rule replays its steps block by block, so its memory hardly grows with the unroll. Otherwise activations
+    are kept if they fit into ``memory``, and recomputed slice by slice if they do not.
 
     Args:
         rule: any rule; one that mixes coordinates is returned as it is.
@@ -50,7 +50,7 @@ def _fastest(rule: UpdateRule, theta: Tensor, steps: int, memory: float, compile
 
 
 def activation_size(rule: UpdateRule, theta: Tensor) -> int:
-    """Bytes that autograd keeps of one step of a coordinatewise rule, for each coordinate."""
+    """Bytes per coordinate that autograd keeps of one step of a coordinatewise rule."""
     coordinates = 64
     sample = torch.ones(1, coordinates, dtype=theta.dtype, device=theta.device)
     kept: dict[int, int] = {}

@@ -1,7 +1,7 @@
-"""What the package may use of this machine: environment variables, since no experiment depends on them.
+"""What the package may use of this machine, as environment variables, since no experiment depends on them.
 
-``LIGHTNING_L2L_MEMORY``: gigabytes that the activations of one unroll may take, 4 by default. Beyond them they are
-computed again, slice by slice, which is slower; 0 always does that.
+``LIGHTNING_L2L_MEMORY``: gigabytes that the activations of one unroll may take, 4 by default. Larger ones are
+recomputed slice by slice, which is slower; 0 always does that.
 
 ``LIGHTNING_L2L_COMPILED``: 0 runs rules without kernels, and a GPU's truncations without CUDA graphs.
 """
@@ -15,7 +15,7 @@ def memory() -> float:
     """Gigabytes that the activations of one unroll may take.
 
     Raises:
-        InvalidInputError: the variable is no number, or below 0.
+        InvalidInputError: the variable is not a number, or is negative.
     """
     given = os.environ.get("LIGHTNING_L2L_MEMORY", "4")
     try:

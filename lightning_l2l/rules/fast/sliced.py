@@ -1,4 +1,4 @@
-"""Coordinates in slices: a coordinatewise rule run on parts small enough for the cache, or for the memory."""
+"""Runs a coordinatewise rule on slices of the coordinates that are small enough for the cache, or for memory."""
 
 from collections.abc import Callable, Iterable
 
@@ -16,10 +16,10 @@ class Sliced(UpdateRule):
 
     Args:
         rule: a rule for which ``rule.coordinatewise`` holds.
-        slices: how many.
-        threads: how many slices run side by side.
-        replay: keep nothing of a step but its gradient, and take the steps of one slice after the other again when the
-            meta-gradient is wanted: memory stays flat, at the price of a second forward pass.
+        slices: number of slices.
+        threads: number of slices that run side by side.
+        replay: keep only the gradient of each step, and repeat the steps of one slice after the other for the
+            meta-gradient: memory hardly grows with the unroll, at the price of a second forward pass.
     """
 
     coordinatewise = True
@@ -55,7 +55,7 @@ class Sliced(UpdateRule):
         return torch.cat(updates, dim=1).view_as(grad), states
 
     def tape(self, theta: Tensor, steps: int) -> Tape:
-        """One tape a slice: they go backward side by side, too."""
+        """One tape per slice; their backward passes run side by side, too."""
         return ReplayTape(self) if self.replay else SlicedTape(self, theta, steps)
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
@@ -78,20 +78,20 @@ class SlicedTape(Tape):
         return self.sum_over_slices(lambda tape, part: tape.backward(list(part)), self.tapes, cotangents)
 
     def sum_over_slices(self, function: Callable, of_slices: Iterable, *lists: list[Tensor]) -> list[Tensor]:
-        """Calls the function with what belongs to each slice, and adds up what it returns for each parameter."""
+        """Calls the function with each slice's arguments, and sums what it returns for each parameter."""
         lists_of_slices = [zip(*map(self.sliced.split, tensors), strict=True) for tensors in lists]
         results = map_on_cores(self.sliced.threads, function, of_slices, *lists_of_slices)
         return [torch.stack(grads).sum(0) for grads in zip(*results, strict=True)]
 
 
 class ReplayTape(SlicedTape):
-    """Remembers what the rule was given alone, and runs each slice again before it goes back through it."""
+    """Records only the rule's inputs, and runs each slice again before its backward pass."""
 
     def __init__(self, sliced: Sliced) -> None:
         Tape.__init__(self, sliced)
         self.sliced = sliced
         self.state: State = ()
-        self.inputs: list[tuple[Tensor, ...]] = []  # of each step: the gradient, and what the rule sees beside it
+        self.inputs: list[tuple[Tensor, ...]] = []  # of each step: the gradient, and what else the rule sees
 
     def update(self, grad: Tensor, state: State, **seen: Tensor) -> tuple[Tensor, State]:
         if not self.inputs:

@@ -1,4 +1,4 @@
-"""Steps of a rule on parameters in place, in memory that does not grow with them."""
+"""Steps parameters in place by a rule, in working memory that does not grow with them."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -15,7 +15,7 @@ LARGE_CHUNK = 65_536  # elsewhere; the LSTM's activations then take 60 MB
 RUNNING_MEANS = ("mean", "square")  # in bfloat16 they would stall: what a step adds is rounded away
 
 KeptState = dict[str, Any]
-"""What a rule remembers of one θ [P], as plain tensors and numbers by name, all that ``torch.optim`` can keep."""
+"""A rule's state for one θ [P], as plain tensors and numbers by name, which is all that ``torch.optim`` can keep."""
 
 Work = tuple[Tensor, Tensor, KeptState]
 """A θ [P], its gradient, and its state."""
@@ -24,13 +24,13 @@ Work = tuple[Tensor, Tensor, KeptState]
 class Stepper:
     """Moves each θ by θ ← θ + factor · g, chunk by chunk, and overwrites its state.
 
-    In the state of a coordinatewise rule, tensors whose last dimension is as long as θ have a number for each
-    coordinate in it, and anything else is the same for all. A rule that is not coordinatewise sees all of θ at once.
+    In the state of a coordinatewise rule, tensors whose last dimension is as long as θ hold one number per coordinate,
+    and anything else is shared by all coordinates. A rule that is not coordinatewise sees all of θ at once.
 
     Args:
-        rule: the update rule, on that device and in that type; it must not change any more.
+        rule: the update rule, on that device and in that type; it must not change afterwards.
         device: where θ is.
-        dtype: the floating point type in which steps are computed.
+        dtype: the floating-point type in which steps are computed.
         in_bfloat16: whether states are kept in bfloat16 from one step to the next.
     """
 
@@ -60,7 +60,7 @@ class Stepper:
         return kept
 
     def step(self, work: Sequence[Work], factor: float, loss: Tensor | None = None) -> None:
-        """Takes one step of each.
+        """Takes one step of each θ.
 
         Args:
             work: θ, ∇_t and the state of each, as ``init`` or ``adopt`` returned it.
@@ -85,15 +85,15 @@ class Stepper:
                         state[name] = value
 
     def holds(self, state: KeptState) -> bool:
-        """Whether a state is such as ``init`` returns; it may come from another machine, or another device."""
+        """Whether a state has the form that ``init`` returns; it may come from another machine or device."""
         tensors = [value for value in state.values() if isinstance(value, Tensor)]
         return list(state) == self.names and all(tensor.device == self.device for tensor in tensors)
 
     def adopt(self, state: KeptState, theta: Tensor) -> KeptState:
-        """Returns a copy of a state of the same rule on a θ like this, [P], wherever and however it was kept.
+        """Returns a copy of a state of the same rule for a θ like this one, [P], converted to this stepper's form.
 
         Raises:
-            ValueError: it is another rule's, or another θ's.
+            ValueError: the state belongs to another rule, or to another θ.
         """
         return self.copy(self.rule.unpacked(state, len(theta)), self.init(theta))
 
@@ -112,7 +112,7 @@ class Stepper:
         return into
 
     def parts(self, theta: Tensor) -> list[slice]:
-        """Which coordinates are worked on at a time."""
+        """The chunks of coordinates that are processed at a time."""
         chunk = CHUNK.get(self.device.type, LARGE_CHUNK) if self.rule.coordinatewise else len(theta)
         return [slice(first, min(first + chunk, len(theta))) for first in range(0, len(theta), max(chunk, 1))]
 
@@ -120,7 +120,7 @@ class Stepper:
         return dict(zip(self.names, pytree.tree_leaves(state), strict=True))
 
     def _open(self, value: Any, part: slice, length: int) -> Any:
-        """What the rule's state has for a part of the coordinates, as it is computed with."""
+        """The part of the rule's state that belongs to some coordinates, in the type of the computation."""
         value = value[..., part] if _per_coordinate(value, length) else value
         return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 

@@ -1,1 +1,1 @@
-"""The coordinatewise LSTM and the ways of running it."""
+"""The coordinatewise LSTM and the ways to run it."""

@@ -1,4 +1,4 @@
-"""The LSTM in operations that autograd knows: what all faster ways of running it compute."""
+"""The LSTM in autograd's operations, which define what all faster ways to run it compute."""
 
 import math
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class AutogradLSTM(UpdateRule):
     all coordinates are one matrix product.
 
     Args:
-        hidden_size: see ``CoordinatewiseLSTM``, as all others.
+        hidden_size: see ``CoordinatewiseLSTM`` for all arguments.
     """
 
     coordinatewise = True
@@ -79,7 +79,7 @@ class AutogradLSTM(UpdateRule):
         return torch.cat([rows, *(momentum.agreement()[None] for momentum in momenta)]), momenta
 
     def readout(self, hidden: Tensor) -> Tensor:
-        """The step that the last layer's hidden state [H, C] stands for, [1, C]."""
+        """The step read out from the last layer's hidden state [H, C], [1, C]."""
         return self.output_scale * torch.addmm(self.output.bias[:, None], self.output.weight, hidden)
 
 

@@ -1,11 +1,11 @@
 // The coordinatewise LSTM's steps and their backward pass, for float32 on a CPU.
 //
-// Coordinates are worked on in blocks, small enough that all a block needs stays in a core's cache: a unit's values in
-// one block are COLUMNS vectors side by side. Nothing of a forward step but the state is kept. The backward pass runs
-// a block's K steps again from the state before them, then goes back through them: cheaper than memory's bandwidth.
+// Coordinates are processed in blocks, small enough that everything a block needs stays in a core's cache: a unit's
+// values in one block are COLUMNS vectors side by side. A forward step keeps only the state. The backward pass repeats
+// a block's K steps from the state before them, then goes back through them, which costs less than memory bandwidth.
 //
-// The macros HIDDEN, LAYERS, PREPROCESSED (0: the gradient as it is; 1: appendix A) and MOMENTA (how many running means
-// are inputs, too) are given by whoever compiles this.
+// The compiler's command line defines the macros HIDDEN, LAYERS, PREPROCESSED (0: the raw gradient; 1: appendix A) and
+// MOMENTA (the number of running means that are inputs, too).
 
 #include <cmath>
 #include <cstring>
@@ -28,7 +28,7 @@ typedef int bits __attribute__((vector_size(4 * LANES)));
 
 constexpr int BLOCK = 32, COLUMNS = BLOCK / LANES, GATES = 4 * HIDDEN, INPUTS = 1 + PREPROCESSED + MOMENTA;
 constexpr int GATE_VECTORS = (GATES + LANES - 1) / LANES;
-constexpr float SMALLEST_SQUARE = 1e-16f;  // of a gradient that is told from none
+constexpr float SMALLEST_SQUARE = 1e-16f;  // added under the root; smaller squares count as zero
 
 typedef vec Row[COLUMNS];  // one number for every coordinate of a block
 
@@ -86,7 +86,7 @@ constexpr int largest_divisor(int number, int limit) {
 }
 
 // 2^n e^r with n whole and |r| <= ln(2) / 2, by Taylor's series to r^7: relative error 5e-9 before rounding.
-// Beyond |x| = 40, where sigmoid and tanh have long been flat, x is cut off; not a number stays so.
+// Beyond |x| = 40, where sigmoid and tanh have long been flat, x is clamped; NaN stays NaN.
 inline vec exp_limited(vec x) {
     const vec limit = vec{} + 40.0f;
     x = limit < x ? limit : x;
@@ -149,7 +149,7 @@ void preprocess(const Rule &rule, const float *gradient, float *magnitude, float
     }
 }
 
-// Moves the running means on; the input is the mean by the root mean square. `before` and `after` may be the same.
+// Updates the running means; the input is mean over root mean square. `before` and `after` may be the same.
 void agree(double decay, const Row &gradient, const Momentum &before, Momentum &after, Row &ratio) {
     const float kept = decay, added = 1 - decay;
     for (int c = 0; c < COLUMNS; c++) {
@@ -163,7 +163,7 @@ void agree(double decay, const Row &gradient, const Momentum &before, Momentum &
     }
 }
 
-// What the first layer sees of the gradients of `count` coordinates.
+// The first layer's inputs from the gradients of `count` coordinates.
 void read_gradient(const Rule &rule, const float *gradient, int count, Memory before, Memory after, Row *inputs) {
     Row padded = {};
     std::memcpy(padded, gradient, count * sizeof(float));
@@ -205,7 +205,7 @@ void forward_layers(const Rule &rule, const Row *inputs, const State *before, St
         forward_layers<LAYER + 1>(rule, after[LAYER].hidden, before, after, activations);
 }
 
-// What the last layer's hidden state stands for, before it is scaled.
+// The output read from the last layer's hidden state, before it is scaled.
 void read_out(const Rule &rule, Memory memory, Row &output) {
     multiply<1, HIDDEN>(rule.output(), HIDDEN, 1, rule.output() + HIDDEN, memory.layers[LAYERS - 1].hidden, &output);
 }
@@ -216,11 +216,11 @@ void forward_step(const Rule &rule, const float *gradient, int count, Memory bef
     forward_layers<0>(rule, step.inputs, before.layers, after.layers, step.activations);
 }
 
-// Where the backward pass of one block stands, and what it has gathered for the parameters.
+// The state of one block's backward pass, and the parameters' gradients gathered so far.
 struct Backward {
     Row hidden[LAYERS][HIDDEN], cell[LAYERS][HIDDEN];  // dL/dh and dL/dc
     Row cotangent;                                     // dL/dg of the step
-    Row output[HIDDEN], output_bias;                   // of the output's parameters, still apart by coordinates
+    Row output[HIDDEN], output_bias;                   // of the output's parameters, not yet summed over coordinates
     vec weights[INPUTS + HIDDEN + (LAYERS - 1) * 2 * HIDDEN][GATE_VECTORS];  // transposed
     vec biases[LAYERS][GATE_VECTORS];
 
@@ -355,7 +355,7 @@ void add_block(Backward &back, double *gradient) {
 
 int least(long a, int b) { return a < b ? a : b; }
 
-// An optimizer keeps a block's state between two steps as it is, or in bfloat16: the upper half of each float.
+// Between two steps an optimizer keeps a block's state in float32 or in bfloat16, the upper half of each float.
 typedef unsigned whole __attribute__((vector_size(4 * LANES), may_alias));
 typedef unsigned short halves __attribute__((vector_size(2 * LANES), may_alias));
 constexpr int STATE_VECTORS = LAYERS * sizeof(State) / sizeof(vec);
@@ -436,8 +436,8 @@ void backward(const float *parameters, float preprocessing, const double *decays
     }
 }
 
-// Takes one step of each of `number` parameters in place: theta, of `count` numbers, moves by factor times the step;
-// states and momenta have entries for each block, as in `forward`, or the states alone the same in bfloat16.
+// Steps each of `number` parameters in place: theta, of `count` numbers, moves by factor times the step;
+// states and momenta have entries for each block, as in `forward`, or the states alone are in bfloat16.
 void optimize(const float *parameters, float preprocessing, const double *decays, float output_scale, float factor,
               int in_bfloat16, long number, const long *counts, const float *const *gradients, void *const *states,
               void *const *momenta, float *const *thetas) {

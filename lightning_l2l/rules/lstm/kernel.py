@@ -1,4 +1,4 @@
-"""The coordinatewise LSTM by its compiled kernel: float32 on a CPU."""
+"""The coordinatewise LSTM with its compiled kernel, in float32 on a CPU."""
 
 import ctypes
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ class BlockState(NamedTuple):
 
 
 class CompiledLSTM(UpdateRule):
-    """The same steps as ``rule``, to rounding; autograd does not see through them, but its tape does.
+    """Takes the same steps as ``rule``, up to rounding; its tape differentiates them, autograd cannot.
 
     Args:
         rule: the LSTM whose parameters are used, in float32 on the CPU.
@@ -42,7 +42,7 @@ class CompiledLSTM(UpdateRule):
 
     @classmethod
     def of(cls, rule: AutogradLSTM, threads: int) -> "CompiledLSTM | None":
-        """Compiles the kernel for a rule's sizes; None where that cannot be done."""
+        """Compiles the kernel for a rule's sizes; None if that is impossible."""
         macros = {
             "hidden": rule.hidden_size,
             "layers": rule.num_layers,
@@ -79,7 +79,7 @@ class CompiledLSTM(UpdateRule):
         return update
 
     def meta_gradient(self, parameters: Tensor, grads: list[Tensor], cotangents: list[Tensor], before: State) -> Tensor:
-        """Runs K steps again and goes back through them; returns the gradient of all parameters, flat, float64.
+        """Repeats K steps and backpropagates through them; returns the gradient of all parameters, flat, float64.
 
         Args:
             parameters: φ, flat.
@@ -143,7 +143,7 @@ class CompiledLSTM(UpdateRule):
         map_on_cores(threads, run, range(threads))
 
     def to_blocks(self, state: LSTMState) -> BlockState:
-        """The state of the rule that is not compiled, as that of ``init``."""
+        """Converts a state of the uncompiled rule to the form that ``init`` returns."""
         layers = torch.stack([torch.stack(pair) for pair in zip(state.hidden, state.cell, strict=True)])
         momenta = [torch.stack(momentum) for momentum in state.momenta]
         no_momenta = layers.new_empty(0, 2, *layers.shape[3:])
@@ -157,11 +157,11 @@ class CompiledLSTM(UpdateRule):
         return padded.unflatten(-1, (blocks, self.block_size)).movedim(-2, 0).contiguous()
 
     def tape(self, theta: Tensor, steps: int) -> Tape:
-        """Keeps the gradients alone: running a block again costs less than fetching from memory what it left."""
+        """Keeps only the gradients: repeating a block costs less than fetching its activations from memory."""
         return CompiledTape(self)
 
     def in_place(self) -> Tape:
-        """Spares memory's bandwidth, where the states of many coordinates do not fit in the cache."""
+        """Saves memory bandwidth when the states of many coordinates do not fit in the cache."""
         return CompiledTape(self, remember=False)
 
     def parameter_vector(self) -> Tensor:
@@ -170,11 +170,11 @@ class CompiledLSTM(UpdateRule):
 
     @property
     def _state_sizes(self) -> tuple[int, int]:
-        """Numbers of a coordinate in each tensor of its state."""
+        """Numbers per coordinate in each tensor of the state."""
         return self.rule.num_layers * 2 * self.rule.hidden_size, 2 * len(self.rule.momenta)
 
     def _addresses(self, state: State, first: int) -> Iterator[ctypes.c_void_p]:
-        """Where the block that begins with a coordinate lies in each tensor of the state."""
+        """The addresses of the block that begins with coordinate ``first``, one for each tensor of the state."""
         return (_address(tensor, size * first) for tensor, size in zip(state, self._state_sizes, strict=True))
 
     def _settings(self, parameters: Tensor) -> tuple:
@@ -193,7 +193,7 @@ class CompiledLSTM(UpdateRule):
 
 
 class CompiledTape(Tape):
-    """Remembers the gradients and the first state, from which the kernel's backward pass runs the steps again."""
+    """Records the gradients and the first state, from which the kernel's backward pass repeats the steps."""
 
     rule: CompiledLSTM
 
@@ -205,7 +205,7 @@ class CompiledTape(Tape):
         self.first = self.last = BlockState(torch.empty(0), torch.empty(0))
 
     def update(self, grad: Tensor, state: State) -> tuple[Tensor, BlockState]:
-        if self.remember and not self.inputs:  # the first state is wanted again, all others are used up
+        if self.remember and not self.inputs:  # backward needs the first state again; others are overwritten
             self.first, self.last = BlockState(*state), BlockState(*map(torch.empty_like, state))
         elif not self.remember:
             self.last = BlockState(*state)
@@ -225,8 +225,8 @@ def split(pieces: Sequence[tuple[int, ...]], size: int, widths: Sequence[int]) -
     """Yields pieces of at most ``size`` coordinates.
 
     Args:
-        pieces: a number of coordinates each, and the addresses where they lie in several tensors.
-        size: coordinates.
+        pieces: for each piece its number of coordinates, and their addresses in several tensors.
+        size: the largest number of coordinates in a yielded piece.
         widths: bytes that a coordinate takes in each of those tensors.
     """
     for count, *places in pieces:
@@ -236,10 +236,10 @@ def split(pieces: Sequence[tuple[int, ...]], size: int, widths: Sequence[int]) -
 
 
 def join_blocks(blocks: Tensor, count: int) -> Tensor:
-    """The rows of ``count`` coordinates, [..., 1, P], of blocks of them, [blocks, ..., coordinates in a block]."""
+    """Joins blocks [blocks, ..., coordinates in a block] to rows of ``count`` coordinates, [..., 1, P]."""
     return blocks.movedim(0, -2).flatten(-2)[..., None, :count]
 
 
 def _address(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
-    """Where an element lies, counted from the tensor's first."""
+    """The address of an element, counted from the tensor's first one."""
     return ctypes.c_void_p(tensor.data_ptr() + offset * tensor.element_size())

@@ -16,17 +16,17 @@ from lightning_l2l.rules.lstm.tape import LSTMTape
 class CoordinatewiseLSTM(AutogradLSTM):
     """An LSTM whose weights are shared by all coordinates while each coordinate has its own state.
 
-    Its input is the coordinate's gradient, preprocessed or as it is, and what ``momenta`` add; its output, scaled, is
-    the coordinate's step. States start at zero. It runs by a compiled kernel, or by a backward pass written out.
+    Its inputs are the coordinate's gradient, preprocessed or raw, and those that ``momenta`` adds; its output, scaled,
+    is the coordinate's step. States start at zero. It runs on a compiled kernel, or with a hand-written backward pass.
 
     Args:
         hidden_size: number of units H in each layer.
         num_layers: number of layers.
-        preprocessing: p of appendix A (the paper: 10); null feeds the gradient as it is.
+        preprocessing: p of appendix A (the paper: 10); null feeds the raw gradient.
         output_scale: factor of the output (the paper: 0.1 on MNIST, 1 elsewhere).
-        momenta: decays β of running means, each of which gives one more input: the mean of the coordinate's gradients
-            by their root mean square, much as the inputs of arXiv:1703.03633. On the log scale of appendix A a mean
-            over many noisy gradients is hard to come by. null is the paper's, which has none.
+        momenta: decays β of running means, each of which adds one input: the mean of the coordinate's gradients divided
+            by their root mean square, similar to the inputs of arXiv:1703.03633. From the log scale of appendix A the
+            LSTM can hardly compute a mean over many noisy gradients itself. null adds none, as in the paper.
     """
 
     @property
@@ -34,21 +34,21 @@ class CoordinatewiseLSTM(AutogradLSTM):
         return "LSTM" if type(self) is CoordinatewiseLSTM else super().label
 
     def tape(self, theta: Tensor, steps: int) -> Tape:
-        """The same steps with the backward pass written out, faster than by autograd; a subclass may differ."""
+        """The same steps with a hand-written, faster backward pass; not for subclasses, which may differ."""
         return LSTMTape(self, theta, steps) if type(self) is CoordinatewiseLSTM else super().tape(theta, steps)
 
     def compiled(self, theta: Tensor, threads: int) -> CompiledLSTM | None:
-        """The same steps by the compiled kernel, in float32 on a CPU; a subclass may differ."""
+        """The same steps by the compiled kernel, in float32 on a CPU; not for subclasses, which may differ."""
         places = {(tensor.device.type, tensor.dtype) for tensor in (theta, self.output.weight)}
         if type(self) is CoordinatewiseLSTM and places == {("cpu", torch.float32)}:
             return CompiledLSTM.of(self, threads)
         return None
 
     def stepper(self, device: torch.device, dtype: torch.dtype, in_bfloat16: bool) -> Stepper | None:
-        """By the kernel, on all parameters in one call."""
+        """Steps all parameters in one call of the kernel."""
         kernel = self.compiled(torch.zeros(1, 1, dtype=dtype, device=device), torch.get_num_threads())
         return None if kernel is None else CompiledStepper(kernel, in_bfloat16)
 
     def unpacked(self, state: dict[str, Any], count: int) -> dict[str, Any]:
-        """A state of the kernel's blocks as that of ``init``."""
+        """Converts a state in the kernel's blocks to the form that ``init`` returns."""
         return unpack_blocks(state, count) if "blocks" in state else state

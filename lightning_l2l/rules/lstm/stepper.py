@@ -1,4 +1,4 @@
-"""The LSTM's steps on parameters in place, by its kernel."""
+"""Steps parameters in place by the LSTM's kernel."""
 
 from collections.abc import Sequence
 
@@ -15,10 +15,10 @@ NO_MOMENTA = torch.empty(0)
 
 
 class CompiledStepper(Stepper):
-    """As ``Stepper``, by the LSTM's kernel, on all θ in one call. A state is that of ``CompiledLSTM``.
+    """A ``Stepper`` that steps all θ in one call of the LSTM's kernel. Its states are those of ``CompiledLSTM``.
 
     Args:
-        kernel: the rule by its kernel.
+        kernel: the compiled rule.
         in_bfloat16: whether states are kept in bfloat16 from one step to the next.
     """
 
@@ -66,9 +66,9 @@ class CompiledStepper(Stepper):
 
 
 def unpack_blocks(state: KeptState, count: int) -> KeptState:
-    """The state that ``CompiledStepper`` kept of ``count`` coordinates, as that of the LSTM's ``init``.
+    """Converts a ``CompiledStepper``'s state of ``count`` coordinates to the form that the LSTM's ``init`` returns.
 
-    One of another number of coordinates is returned as it is.
+    A state of another number of coordinates is returned unchanged.
     """
     if len(state["blocks"]) != -(-count // state["blocks"].shape[-1]):
         return state

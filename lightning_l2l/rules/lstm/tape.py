@@ -1,11 +1,11 @@
-"""The LSTM's steps and their backward pass written out: where nearly all of meta-training's time goes.
+"""The LSTM's steps with a hand-written backward pass, where meta-training without a kernel spends most of its time.
 
 Layout: units lie in the first dimension and coordinates in the last, so that each gate is a block of long contiguous
 rows. Each layer's input, hidden state and a row of ones (for the bias) are stacked in one matrix, so that a layer is
-one matrix product forward and two or three backward. tanh(x) is had as 2σ(2x) − 1, because σ is several times faster
-than tanh on the CPU; for the candidate the inner 2 goes into its weights, so that one σ serves all gates.
+one matrix product forward and two or three backward. tanh(x) is computed as 2σ(2x) − 1, because σ is several times
+faster than tanh on the CPU; for the candidate the inner 2 goes into its weights, so that one σ serves all gates.
 
-Memory is the other half of the time: fresh pages cost more than the arithmetic on them, so buffers are used again.
+Fresh pages of memory cost more time than the arithmetic on them, so buffers are reused.
 """
 
 from collections import defaultdict
@@ -30,11 +30,11 @@ class LayerBuffers(NamedTuple):
 
 
 _free_buffers: defaultdict[tuple, list[list[LayerBuffers]]] = defaultdict(list)
-"""Buffers that no tape uses now, by their shapes."""
+"""Buffers that no tape is using, by their shapes."""
 
 
 class LSTMTape(Tape):
-    """A ``Tape`` for ``CoordinatewiseLSTM``: the same numbers as by autograd, to rounding.
+    """A ``Tape`` for ``CoordinatewiseLSTM``: the same numbers as by autograd, up to rounding.
 
     Args:
         rule: the LSTM.
@@ -93,7 +93,7 @@ class LSTMTape(Tape):
                 torch.mm(weight[:, inputs:-1].T, grad_gates, out=grad_hidden[index])
                 if index:
                     grad_hidden[index - 1].addmm_(weight[:, :inputs].T, grad_gates)
-        _free_buffers[self.key].append(self.layers)  # which nobody may read from now on
+        _free_buffers[self.key].append(self.layers)  # which must not be read from now on
         grad_weights = [double_candidate(grad) for grad in grad_weights]
         biases = [grad[:, -1] for grad in grad_weights]
         return [*(grad[:, :-1] for grad in grad_weights), *biases, grad_output.T, grad_bias]
@@ -121,7 +121,7 @@ def _buffers(width: int, hidden_size: int, steps: int, theta: Tensor) -> LayerBu
     def empty(steps: int, rows: int) -> Tensor:
         return torch.empty(steps, rows, theta.numel(), dtype=theta.dtype, device=theta.device)
 
-    with torch.inference_mode(False):  # outside of which they will be used as well
+    with torch.inference_mode(False):  # they are used outside of it as well
         rows = empty(steps, width)
         rows[:, -1] = 1
         h = hidden_size
@@ -129,7 +129,7 @@ def _buffers(width: int, hidden_size: int, steps: int, theta: Tensor) -> LayerBu
 
 
 def _backward(layer: LayerBuffers, step: int, grad_hidden: Tensor, grad_cell: Tensor, grad_gates: Tensor) -> Tensor:
-    """Fills ``grad_gates`` with the pre-activations' gradients, and makes ``grad_cell`` that of the cell before."""
+    """Fills ``grad_gates`` with the pre-activations' gradients, and turns ``grad_cell`` into the previous cell's."""
     gates, tanh_cell = layer.gates[step], layer.tanh_cell[step]
     input_gate, forget_gate, output_gate, candidate = gates.chunk(4)
     grad_input, grad_forget, grad_output, grad_candidate = grad_gates.chunk(4)
