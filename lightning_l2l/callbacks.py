@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, ProgressBar
+from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.learners.base import MONITOR, monitor_of
 from lightning_l2l.tensorboard import has_tensorboard
 
@@ -199,7 +201,13 @@ class HyperparameterMetrics(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the best meta-loss so far."""
-        loss = trainer.callback_metrics[monitor_of(pl_module)].item()
+        metrics, monitor = trainer.callback_metrics, monitor_of(pl_module)
+        if monitor not in metrics:
+            raise InvalidInputError(
+                f"model is {type(pl_module).__name__}, which logged {', '.join(metrics) or 'nothing'} but not "
+                f"{monitor}, which its best checkpoint is chosen by: log that, or give the class an attribute monitor."
+            )
+        loss = metrics[monitor].item()
         self.best = min(self.best, loss) if loss == loss else self.best
         pl_module.log(_best_metric(pl_module), self.best, rank_zero_only=True)
 
@@ -210,6 +218,15 @@ class HyperparameterMetrics(Callback):
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Restores what a checkpoint kept."""
         self.best = state_dict["best"]
+
+
+class SaveStageConfig(SaveConfigCallback):
+    """Keeps the settings of each command in the run's folder: config.yaml of fit, test.yaml of test."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Writes the file."""
+        self.config_filename = "config.yaml" if stage == "fit" else f"{trainer.state.fn.value}.yaml"
+        super().setup(trainer, pl_module, stage)
 
 
 def _best_metric(learner: LightningModule) -> str:

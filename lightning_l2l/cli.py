@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from lightning_l2l import seeds
 from lightning_l2l.callbacks import (
@@ -19,8 +19,9 @@ from lightning_l2l.callbacks import (
     Interrupt,
     LastCheckpoint,
     MetaProgressBar,
+    SaveStageConfig,
 )
-from lightning_l2l.config_files import ConfigByName, merge, refuse_old_keys
+from lightning_l2l.config_files import ConfigByName, given, merge, refuse_old_keys
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation import report
 from lightning_l2l.evaluation.comparison import Comparison, comparison_of
@@ -74,6 +75,8 @@ class LearningToLearnCLI(LightningCLI):
 
     def __init__(self, arguments: list[str]) -> None:
         self.arguments = arguments
+        self.given = given(arguments)
+        refuse_old_keys(self.given)
         self.checkpoint: dict[str, Any] | None = None
         super().__init__(
             LightningModule,
@@ -117,7 +120,7 @@ class LearningToLearnCLI(LightningCLI):
         self._subcommand_parsers = {}
         for name, sentence in COMMANDS.items():
             settings: dict[str, Any] = {"prog": f"{PROGRAM} {name}", "description": sentence}
-            if name in self.arguments:
+            if name in self.arguments and name in self.subcommands():
                 own = self._prepare_subcommand_parser(Trainer, name, **settings)
                 assert isinstance(own, OneSentenceParser)
                 own.more_help = learner_help()
@@ -128,7 +131,8 @@ class LearningToLearnCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Sets the default learner and adds the callbacks that have settings."""
-        parser.set_defaults({"model": {"class_path": LEARNER}})
+        # the settings of a default class would go over to any other class that has settings of their names
+        parser.set_defaults({"model": {"class_path": self.given.learner or LEARNER}})
         parser.add_argument(
             "--variants",
             type=dict[str, dict[str, Any]],
@@ -180,11 +184,13 @@ class LearningToLearnCLI(LightningCLI):
         """Loads a trained rule, and adds all settings to the hyperparameters, for checkpoints and TensorBoard."""
         config = self.config[self.subcommand]
         if self.checkpoint is not None:
-            weights = self.checkpoint["state_dict"]
-            check_same_shapes(weights, self.model.state_dict(), config.ckpt_path)
-            if config.ckpt_path.startswith(PRETRAINED):
-                self.model.load_state_dict(weights)
+            own, weights = self.model.state_dict(), self.checkpoint["state_dict"]
+            if config.ckpt_path.startswith(PRETRAINED):  # a rule alone, whatever else a learner may have
+                own = {name: tensor for name, tensor in own.items() if name.startswith("rule.")}
                 self.config_init[self.subcommand].ckpt_path = None  # the Trainer has nothing to load
+            check_same_shapes(weights, own, config.ckpt_path)
+            if config.ckpt_path.startswith(PRETRAINED):
+                self.model.load_state_dict(weights, strict=False)
         settings = plain(config.model.get("init_args", {}))
         self.model.save_hyperparameters({"class_path": config.model.class_path, **settings})
         self.datamodule.save_hyperparameters({"data": plain(config.data)})
@@ -246,15 +252,6 @@ def learner_help() -> str:
     return f"\nThe model is {LEARNER}, unless --model names another learner:\n\n{parser.format_help().strip()}\n"
 
 
-class SaveStageConfig(SaveConfigCallback):
-    """Keeps the settings of each command in the run's folder: config.yaml of fit, test.yaml of test."""
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Writes the file."""
-        self.config_filename = "config.yaml" if stage == "fit" else f"{trainer.state.fn.value}.yaml"
-        super().setup(trainer, pl_module, stage)
-
-
 def runs_folder(logger: Any) -> Path | None:
     """Where runs of this name are kept; None without a TensorBoardLogger."""
     if not isinstance(logger, Namespace) or not str(logger.get("class_path", "")).endswith("TensorBoardLogger"):
@@ -287,7 +284,6 @@ def main(args: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> None:
     """Runs one of the Trainer's commands; raises ``InvalidInputError`` for bad input."""
-    refuse_old_keys(arguments)
     LearningToLearnCLI(arguments)
 
 

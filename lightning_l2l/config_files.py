@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import ActionConfigFile
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.learners.old_schedule import OLD_KEYS, refuse_old_schedule
+from lightning_l2l.learners.old_schedule import refuse_old_schedule
 
 PACKAGE = Path(__file__).parent
 CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # in an installed wheel, in a checkout
@@ -72,37 +72,58 @@ def _changed(merged: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
     return part
 
 
-def refuse_old_keys(arguments: Sequence[str]) -> None:
-    """Refuses configs and flags with learner settings that ``model.stages`` has replaced.
+class Given(NamedTuple):
+    """What a command line and its configs say of the learner, before they are parsed."""
 
-    Args:
-        arguments: the command line.
+    learner: str | None  # class path; None: the default
+    settings: dict[str, Any]  # those of its own
+    epochs: Any  # trainer.max_epochs
+
+
+def given(arguments: Sequence[str]) -> Given:
+    """Reads what the command line and its configs say of the learner."""
+    model: dict[str, Any] = {}
+    trainer: dict[str, Any] = {}
+    flags = iter(arguments)
+    for flag in flags:
+        name, has_value, value = flag.partition("=")
+        if name not in ("-c", "--config", "--model", "--trainer.max_epochs") and not name.startswith("--model."):
+            continue
+        value = value if has_value else next(flags, "")
+        if name in ("-c", "--config"):
+            config = read_config(find_config(value)) or {}
+            model = merge(model, _as_mapping(config.get("model")))
+            trainer = merge(trainer, _as_mapping(config.get("trainer")))
+        elif name == "--trainer.max_epochs":
+            trainer["max_epochs"] = _parsed(value)
+        elif name == "--model":
+            model = merge(model, _as_mapping(_parsed(value)))
+        else:
+            model[name.removeprefix("--model.").removeprefix("init_args.")] = _parsed(value)
+    return Given(model.get("class_path"), model | _as_mapping(model.get("init_args")), trainer.get("max_epochs"))
+
+
+def refuse_old_keys(settings: Given) -> None:
+    """Refuses settings of the default learner that ``model.stages`` has replaced.
 
     Raises:
         InvalidInputError: shows the equivalent table.
     """
-    model: dict[str, Any] = {}
-    epochs = None
-    flags = iter(arguments)
-    for flag in flags:
-        name, has_value, value = flag.partition("=")
-        key = name.removeprefix("--model.").removeprefix("init_args.")
-        wanted = name in ("-c", "--config", "--trainer.max_epochs") or (name.startswith("--model.") and key in OLD_KEYS)
-        if not wanted:
-            continue
-        value = value if has_value else next(flags, "")
-        if name in ("-c", "--config"):
-            settings = read_config(find_config(value)) or {}
-            given = settings.get("model") or {}
-            given = given.get("init_args", given) if isinstance(given, dict) else {}
-            model |= {key: given[key] for key in (*OLD_KEYS, "unroll") if key in given}
-            trainer = settings.get("trainer")
-            epochs = trainer.get("max_epochs", epochs) if isinstance(trainer, dict) else epochs
-        elif name == "--trainer.max_epochs":
-            epochs = yaml.safe_load(value)
-        else:
-            model[key] = yaml.safe_load(value)
-    refuse_old_schedule(model, epochs)
+    if settings.learner is None or settings.learner.rpartition(".")[2] == "MetaLearner":
+        refuse_old_schedule(settings.settings, settings.epochs)
+
+
+def _as_mapping(value: Any) -> dict[str, Any]:
+    """A section of a config; a class path alone is short for one."""
+    return value if isinstance(value, dict) else {"class_path": value} if isinstance(value, str) else {}
+
+
+def _parsed(value: str) -> Any:
+    """A flag's value; what is no YAML is refused where it is parsed for good."""
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
 
 
 def read_config(path: Path) -> dict[str, Any] | None:

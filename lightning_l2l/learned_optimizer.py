@@ -164,7 +164,7 @@ class LearnedOptimizer(Optimizer):
         for unit in (unit for group in self.param_groups for unit in self._units(group["params"])):
             if (number := number_of[unit[0]]) in state_dict["state"]:
                 self.state[unit[0]] = self._stepper(unit).adopt(state_dict["state"][number], flat(unit).detach())
-        self._to_start.clear()
+                self._to_start.difference_update(unit)
 
     def _step_group(self, group: dict[str, Any], loss: float | None) -> None:
         """Steps the parameters of a group that have a gradient, most of them in place and in one call."""
@@ -211,7 +211,8 @@ class LearnedOptimizer(Optimizer):
         key = name, first.device, torch.promote_types(first.dtype, torch.float32), vector
         if key not in self._steppers:
             rule = rule if vector is None else rule.bind(self._layout(vector))
-            self._steppers[key] = make_stepper(rule, key[1], key[2], self.bfloat16_state)
+            count = 1 if vector is None else sum(p.numel() for p in vector)
+            self._steppers[key] = make_stepper(rule, key[1], key[2], self.bfloat16_state, count)
         return self._steppers[key]
 
     def _layout(self, unit: Sequence[Tensor]) -> Layout:

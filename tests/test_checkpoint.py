@@ -48,3 +48,10 @@ def test_a_renamed_setting_does_not_hide_another_shape(fails, fitted):
     sentence = fails(*tiny("test", "--ckpt_path=bare.ckpt", "--model.rule.init_args.hidden_size=5"))
     assert "bare.ckpt" in sentence
     assert "shape" in sentence
+
+
+def test_a_class_in_place_of_no_value_is_another_setting(fails, fitted):
+    loss = "{class_path: lightning_l2l.meta_losses.WeightedSum, init_args: {weights: last}}"
+    sentence = fails(*tiny("fit", "--ckpt_path=last", f"--model.meta_loss={loss}"))
+    assert "model.meta_loss is class_path lightning_l2l.meta_losses.WeightedSum, but the checkpoint was" in sentence
+    assert "trained with None" in sentence

@@ -51,13 +51,26 @@ class LastLoss(LightningModule):
         return torch.optim.Adam(self.parameters(), 0.05)
 
 
-class NoRace(LastLoss):
-    """Returns no learning curves, as a learner from elsewhere may not."""
+class WithCritic(LastLoss):
+    """Has settings by names that the default learner has, too, and weights beside the rule's; it returns no curves."""
 
-    monitor = "val/last"
+    def __init__(self, rule: UpdateRule, learning_rate: float = 0.5, unroll: int = 7, curriculum: float = 0.1) -> None:
+        super().__init__(rule)
+        self.settings = learning_rate, unroll, curriculum
+        self.critic = torch.nn.Linear(2, 1)
 
-    def validation_step(self, episodes: Episodes, batch_idx: int) -> None:
+    def training_step(self, episodes: Episodes, batch_idx: int) -> Tensor:
+        return super().training_step(episodes, batch_idx) + self.critic.weight.square().sum()
+
+    def validation_step(self, episodes: Episodes, batch_idx: int) -> Tensor:
         super().validation_step(episodes, batch_idx)
+        return torch.zeros(len(episodes), 3)  # which are no learning curves
+
+
+class NoMetric(LastLoss):
+    """Forgets to say what it monitors."""
+
+    monitor = "val/meta_loss"
 
 
 LEARNER = """
@@ -91,8 +104,23 @@ def test_a_new_learner(capsys, fails):
     assert another in fails("test", "--config", "other.yaml", "--config", "1.yaml", "--ckpt_path=best")
 
 
-def test_a_learner_without_learning_curves_is_not_raced(capsys):
-    Path("0.yaml").write_text(LEARNER.replace("LastLoss", "NoRace"))
+def given(name: str, *settings: str) -> list[str]:
+    rule = "{class_path: test_forking_rule.LearnedMomentum}"
+    Path("0.yaml").write_text(f"model: {{class_path: test_forking_learner.{name}, init_args: {{rule: {rule}}}}}")
     Path("1.yaml").write_text(QUADRATICS)
-    main(["fit", "--config", "0.yaml", "--config", "1.yaml", "--trainer.max_epochs=1"])
-    assert Path("runs/fork/version_0/checkpoints/best.ckpt").is_file()
+    return ["--config", "0.yaml", "--config", "1.yaml", "--trainer.max_epochs=1", *settings]
+
+
+def test_a_learner_has_its_own_defaults_and_weights():
+    main(["fit", *given("WithCritic", "--model.curriculum=0.2")])
+    settings = checkpoint(0)["hyper_parameters"]
+    assert (settings["learning_rate"], settings["unroll"], settings["curriculum"]) == (0.5, 7, 0.2)
+    Path("runs/fork/version_0/checkpoints/last.ckpt").rename("last.ckpt")
+    main(["export", "--ckpt_path=last.ckpt", "--output=mine.safetensors"])
+    flags = given("WithCritic", "--ckpt_path=pretrained:mine.safetensors", "--model.curriculum=0.2")
+    main(["validate", *(flag for flag in flags if "max_epochs" not in flag)])
+
+
+def test_a_learner_that_does_not_log_what_it_monitors_is_named(fails):
+    sentence = fails("fit", *given("NoMetric"))
+    assert "model is NoMetric, which logged" in sentence and "but not val/meta_loss" in sentence

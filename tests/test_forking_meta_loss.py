@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from forks import QUADRATICS, train_race_kill_and_resume
 from test_forking_rule import LearnedMomentum
 from torch import Tensor
 
-from lightning_l2l.meta_gradients import Exact, FirstOrder, Plan
-from lightning_l2l.meta_losses import MetaLoss
+from lightning_l2l.meta_gradients import Exact, FirstOrder, Linearized, Plan
+from lightning_l2l.meta_losses import MetaLoss, WeightedSum
 from lightning_l2l.optimizees import Quadratics
 from lightning_l2l.optimizees.quadratic import QuadraticEpisodes
+from lightning_l2l.rules import State
 
 
 class LogAboveReference(MetaLoss):
@@ -73,6 +75,46 @@ def test_it_and_weights_cannot_both_be_given(fails):
     Path("1.yaml").write_text(MODEL)
     sentence = fails("fit", "--config", "0.yaml", "--config", "1.yaml", "--model.loss_weights=last")
     assert "model.loss_weights is last, but model.meta_loss is given, too" in sentence
+
+
+class OnlyTheLast(MetaLoss):
+    """Ignores all truncations but the last, without a graph."""
+
+    def __call__(self, losses: Tensor, step: int, horizon: int, reference: Tensor | None = None) -> Tensor:
+        return losses[-1] if step + len(losses) == horizon else losses.new_zeros(losses.shape[1])
+
+
+@pytest.mark.parametrize("estimator", [FirstOrder(), Exact(), Linearized()])
+def test_truncations_that_do_not_count_have_no_meta_gradient(estimator):
+    rule, episodes = problem()
+    first, last = (
+        torch.autograd.grad(truncation.objective, rule.phi)[0]
+        for truncation in estimator.truncations(rule, episodes, Plan(OnlyTheLast(), 6, 3))
+    )
+    assert torch.equal(first, torch.zeros_like(first)) and last.abs().min() > 0
+
+
+class FixedRate(LearnedMomentum):
+    """Learns nothing but where runs start: MAML."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.phi
+        self.first = torch.nn.Parameter(torch.zeros(3))
+
+    def start(self, theta: Tensor) -> Tensor:
+        return theta + self.first
+
+    def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
+        return -0.05 * grad, state
+
+
+def test_a_start_alone_can_be_learned_by_first_order():
+    """FOMAML: the gradient of the last loss at the end of the run is that of the start."""
+    rule, episodes = FixedRate(), Quadratics(dimension=3).episodes("train", range(4))
+    (truncation,) = FirstOrder().truncations(rule, episodes, Plan(WeightedSum("last"), 5, 5))
+    (got,) = torch.autograd.grad(truncation.objective, rule.first)
+    torch.testing.assert_close(got, truncation.run.grad.mean(0))
 
 
 def test_the_exact_meta_gradient_is_that_of_the_meta_loss():

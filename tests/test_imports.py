@@ -10,14 +10,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lightning_l2l"
 FLOORS = [  # each may import from those before it, and from its own
-    {"errors", "tensorboard"},
+    {"errors", "tensorboard", "terminal"},
     {"rules", "pretrained"},
     {"learned_optimizer", "episodes"},
     {"unroll"},
     {"meta_losses"},
     {"meta_gradients", "optimizees"},
     {"learners", "evaluation"},
-    {"trained", "callbacks", "config_files", "terminal"},
+    {"trained", "callbacks", "config_files"},
     {"cli", "seeds"},
     {"__main__"},
 ]

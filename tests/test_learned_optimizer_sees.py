@@ -60,6 +60,23 @@ class Starts(UpdateRule):
         return -0.1 * grad, state
 
 
+class StateByShape(UpdateRule):
+    """Remembers a mean of each tensor's rows, so that its first state needs the shapes."""
+
+    def __init__(self, layout=None):
+        super().__init__()
+        self.layout = layout
+
+    def bind(self, layout):
+        return StateByShape(layout)
+
+    def init(self, theta):
+        return tuple(theta[:, place.coordinates].unflatten(1, place.shape).mean(1) for place in self.layout.values())
+
+    def update(self, grad, state):
+        return -0.1 * grad, state
+
+
 def model() -> nn.Module:
     torch.manual_seed(0)
     return nn.Linear(3, 2)
@@ -100,6 +117,25 @@ def test_a_coordinatewise_rule_sees_theta_chunk_by_chunk():
     want = (p - 0.1 * p * p.grad).detach()
     LearnedOptimizer([p], Coordinatewise()).step()
     torch.testing.assert_close(p.detach(), want)
+
+
+def test_a_first_state_may_depend_on_the_shapes():
+    module = model()
+    optimizer = LearnedOptimizer(module.parameters(), StateByShape())
+    loss_of(module).backward()
+    want = [(p - 0.1 * p.grad).detach() for p in module.parameters()]
+    optimizer.step()
+    assert all(torch.allclose(p, q) for p, q in zip(module.parameters(), want, strict=True))
+
+
+def test_a_state_from_before_the_start_does_not_count_as_started():
+    module = model()
+    before = LearnedOptimizer(module.parameters(), Starts()).state_dict()
+    again = LearnedOptimizer(module.parameters(), Starts())
+    again.load_state_dict(before)
+    loss_of(module).backward()
+    with pytest.raises(RuntimeError, match="call start"):
+        again.step()
 
 
 def test_a_rule_that_sees_the_loss_needs_a_closure():

@@ -10,7 +10,7 @@ from lightning_l2l.episodes import Episodes
 from lightning_l2l.meta_gradients import Plan
 from lightning_l2l.meta_gradients.first_order import first_order_steps
 from lightning_l2l.meta_losses import WeightedSum
-from lightning_l2l.rules import Grouped, UpdateRule, fastest, layout_of
+from lightning_l2l.rules import SGD, Adam, Grouped, UpdateRule, fastest, layout_of
 from lightning_l2l.rules.fast.sliced import Sliced
 from lightning_l2l.unroll import learning_curves, start
 
@@ -137,3 +137,11 @@ def test_groups_hand_each_rule_what_it_sees(memory):
     grouped = fastest(rule.bind(LAYOUT), episodes.theta, 5, memory=memory)
     assert set(grouped.sees) == {"theta", "loss"}
     assert_alike(grouped, ByHand(rule.rules["a"], rule.rules["b"]), episodes)
+
+
+def test_groups_say_what_their_rules_hold_constant():
+    first, second = Adam(), SGD()
+    first.constants, second.constants = ("its gate",), ("its gate", "its clock")
+    bound = Grouped({"a": first, "b": second}, {"a": ["w"], "b": ["v"]}).bind(layout_of({"w": (2,), "v": (1,)}))
+    assert bound.constants == ("its gate", "its clock")
+    assert bound.label == "Adam + SGD"

@@ -125,7 +125,7 @@ class Comparison(Callback):
         *_: Any,
     ) -> None:
         """Runs the contestants on the validation episodes, in the first validation only."""
-        if (curves := curves_in(outputs)) is not None:
+        if (curves := curves_in(outputs, batch, horizon_of(trainer))) is not None:
             self._add([curves] if self.validated else [curves, *self._race(trainer, batch)])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -152,7 +152,7 @@ class Comparison(Callback):
         *_: Any,
     ) -> None:
         """Runs the contestants on the same episodes."""
-        if (curves := curves_in(outputs)) is not None:
+        if (curves := curves_in(outputs, batch, horizon_of(trainer))) is not None:
             self._add([curves, *self._race(trainer, batch)])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -266,6 +266,11 @@ def in_words(contestant: Contestant) -> str:
     """The tuned settings of a baseline."""
     others = ", ".join(f"{name} {value:.3g}" for name, value in contestant.tuned.items() if name != RATE)
     return f"{contestant.name} {contestant.tuned[RATE]:.3g}{others and f' ({others})'}"
+
+
+def horizon_of(trainer: Trainer) -> int:
+    """Steps of a run."""
+    return trainer.datamodule.horizon  # type: ignore[attr-defined]
 
 
 def variant(trainer: Trainer) -> str:

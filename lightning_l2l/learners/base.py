@@ -19,6 +19,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from lightning_l2l.episodes import Episodes
 from lightning_l2l.optimizees import EpisodeDataModule
 from lightning_l2l.rules import UpdateRule
 
@@ -59,6 +60,6 @@ def check(learner: LightningModule, datamodule: EpisodeDataModule) -> None:
         own(datamodule)
 
 
-def curves_in(outputs: Any) -> Tensor | None:
+def curves_in(outputs: Any, episodes: Episodes, horizon: int) -> Tensor | None:
     """The learning curves, [N, T + 1], that a validation or test step returned; None if it did not."""
-    return outputs if isinstance(outputs, Tensor) and outputs.ndim == 2 else None
+    return outputs if isinstance(outputs, Tensor) and outputs.shape == (len(episodes), horizon + 1) else None

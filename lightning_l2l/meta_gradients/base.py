@@ -29,7 +29,10 @@ class Plan(NamedTuple):
         """Derivatives of the episodes' mean meta-loss with respect to their losses [K, N], [K, N]."""
         with torch.enable_grad():
             losses = losses.detach().requires_grad_()
-            (weights,) = torch.autograd.grad(self.loss(losses, step, episodes).mean(), losses)
+            total = self.loss(losses, step, episodes).mean()
+            if not total.requires_grad:  # these steps do not count
+                return torch.zeros_like(losses)
+            (weights,) = torch.autograd.grad(total, losses)
         return weights
 
 

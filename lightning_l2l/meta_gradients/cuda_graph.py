@@ -83,6 +83,7 @@ class Recordings:
         self.record = record
         self.recordings: dict[Hashable, tuple[TensorFunction, Skeleton, list[Any]]] = {}
         self.works = True
+        self.full = False
 
     def __call__(self, rule: UpdateRule, episodes: Episodes, run: Run, *settings: Hashable) -> Any:
         """As the function."""
@@ -112,10 +113,13 @@ class Recordings:
     def _record(
         self, function: TensorFunction, tensors: Sequence[Tensor], expected: Sequence[Tensor], name: str
     ) -> TensorFunction | None:
+        if len(self.recordings) == MOST:
+            if not self.full:
+                log.warning("From now on only %d recorded truncations are launched as a whole on the GPU.", MOST)
+            self.full = True
+            return None
         began = time.perf_counter()
         try:
-            if len(self.recordings) == MOST:
-                raise RuntimeError(f"{MOST} truncations were all different")
             recording = self.record(function, tensors)
             if all(map(_equal, recording(tensors), expected)):
                 log.info("Recorded %s for the GPU in %.1f s.", name, time.perf_counter() - began)

@@ -42,5 +42,7 @@ class Exact(MetaGradient):
         with torch.enable_grad():
             end, trajectory = unroll(rule, episodes, run, plan.unroll)
             objective = plan.loss(trajectory.losses, run.step, episodes).mean()
+            if not objective.requires_grad:  # these steps do not count
+                objective = objective + 0 * trajectory.losses.sum()
         size = update_size(trajectory)
         return Truncation(end.detach(), trajectory.losses.detach(), size, objective.detach(), objective)

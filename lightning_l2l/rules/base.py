@@ -189,5 +189,9 @@ class Tape:
         parameters = list(self.rule.parameters())
         if not parameters:  # a hand-designed rule among a group's learned ones
             return []
-        grads = torch.autograd.grad(self.updates, parameters, cotangents, allow_unused=True)
+        learned = [pair for pair in zip(self.updates, cotangents, strict=True) if pair[0].requires_grad]
+        if not learned:  # only the start of runs is
+            return [torch.zeros_like(p) for p in parameters]
+        updates, directions = zip(*learned, strict=True)
+        grads = torch.autograd.grad(updates, parameters, directions, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]

@@ -138,7 +138,12 @@ class BoundGroups(UpdateRule):
         self.registered = nn.ModuleList(rules)
         self.rules = rules
         self.places = places
-        self.sees = tuple({name for rule in rules for name in rule.sees})
+        self.sees = tuple(dict.fromkeys(name for rule in rules for name in rule.sees))
+        self.constants = tuple(dict.fromkeys(name for rule in rules for name in rule.constants))
+
+    @property
+    def label(self) -> str:
+        return " + ".join(dict.fromkeys(rule.label for rule in self.rules))
 
     def start(self, theta: Tensor) -> Tensor:
         if all(type(rule).start is UpdateRule.start for rule in self.rules):

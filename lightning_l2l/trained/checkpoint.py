@@ -91,14 +91,23 @@ def check_same_settings(checkpoint: dict[str, Any], config: Namespace, resumes: 
     source, parts = "data.init_args.source", "data.init_args.parts"
     for key in sorted(kept.keys() & given.keys() - {"data.init_args.root"}):
         counts = resumes or key.startswith("model.rule.") or key == "model.class_path"
-        counts = counts or (key == parts and kept[source] == given[source])
+        counts = counts or (key == parts and kept.get(source) == given.get(source))
         if counts and kept[key] != given[key]:
-            raise InvalidInputError(
-                f"{key} is {given[key]}, but the checkpoint was trained with {kept[key]}: give that, or start "
-                "anew without --ckpt_path."
-            )
+            raise _differs(key, given[key], kept[key])
+    for key in sorted(given.keys() ^ kept.keys()):  # one may be a value where the other is a class with settings
+        other, more = (kept, given) if key in given else (given, kept)
+        whole = next((name for name in other if key.startswith(f"{name}.")), None)
+        if whole is not None and (resumes or whole.startswith("model.rule")):
+            both = (other[whole], f"{key.removeprefix(whole + '.')} {more[key]}")
+            raise _differs(whole, *(both if other is given else reversed(both)))
     if resumes:
         refuse_another_schedule(settings, model.get("stages"), config.trainer.max_epochs)
+
+
+def _differs(key: str, given: Any, kept: Any) -> InvalidInputError:
+    return InvalidInputError(
+        f"{key} is {given}, but the checkpoint was trained with {kept}: give that, or start anew without --ckpt_path."
+    )
 
 
 def check_same_shapes(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor], path: str) -> None:

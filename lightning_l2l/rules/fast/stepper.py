@@ -32,14 +32,17 @@ class Stepper:
         device: where θ is.
         dtype: the floating-point type in which steps are computed.
         in_bfloat16: whether states are kept in bfloat16 from one step to the next.
+        count: coordinates of a θ that the rule can be tried on; one that is coordinatewise takes any number.
     """
 
-    def __init__(self, rule: UpdateRule, device: torch.device, dtype: torch.dtype, in_bfloat16: bool = False) -> None:
+    def __init__(
+        self, rule: UpdateRule, device: torch.device, dtype: torch.dtype, in_bfloat16: bool = False, count: int = 1
+    ) -> None:
         self.rule = rule
         self.device = device
         self.dtype = dtype
         self.kept_dtype = torch.bfloat16 if in_bfloat16 else dtype
-        first = self.rule.init(torch.zeros(1, 1).to(device, dtype))
+        first = self.rule.init(torch.zeros(1, count).to(device, dtype))
         self.structure = pytree.tree_structure(first)
         self.names = list(named_leaves(first))
 
@@ -125,10 +128,12 @@ class Stepper:
         return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def make_stepper(rule: UpdateRule, device: torch.device, dtype: torch.dtype, in_bfloat16: bool = False) -> Stepper:
+def make_stepper(
+    rule: UpdateRule, device: torch.device, dtype: torch.dtype, in_bfloat16: bool = False, count: int = 1
+) -> Stepper:
     """Returns the fastest stepper for a copy of the rule; see ``Stepper`` for the arguments."""
     rule = deepcopy(rule).requires_grad_(False).to(device, dtype)
-    return rule.stepper(device, dtype, in_bfloat16) or Stepper(rule, device, dtype, in_bfloat16)
+    return rule.stepper(device, dtype, in_bfloat16) or Stepper(rule, device, dtype, in_bfloat16, count)
 
 
 def named_leaves(state: State) -> KeptState:
