@@ -32,7 +32,7 @@ class ConfigByName(ActionConfigFile):
             super().__call__(parser, cfg, str(path), option_string)
             return
         self.before = merge(self.before, settings)
-        super().__call__(parser, cfg, yaml.safe_dump(_changed(self.before, settings)), option_string)
+        super().__call__(parser, cfg, yaml.safe_dump(_changed(self.before, settings), sort_keys=False), option_string)
 
 
 def find_config(name: str) -> Path:
