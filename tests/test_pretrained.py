@@ -19,6 +19,7 @@ from test_forking_rule import LearnedMomentum
 import lightning_l2l
 from lightning_l2l import LearnedOptimizer
 from lightning_l2l.cli import main
+from lightning_l2l.config_files import merge
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.contestants import papers_baselines
 from lightning_l2l.evaluation.tuning import with_settings
@@ -86,7 +87,7 @@ def test_a_shipped_rule_has_its_card(name):
 def test_a_shipped_rule_fits_its_config(name):
     model: dict = {}
     for config in given(f"{name}.yaml")[1::2]:
-        model |= yaml.safe_load((CONFIGS / config).read_text())["model"]
+        model = merge(model, yaml.safe_load((CONFIGS / config).read_text())["model"])
     save_rule(load_rule(name), "again.safetensors", model["rule"])
     load_rule("again.safetensors")
 
