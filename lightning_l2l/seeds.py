@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -11,11 +12,13 @@ from typing import Any
 import yaml
 
 from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.rules.files import PRETRAINED
 from lightning_l2l.terminal import ShortParser
-from lightning_l2l.trained.checkpoint import PRETRAINED, without_ckpt_path
+from lightning_l2l.trained.checkpoint import without_ckpt_path
 
-TRAINING = ("seed_everything", "model", "data", "trainer", "checkpoint", "early_stopping")  # what training depends on
-FINISHED = "finished.yaml"  # the settings above, in the folder of a finished run
+# what training depends on
+TRAINING = ("seed_everything", "model", "data", "trainer", "checkpoint", "early_stopping", "ckpt_path")
+BEGUN, FINISHED = "begun.yaml", "finished.yaml"  # the settings above, in the folder of a run
 
 Run = Callable[[list[str]], object]
 
@@ -24,8 +27,8 @@ def train_and_race(seeds: Sequence[int], flags: list[str], run: Run) -> None:
     """Trains a rule on each meta-seed, and races all of them against the tuned baselines on the same test episodes.
 
     A meta-seed s sets both seed_everything, for the rule's initial weights, and data.seed, for the training episodes.
-    Its run is runs/NAME/seed_s: a finished run is not repeated, and an interrupted one resumes. The test episodes are
-    those of the config's own data.seed.
+    Its run is runs/NAME/seed_s: a finished run is not repeated, an interrupted one resumes, and one that began with
+    other settings is refused. The test episodes are those of the config's own data.seed.
 
     Args:
         seeds: the meta-seeds.
@@ -43,7 +46,7 @@ def train_and_race(seeds: Sequence[int], flags: list[str], run: Run) -> None:
             f"--ckpt_path is {begun_from}, but seeds finds the checkpoints of its runs itself: leave it out."
         )
     bests = [_train(seed, flags, run) for seed in seeds]
-    rivals = [f"--comparison.rivals=[{', '.join(map(str, bests[1:]))}]"] if len(bests) > 1 else []
+    rivals = [f"--comparison.rivals={json.dumps(list(map(str, bests[1:])))}"] if len(bests) > 1 else []
     run(["test", *without_ckpt_path(flags), "--ckpt_path", str(bests[0]), *rivals])
 
 
@@ -62,7 +65,7 @@ def main(arguments: list[str], run: Run) -> None:
 
 
 def _train(seed: int, flags: list[str], run: Run) -> Path:
-    """Runs or resumes fit, and returns the best checkpoint."""
+    """Runs or resumes fit, unless it has finished, and returns the best checkpoint."""
     version = f"seed_{seed}"
     own = [f"--seed_everything={seed}", f"--data.seed={seed}"]
     settings = _settings([*flags, *own], run)
@@ -73,20 +76,44 @@ def _train(seed: int, flags: list[str], run: Run) -> Path:
     kept = logger["init_args"]
     folder = Path(kept["save_dir"]) / (kept.get("name") or "lightning_logs") / version
     last, best, finished = folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt", folder / FINISHED
-    now = yaml.safe_dump({key: settings.get(key) for key in TRAINING})
-    if not finished.is_file() or finished.read_text() != now:
-        print(f"Meta-seed {seed}, in {folder}:", file=sys.stderr)
-        if last.is_file():
-            try:
-                run(["fit", *without_ckpt_path(flags), *own, "--ckpt_path", str(last)])
-            except InvalidInputError as error:
-                raise InvalidInputError(f"{folder} cannot resume; to start anew, move it away: {error}") from None
-        else:
-            run(["fit", *flags, *own])
-        finished.write_text(now)
+    now = {key: settings.get(key) for key in TRAINING}
+    resumes = last.is_file() or finished.is_file()
+    try:
+        if resumes:
+            _refuse_other_settings(folder, now)
+        if not finished.is_file():
+            print(f"Meta-seed {seed}, in {folder}:", file=sys.stderr)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / BEGUN).write_text(yaml.safe_dump(now))
+            resumed = [*without_ckpt_path(flags), "--ckpt_path", str(last)]
+            run(["fit", *(resumed if resumes else flags), *own])
+            finished.write_text(yaml.safe_dump(now))
+    except InvalidInputError as error:
+        if not resumes:
+            raise
+        raise InvalidInputError(f"{folder} cannot resume; to start anew, move it away: {error}") from None
     if not best.is_file():
         raise InvalidInputError(f"{folder} has no best checkpoint, since no validation was finite: change model.")
     return best
+
+
+def _refuse_other_settings(folder: Path, now: dict[str, Any]) -> None:
+    """Refuses settings other than those that a run began with, which its folder keeps."""
+    files = [folder / name for name in (FINISHED, BEGUN) if (folder / name).is_file()]
+    if not files:
+        return  # a run that was not begun by this command
+    kept, given = _flat(yaml.safe_load(files[0].read_text())), _flat(now)
+    for key in sorted(kept.keys() | given.keys()):
+        if kept.get(key) != given.get(key):
+            raise InvalidInputError(f"{key} is {given.get(key)}, but the run began with {kept.get(key)}: give that.")
+
+
+def _flat(settings: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings by their full names, such as data.init_args.seed."""
+    if not isinstance(settings, dict):
+        return {name: settings}
+    parts = [_flat(value, f"{name}.{key}".lstrip(".")) for key, value in settings.items()]
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def _settings(flags: list[str], run: Run) -> dict[str, Any]:

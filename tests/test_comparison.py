@@ -5,6 +5,7 @@ import importlib
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from command_line import TINY, TINY_MNIST
 from torch import nn
@@ -14,6 +15,7 @@ from lightning_l2l.cli import main
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.contestants import Contestant, told_apart
 from lightning_l2l.optimizees import ImageClassification, Quadratics
+from lightning_l2l.optimizees.scaled import scaled_at_random
 from lightning_l2l.rules import NAG, SGD, CoordinatewiseLSTM, CosineAdam, Grouped, UpdateRule
 from lightning_l2l.rules.files import save_rule
 
@@ -44,6 +46,21 @@ class Own(CoordinatewiseLSTM):
     """A fork's learned rule."""
 
 
+class Mixing(UpdateRule):
+    """Has a tensor of its own, which PyTorch multiplies only by tensors of the same type."""
+
+    def __init__(self):
+        super().__init__()
+        self.learning_rate = 0.1
+        self.register_buffer("mix", torch.eye(3))
+
+    def init(self, theta):
+        return ()
+
+    def update(self, grad, state):
+        return -self.learning_rate * grad @ self.mix, state
+
+
 class TwoSizes(Quadratics):
     """Baselines are tuned on functions of two sizes."""
 
@@ -64,6 +81,12 @@ def test_baselines_are_settings():
     assert found["AdamW"]["tuned_with"].startswith("weight_decay=")
     run("test", "--comparison.baselines=[]", "--ckpt_path=best")
     assert list(rows()) == ["LSTM"]
+
+
+def test_a_baselines_own_tensors_take_the_type_of_the_episodes():
+    run("fit", "--trainer.precision=64-true", "--comparison.baselines=[test_comparison.Mixing]")
+    run("test", "--trainer.precision=64-true", "--comparison.baselines=[test_comparison.Mixing]", "--ckpt_path=best")
+    assert float(rows()["Mixing"]["last10"]) < float(rows()["Mixing"]["initial"])
 
 
 def test_rivals_race_under_their_names():
@@ -210,6 +233,26 @@ def test_what_a_kept_result_depends_on_includes_settings_numbers_and_source(monk
     assert depends_on(hidden[0]) != depends_on(hidden[1])
     other = Contestant("mine", "baseline", NAG()).depends_on([TwoSizes(dimension=2).episodes("tune", [0])])
     assert other == depends_on(NAG())  # whose episodes are of the same class; their numbers count elsewhere
+
+
+EPISODES = """
+from lightning_l2l.optimizees.quadratic import QuadraticEpisodes
+
+class Inner(QuadraticEpisodes):
+    factor = 1
+"""
+
+
+def test_what_a_kept_result_depends_on_includes_the_source_of_rescaled_episodes(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "inner.py"
+    file.write_text(EPISODES)
+    inner = importlib.import_module("inner").Inner(**vars(Quadratics().episodes("tune", [0])))
+    episodes = scaled_at_random(inner, 1.0, [np.random.default_rng(0)])
+    before = Contestant("a", "baseline", SGD()).depends_on([episodes])
+    file.write_text(EPISODES.replace("factor = 1", "factor = 2"))
+    sys.modules.pop("inner")
+    assert Contestant("a", "baseline", SGD()).depends_on([episodes]) != before
 
 
 def test_a_rule_whose_source_nobody_can_find_keeps_nothing():

@@ -1,6 +1,9 @@
 """Any module, any loss of a batch, any tensors: four optimizees from YAML alone, to first and to second order."""
 
 import csv
+import io
+import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +233,24 @@ def test_modules_start_as_torch_starts_them():
     assert not torch.equal(one, other)
 
 
+def test_drawing_a_start_leaves_the_generators_of_gpus_alone(monkeypatch):
+    data, seeded = task("regression"), []
+    before = torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    data.episodes("train", [0])
+    assert not seeded
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_starts_are_the_same_after_the_network_has_moved_to_a_gpu():
+    data = task("regression")
+    before = data.episodes("train", [0])
+    theta = before.theta.clone()
+    before.to("cuda")
+    assert torch.equal(data.episodes("train", [0]).theta, theta)
+
+
 def test_a_text_is_asked_for_its_next_characters():
     Path("abc.txt").write_text("abcé" * 12)
     examples = Text("abc.txt", length=3).load()
@@ -304,11 +325,52 @@ def test_an_npz_keeps_its_rows_together():
         ({"x_test": np.zeros((12, 4))}, "with rows of one shape"),
         ({"x_train": np.array([["a"] * 3] * 24), "x_test": np.array([["a"] * 3] * 12)}, "save integers or floating"),
         ({"x_test": np.full((12, 3), np.nan)}, "x_test has numbers that are not finite"),
+        ({"x_train": np.full((24, 3), 1e300)}, "x_train has numbers that are not finite in float32"),
+        (
+            {"y_train": np.full((24, 1), 2**63, np.uint64), "y_test": np.zeros((12, 1), np.uint64)},
+            "y_train has numbers above 9223372036854775807",
+        ),
     ],
 )
 def test_a_bad_npz_is_refused(changes, want):
     with pytest.raises(InvalidInputError, match=want):
         load_arrays(Path(write_npz(**changes)))
+
+
+def marked(npz: bytes, field: int, value: bytes) -> bytes:
+    """Changes a field of both headers that a zip file has for each member; the second lies two bytes further on."""
+    for signature, place in ((b"PK\x03\x04", field), (b"PK\x01\x02", field + 2)):
+        for member in re.finditer(signature, npz):
+            at = member.start() + place
+            npz = npz[:at] + value + npz[at + 1 :]
+    return npz
+
+
+def with_header(shape: str) -> bytes:
+    """An .npz whose arrays declare a shape and hold nothing."""
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as npz:
+        for name in ("x_train", "x_test"):
+            npz.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda npz: marked(npz, 6, b"\x01"),
+        lambda npz: marked(npz, 8, b"\x63"),
+        lambda _: with_header("(100000000000000, 3)"),
+        lambda _: with_header("(1000000000000000000000000000000,)"),
+    ],
+    ids=["encrypted", "compressed", "more than memory", "more than an integer"],
+)
+def test_an_npz_that_cannot_be_read_gets_one_sentence(damage):
+    path = Path(write_npz())
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InvalidInputError, match=r"numbers\.npz, which is not an \.npz file that can be read \("):
+        load_arrays(path)
 
 
 class Scale(nn.Module):

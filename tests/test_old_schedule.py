@@ -9,7 +9,8 @@ from command_line import FOLDER, RUN, fit, tiny
 from conftest import same, weights
 
 from lightning_l2l.cli import main
-from lightning_l2l.learners.old_schedule import old_table
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.learners.old_schedule import old_table, refuse_old_schedule
 
 LINEARIZED = {"class_path": "lightning_l2l.meta_gradients.Linearized"}
 EVERY_OTHER = {**LINEARIZED, "init_args": {"hessian_every": 2}}
@@ -90,6 +91,40 @@ def test_old_keys_of_a_config_and_of_flags_are_one_schedule(fails):
     Path("old.yaml").write_text("model: {init_args: {curriculum: [5, 5, 5, 10, 10]}}\ntrainer: {max_epochs: 5}\n")
     flags = ["--model.second_order=0.4", "--model.init_args.hessian_every", "1"]
     assert TABLE in fails("fit", "--config", "quadratic.yaml", "--config", "old.yaml", *flags)
+
+
+def test_old_keys_are_printed_as_yaml_and_to_be_removed():
+    with pytest.raises(InvalidInputError) as refused:
+        refuse_old_schedule({"curriculum": None, "compiled": True}, 5)
+    assert str(refused.value) == (
+        "model.curriculum is null, model.compiled is true, but those are no longer a setting: remove them and give "
+        "model.stages=[{share: 1}], and for compiled set the environment variable LIGHTNING_L2L_COMPILED."
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "want"),
+    [
+        ({"curriculum": 20}, "model.curriculum is 20, which was never valid"),
+        ({"curriculum": [20, 0]}, "model.curriculum is [20, 0], which"),
+        ({"second_order": "abc"}, "model.second_order is abc, which"),
+        ({"second_order": 2}, "model.second_order is 2, which"),
+        ({"second_order": True}, "model.second_order is true, which"),
+        ({"hessian_every": 0}, "model.hessian_every is 0, which"),
+        ({"second_order_unroll": 0.5}, "model.second_order_unroll is 0.5, which"),
+    ],
+)
+def test_old_keys_with_values_that_were_never_valid(settings, want):
+    with pytest.raises(InvalidInputError) as refused:
+        refuse_old_schedule(settings, 5)
+    (key,) = settings
+    assert want in str(refused.value) and f"remove {key}, and give model.stages=[" in str(refused.value)
+
+
+@pytest.mark.parametrize("epochs", [10.5, -1, 0, "many", None])
+def test_where_the_number_of_epochs_is_unknown_shares_are_still_right(epochs):
+    assert old_table(MNIST, epochs) == old_table(MNIST, 20)
+    assert old_table({"curriculum": [5, 10]}, epochs) == [{"share": 1, "horizon": 5}, {"share": 1, "horizon": 10}]
 
 
 @pytest.mark.parametrize(("key", "value"), [("memory", "2"), ("compiled", "false")])

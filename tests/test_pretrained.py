@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +23,13 @@ from lightning_l2l.cli import main
 from lightning_l2l.config_files import merge
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.contestants import papers_baselines
+from lightning_l2l.evaluation.results import Entry, Race, write_results
 from lightning_l2l.evaluation.tuning import with_settings
 from lightning_l2l.optimizees import MLP, ConvNet, EpisodeDataModule, ImageClassification, NeuralArt, Quadratics
 from lightning_l2l.pretrained import FOLDER, KEY, load_rule, names, save_rule
 from lightning_l2l.rules import CoordinatewiseLSTM, Grouped
-from lightning_l2l.trained.export import TO_BE_WRITTEN
+from lightning_l2l.rules.files import read_safely
+from lightning_l2l.trained.export import TO_BE_WRITTEN, export
 from lightning_l2l.unroll import LAST, learning_curves
 
 
@@ -169,6 +172,74 @@ def test_bad_files_get_one_sentence_and_execute_nothing(tmp_path):
     assert not Path("executed").exists()
     with pytest.raises(InvalidInputError, match=rf"rule is nope, .* choose {', '.join(names())}"):
         load_rule("nope")
+
+
+def test_a_headers_bad_settings_are_told_from_a_foreign_class():
+    grouped = "lightning_l2l.rules.Grouped"
+    deep: dict = {}
+    for _ in range(300):
+        deep = {"class_path": LSTM, "init_args": {"hidden_size": deep}}
+    for settings in (
+        {"class_path": grouped, "init_args": {"rules": [], "groups": {}}},
+        {"class_path": LSTM, "init_args": {"hidden_size": "many"}},
+        {"class_path": LSTM, "init_args": {"colour": "red"}},
+        deep,
+    ):
+        write("bad.safetensors", settings)
+        with pytest.raises(InvalidInputError, match="settings that do not fit its class"):
+            load_rule("bad.safetensors")
+    for groups in ([], {"a": 3}, {"a": "conv*"}, {"a": [3]}):
+        rules = {"a": {"class_path": LSTM, "init_args": {}}}
+        write("bad.safetensors", {"class_path": grouped, "init_args": {"rules": rules, "groups": groups}})
+        with pytest.raises(InvalidInputError, match="give each group a list of patterns"):
+            load_rule("bad.safetensors")
+    save_file({"a": torch.zeros(1)}, "deep.safetensors", {KEY: "[" * 100_000})
+    with pytest.raises(InvalidInputError, match="truncated or was not written by export"):
+        load_rule("deep.safetensors")
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b".", b"K", b"J\x01", b"h\x05.", b"}s.", b"(K\x01u."],
+)
+def test_a_damaged_checkpoint_is_nothing(damaged):
+    """Each stands for other bytes that Python's unpickler trips over in its own way."""
+    torch.save({}, "good.ckpt")
+    with zipfile.ZipFile("good.ckpt") as good, zipfile.ZipFile("bad.ckpt", "w") as bad:
+        for name in good.namelist():
+            bad.writestr(name, b"\x80\x02" + damaged if name.endswith("data.pkl") else good.read(name))
+    assert read_safely("bad.ckpt") is None
+
+
+def exported() -> str:
+    """The card of a small rule, whose checkpoint has further tensors and whose run has been tested."""
+    rule = CoordinatewiseLSTM(hidden_size=3)
+    weights = {f"rule.{key}": value for key, value in rule.state_dict().items()} | {"critic.weight": torch.ones(2)}
+    hyper_parameters = {"rule": {"class_path": LSTM, "init_args": {"hidden_size": 3}}}
+    Path("run/checkpoints").mkdir(parents=True)
+    checkpoint = {"state_dict": weights, "hyper_parameters": hyper_parameters, "pytorch-lightning_version": "2"}
+    torch.save(checkpoint, "run/checkpoints/best.ckpt")
+    entries = [
+        Entry("LSTM", "learned", torch.ones(2, 11), rule),
+        Entry("AdamW", "baseline", torch.ones(2, 11), None, {"learning_rate": 0.1, "weight_decay": 0.01}),
+        Entry("Signs", "baseline", torch.ones(2, 11)),
+    ]
+    write_results([Race("small", entries)], Path("run"), "quadratic")
+    export(Path("run/checkpoints/best.ckpt"), Path("mine.safetensors"))
+    return Path("mine.md").read_text()
+
+
+def test_only_the_rule_is_exported_whatever_else_a_learner_has():
+    assert f"{sum(p.numel() for p in CoordinatewiseLSTM(3).parameters()):,} numbers" in exported()
+    assert load_rule("mine.safetensors").hidden_size == 3
+
+
+def test_a_card_says_what_was_tuned_and_calls_no_baseline_learned():
+    text = exported()
+    assert "| rule | learning_rate | tuned_with | initial |" in text
+    assert "| LSTM | learned |  | 1 |" in text
+    assert "| AdamW | 0.1 | weight_decay=0.01 | 1 |" in text
+    assert "| Signs |  |  | 1 |" in text
 
 
 def test_a_checkpoint_is_exported_raced_and_used():

@@ -17,8 +17,8 @@ from pytorch_lightning import Callback
 from lightning_l2l.callbacks import Interrupt
 from lightning_l2l.cli import main
 
-RUNS = Path("runs/quadratic")
-FLAGS = ["--config", "quadratic.yaml", *TINY, "--comparison.rates_per_decade=1"]
+RUNS = Path("runs, old/quadratic")  # a comma separates names in a list of flags
+FLAGS = ["--config", "quadratic.yaml", *TINY, f"--trainer.logger.init_args.save_dir={RUNS.parent}"]
 
 
 def seeds(*numbers: int, flags: tuple[str, ...] = ()) -> None:
@@ -56,7 +56,7 @@ def test_seeds_train_and_race_on_the_same_episodes():
     assert all(found["LSTM seed 5"][name] == alone[name] for name in ("initial", "last10", "sum", "sum_half_width"))
 
 
-def test_broken_off_seeds_go_on_and_finished_ones_are_left_alone():
+def test_broken_off_seeds_go_on_and_finished_ones_are_left_alone(fails):
     callback = ("--trainer.callbacks+=test_seeds.StopInSeedOne",)
     Path("stop").touch()
     with pytest.raises(SystemExit) as stopped:
@@ -64,15 +64,17 @@ def test_broken_off_seeds_go_on_and_finished_ones_are_left_alone():
     assert stopped.value.code != 0
     assert not (RUNS / "seed_0" / "results.csv").exists()
     before = last(0).stat().st_mtime_ns
+    longer = (*callback, "--trainer.max_epochs=3")
+    sentence = fails("seeds", "--seeds", "1", *FLAGS, *longer)  # whose learning rate would come down later
+    assert f"{RUNS}/seed_1 cannot resume; to start anew, move it away: trainer.max_epochs is 3" in sentence
     Path("stop").unlink()
     seeds(0, 1, flags=callback)
     assert last(0).stat().st_mtime_ns == before
     assert list(rows("seed_0"))[:3] == ["LSTM seed 0", "LSTM seed 1", "SGD"]
     main(["fit", *FLAGS, "--seed_everything=1", "--data.seed=1"])
     assert same(weights(last(1)), weights(RUNS / "version_0" / "checkpoints" / "last.ckpt"))
-    seeds(1, flags=(*callback, "--trainer.max_epochs=3"))
-    assert torch.load(last(1), weights_only=True)["epoch"] == 2
-    assert next(iter(rows("seed_1"))) == "LSTM"
+    assert "trainer.max_epochs is 3, but the run began with 2" in fails("seeds", "--seeds", "1", *FLAGS, *longer)
+    assert torch.load(last(1), weights_only=True)["epoch"] == 1
 
 
 def test_ctrl_c_stops_all_of_it():
@@ -105,7 +107,7 @@ def test_bad_flags_get_one_sentence(fails, capsys):
     assert "unrol" in fails("seeds", "--seeds", "0", *FLAGS, "--model.unrol=5")
     assert "leave it out" in fails("seeds", "--seeds", "0", *FLAGS, "--ckpt_path", "last")
     assert "trainer.logger is False" in fails("seeds", "--seeds", "0", *FLAGS, "--trainer.logger=false")
-    assert not Path("runs").exists()
+    assert not RUNS.parent.exists()
     with pytest.raises(SystemExit) as stopped:
         main(["seeds", "--help"])
     assert stopped.value.code == 0
@@ -116,7 +118,11 @@ def test_bad_flags_get_one_sentence(fails, capsys):
 def test_other_settings_than_a_runs_own_are_refused(fails):
     seeds(3)
     sentence = fails("seeds", "--seeds", "3", *FLAGS, "--model.learning_rate=0.5")
-    assert "runs/quadratic/seed_3 cannot resume" in sentence and "model.learning_rate is 0.5" in sentence
+    assert f"{RUNS}/seed_3 cannot resume" in sentence and "model.init_args.learning_rate is 0.5" in sentence
+    first = "--ckpt_path=pretrained:quadratic"
+    assert "ckpt_path is pretrained:quadratic, but the run began with None" in fails(
+        "seeds", "--seeds", "3", *FLAGS, first
+    )
 
 
 def test_seeds_may_begin_from_a_trained_rule():

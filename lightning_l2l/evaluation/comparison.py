@@ -201,7 +201,7 @@ class Comparison(Callback):
             for contestant, grid in grids:
 
                 def best(contestant: Contestant = contestant, grid: Grid = grid) -> Tensor:
-                    rule = contestant.over(data.horizon)
+                    rule = contestant.over(data.horizon).to(batches[0].theta)
                     found = tune(rule, batches, data.horizon, grid, self.prune_rates, bar.update)
                     return torch.tensor([found[name] for name in grid], dtype=torch.double)
 

@@ -17,10 +17,9 @@ from lightning_l2l.evaluation.tuning import grid_of, with_settings
 from lightning_l2l.learners.base import rule_of
 from lightning_l2l.optimizees import EpisodeDataModule
 from lightning_l2l.rules import NAG, SGD, Adam, RMSprop, UpdateRule
-from lightning_l2l.rules.files import make_rule, read_rule, read_safely
+from lightning_l2l.rules.files import PRETRAINED, make_rule, read_rule, read_safely
 
 Kind = Literal["learned", "rival", "baseline"]
-PRETRAINED = "pretrained:"  # before the name of a trained rule
 
 
 def papers_baselines() -> list[UpdateRule]:
@@ -89,8 +88,9 @@ class Contestant:
 
     def depends_on(self, batches: Sequence[Episodes]) -> tuple[object, ...] | None:
         """The rule's settings, and a digest of its source code and the episodes'; None if there is no source file."""
-        fields = [value for episodes in batches for value in episodes.shared_fields().values()]
-        source = source_of(self.rule, *batches, *fields)
+        every = [episodes for batch in batches for episodes in _with_inner(batch)]
+        fields = [value for episodes in every for value in episodes.shared_fields().values()]
+        source = source_of(self.rule, *every, *fields)
         return (source, self.settings) if source else None
 
 
@@ -112,6 +112,12 @@ def contestants(
     for rule in papers_baselines() if baselines is None else baselines:
         found.append(Contestant(rule.label, "baseline", rule))
     return found
+
+
+def _with_inner(episodes: Episodes) -> list[Episodes]:
+    """Episodes, and those that they hold in a field, such as the ones that ``ScaledEpisodes`` rescales."""
+    inner = [value for value in vars(episodes).values() if isinstance(value, Episodes)]
+    return [episodes, *(one for each in inner for one in _with_inner(each))]
 
 
 def told_apart(names: Sequence[str]) -> list[str]:

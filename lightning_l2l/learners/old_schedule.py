@@ -11,13 +11,12 @@ MACHINE = {"memory": "LIGHTNING_L2L_MEMORY", "compiled": "LIGHTNING_L2L_COMPILED
 OLD_KEYS = (*SCHEDULE, *MACHINE)
 
 
-def refuse_old_schedule(settings: dict[str, Any], epochs: int | None, subject: str = "") -> None:
+def refuse_old_schedule(settings: dict[str, Any], epochs: Any) -> None:
     """Refuses settings of an old learner.
 
     Args:
         settings: of the learner, old and new.
-        epochs: ``trainer.max_epochs``, if it is known.
-        subject: start of the message, which says where the settings stand; empty for the current command.
+        epochs: ``trainer.max_epochs`` as given, or None.
 
     Raises:
         InvalidInputError: shows the equivalent table.
@@ -25,11 +24,11 @@ def refuse_old_schedule(settings: dict[str, Any], epochs: int | None, subject: s
     old = [key for key in OLD_KEYS if key in settings]
     if not old:
         return
-    given = ", ".join(f"model.{key} is {settings[key]}" for key in old)
-    sentence = f"{subject}{given}, but {'that is' if len(old) == 1 else 'those are'} no longer a setting"
+    given = ", ".join(f"model.{key} is {as_flow(settings[key])}" for key in old)
+    those, them = ("that is", "it") if len(old) == 1 else ("those are", "them")
     fixes = [f"give model.stages={as_flow(old_table(settings, epochs))}"] if SCHEDULE.keys() & old else []
     fixes += [f"for {key} set the environment variable {MACHINE[key]}" for key in MACHINE if key in old]
-    raise InvalidInputError(f"{sentence}: {', and '.join(fixes)}.")
+    raise InvalidInputError(f"{given}, but {those} no longer a setting: remove {them} and {', and '.join(fixes)}.")
 
 
 def refuse_another_schedule(kept: dict[str, Any], stages: list[dict[str, Any]] | None, epochs: int) -> None:
@@ -64,11 +63,16 @@ def _comparable(table: list[dict[str, Any]]) -> list[tuple]:
     return rows
 
 
-def old_table(settings: dict[str, Any], epochs: int | None) -> list[dict[str, Any]]:
-    """The table of stages that is equivalent to the four old settings, in whole epochs if their number is known."""
+def old_table(settings: dict[str, Any], epochs: Any) -> list[dict[str, Any]]:
+    """The table of stages that is equivalent to the four old settings, in whole epochs if their number is known.
+
+    Raises:
+        InvalidInputError: an old setting has a value that was never valid.
+    """
     values = {key: settings.get(key, default) for key, default in SCHEDULE.items()}
+    _refuse_invalid(values)
     horizons = values["curriculum"] or [None]
-    count = epochs or 100 * len(horizons)
+    count = epochs if _is_count(epochs) else 100 * len(horizons)
     second = round((1 - float(values["second_order"] or 0)) * count)
     longer = [math.ceil(number * count / len(horizons)) for number in range(len(horizons))]
     ends = sorted({*longer, second, count} & set(range(count + 1)))
@@ -88,6 +92,26 @@ def old_table(settings: dict[str, Any], epochs: int | None) -> list[dict[str, An
     return [row | {"share": row["share"] // shares} for row in rows]
 
 
+def _refuse_invalid(values: dict[str, Any]) -> None:
+    """Refuses old settings that have no table."""
+    curriculum, share = values["curriculum"], values["second_order"]
+    valid = {
+        "curriculum": curriculum is None or (isinstance(curriculum, list) and all(map(_is_count, curriculum))),
+        "second_order": share is None or (type(share) in (int, float) and 0 <= share <= 1),
+        **{key: values[key] is None or _is_count(values[key]) for key in ("hessian_every", "second_order_unroll")},
+    }
+    if invalid := [key for key in valid if not valid[key]]:
+        given = ", ".join(f"model.{key} is {as_flow(values[key])}" for key in invalid)
+        raise InvalidInputError(
+            f"{given}, which was never valid and is no longer a setting: remove {' and '.join(invalid)}, and give "
+            "model.stages=[{share: 3, horizon: 100}, {share: 2, horizon: 200}], for example."
+        )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
 def _second_order(hessian_every: int | None) -> dict[str, Any]:
     if hessian_every is None:
         return {"class_path": "lightning_l2l.meta_gradients.Exact"}
@@ -105,4 +129,4 @@ def as_flow(table: Any) -> str:
         return "{" + ", ".join(f"{key}: {as_flow(value)}" for key, value in table.items()) + "}"
     if isinstance(table, list):
         return "[" + ", ".join(map(as_flow, table)) + "]"
-    return "null" if table is None else str(table)
+    return str(table).lower() if isinstance(table, bool) else "null" if table is None else str(table)

@@ -162,9 +162,9 @@ class ModuleTraining(EpisodeDataModule):
         if self.init_std is not None:
             size = sum(parameter.numel() for parameter in self.network.parameters())
             return torch.from_numpy(self.init_std * random.standard_normal(size, dtype=np.float32))
+        network = deepcopy(self.network).cpu()  # the same θ_0 everywhere: other devices draw other numbers
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(random.integers(2**63)))
-            network = deepcopy(self.network)
+            torch.default_generator.manual_seed(int(random.integers(2**63)))  # not those of other devices
             # children first: a parent's reset_parameters may re-initialise them
             for name, module in reversed(list(network.named_modules())):
                 reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)

@@ -5,8 +5,6 @@ classes of ``lightning_l2l.rules`` are ever instantiated from it.
 """
 
 import json
-import pickle
-import zipfile
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 import lightning_l2l.rules
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.rules import UpdateRule
 
 FOLDER = Path(__file__).parents[1] / "pretrained"
+PRETRAINED = "pretrained:"  # before the name of a trained rule, where a checkpoint may stand too
 KEY = "lightning_l2l.rule"  # of the rule's class and settings in a file's header
 
 
@@ -84,7 +83,7 @@ def read_rule(name: str | PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, "pt") as file:
             settings = json.loads((file.metadata() or {})[KEY])
             return settings, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dictionary
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise InvalidInputError(
             f"rule is {name}, which is truncated or was not written by export or save_rule: give another file."
         ) from error
@@ -94,7 +93,7 @@ def read_safely(path: str | PathLike) -> Any:
     """Returns what ``torch.save`` wrote to a file, without executing anything in it; None if the file is damaged."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError):
+    except Exception:  # damaged bytes may mean anything, and so raise anything
         return None
 
 
@@ -106,7 +105,7 @@ def make_rule(settings: Any, name: str | PathLike) -> UpdateRule:
         name: the file's, for the error message.
 
     Raises:
-        InvalidInputError: they name another class, or do not fit it.
+        InvalidInputError: they name a class that is not the package's, or do not fit theirs.
     """
     own = {f"lightning_l2l.rules.{key}": getattr(lightning_l2l.rules, key) for key in lightning_l2l.rules.__all__}
     rules = {key: value for key, value in own.items() if isinstance(value, type) and issubclass(value, UpdateRule)}
@@ -116,14 +115,19 @@ def make_rule(settings: Any, name: str | PathLike) -> UpdateRule:
             return value
         if "class_path" not in value:
             return {key: make(entry) for key, entry in value.items()}
-        return rules[value["class_path"]](**make(value.get("init_args", {})))
+        if (path := str(value["class_path"])) not in rules:
+            raise InvalidInputError(
+                f"rule is {name}, which is of {path}: that is none of the package's own rules, so make it yourself and "
+                "give it to load_rule as rule."
+            )
+        return rules[path](**make(value.get("init_args", {})))
 
     try:
         rule = make(settings)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"rule is {name}, which is of {settings}: that is none of the package's own rules, so make it yourself and "
-            "give it to load_rule as rule."
+            f"rule is {name}, whose header has settings that do not fit its class ({first_line(error)}): give another "
+            "file."
         ) from error
     if not isinstance(rule, UpdateRule):
         raise InvalidInputError(f"rule is {name}, whose header has no class_path: give another file.")

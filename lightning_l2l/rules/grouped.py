@@ -22,6 +22,10 @@ class Grouped(UpdateRule):
 
     def __init__(self, rules: dict[str, UpdateRule], groups: dict[str, list[str]]) -> None:
         super().__init__()
+        if not isinstance(groups, dict) or not all(map(_are_patterns, groups.values())):
+            raise InvalidInputError(
+                f"groups is {groups}: give each group a list of patterns, such as {{conv: ['conv*']}}."
+            )
         if rules.keys() != groups.keys() or not rules:
             raise InvalidInputError(
                 f"rules are given for {', '.join(rules) or 'none'}, but groups for {', '.join(groups) or 'none'}: name "
@@ -50,7 +54,7 @@ class Grouped(UpdateRule):
             self._bound = layout, BoundGroups(rules, Places([indices(own) for own in layouts.values()]))
         return self._bound[1]
 
-    def group_of(self, name: str, fix: str = "change the patterns of model.rule.init_args.groups") -> str:
+    def group_of(self, name: str, fix: str = "change the patterns of the rule's groups") -> str:
         """Returns the group to which a parameter of this name belongs.
 
         Args:
@@ -77,7 +81,7 @@ class Grouped(UpdateRule):
             if not own:
                 raise InvalidInputError(
                     f"no parameter belongs to group {group}, whose patterns are {self.groups[group]}; the optimizee's "
-                    f"parameters are {', '.join(layout)}: change the patterns of model.rule.init_args.groups."
+                    f"parameters are {', '.join(layout)}: change the patterns of the rule's groups."
                 )
         return layouts
 
@@ -86,6 +90,10 @@ class Grouped(UpdateRule):
 
     def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
         raise TypeError("a Grouped rule must be bound to an optimizee's layout before it can run")
+
+
+def _are_patterns(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(pattern, str) for pattern in value)
 
 
 def indices(layout: Layout) -> Tensor:

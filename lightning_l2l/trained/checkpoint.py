@@ -8,9 +8,7 @@ from jsonargparse import Namespace
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.learners.old_schedule import refuse_another_schedule
-from lightning_l2l.rules.files import read_rule, read_safely
-
-PRETRAINED = "pretrained:"  # before the name of a trained rule, given as a checkpoint
+from lightning_l2l.rules.files import PRETRAINED, read_rule, read_safely
 
 
 def find_checkpoint(name: str, runs: Path | None) -> Path:

@@ -12,8 +12,8 @@ import yaml
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.results import NUMBERS
-from lightning_l2l.rules.files import FOLDER, write_rule
-from lightning_l2l.trained.checkpoint import PRETRAINED, read_checkpoint, without_ckpt_path
+from lightning_l2l.rules.files import FOLDER, PRETRAINED, write_rule
+from lightning_l2l.trained.checkpoint import read_checkpoint, without_ckpt_path
 
 TO_BE_WRITTEN = "To be written."
 CARD = """# {title}
@@ -77,8 +77,8 @@ def export(ckpt_path: Path, output: Path, command: str = TO_BE_WRITTEN, not_good
         raise InvalidInputError(
             f"--ckpt_path is {ckpt_path}, which lacks the rule's settings: give one that fit wrote."
         )
-    weights = checkpoint["state_dict"].items()
-    tensors = {name.removeprefix("rule."): tensor for name, tensor in weights}
+    weights = checkpoint["state_dict"].items()  # of which a learner may have others beside its rule's
+    tensors = {name.removeprefix("rule."): tensor for name, tensor in weights if name.startswith("rule.")}
     write_rule(tensors, output, settings)
     numbers = sum(tensor.numel() for tensor in tensors.values())
     name = output.stem if output.resolve().parent == FOLDER else output.name  # as LearnedOptimizer finds it
@@ -156,10 +156,12 @@ def _results(rows: list[dict[str, str]]) -> str:
     """The table of a test, in Markdown."""
     if not rows:
         return f"{TO_BE_WRITTEN} (Run test, then export again.)"
-    shown = ["rule", "learning_rate", *NUMBERS]
+    others = ["tuned_with"] if any(row.get("tuned_with") for row in rows) else []
+    shown = ["rule", "learning_rate", *others, *NUMBERS]
     lines = ["| " + " | ".join(shown) + " |", "|---" * len(shown) + "|"]
     for row in rows:
-        rate = f"{float(row['learning_rate']):.3g}" if row["learning_rate"] else "learned"
+        untuned = "" if row.get("kind") == "baseline" else "learned"
+        rate = f"{float(row['learning_rate']):.3g}" if row["learning_rate"] else untuned
         lines.append("| " + " | ".join({**row, "learning_rate": rate}[column] for column in shown) + " |")
     title = f"Mean loss over {rows[0]['episodes']} fresh episodes of {rows[0]['horizon']} steps, of the rule and of "
     return title + "baselines with tuned learning rates.\n\n" + "\n".join(lines)

@@ -1,7 +1,5 @@
 """Examples from tensors, and from the arrays of an .npz."""
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees.sources.base import SPLIT_SEED, Examples
 
 FEWEST = 12  # rows to train on, of which one is for validation
@@ -76,20 +74,26 @@ def read_npz(path: Path, keys: Sequence[str], others: Sequence[str] = ()) -> dic
         others: keys that are read if the file has them.
 
     Raises:
-        InvalidInputError: the file is missing, is not an .npz, or lacks a key.
+        InvalidInputError: the file is missing, cannot be read as an .npz, or lacks a key.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in keys if key not in file]
-            if missing:
-                raise InvalidInputError(
-                    f"data.source is {path}, which has no {' and no '.join(missing)} (its keys: "
-                    f"{', '.join(file) or 'none'}): save it with the keys {', '.join(keys)}."
-                )
-            return {key: file[key] for key in (*keys, *others) if key in file}
-    except (OSError, zipfile.BadZipFile, zlib.error, ValueError, TypeError, AttributeError, EOFError) as error:
-        reason = "is not there" if isinstance(error, FileNotFoundError) else "is not an .npz file that can be read"
-        raise InvalidInputError(f"data.source is {path}, which {reason}: give the path of an .npz file.") from error
+            found = list(file)
+            arrays = {key: file[key] for key in (*keys, *others) if key in found}
+    except FileNotFoundError:
+        raise InvalidInputError(f"data.source is {path}, which is not there: give the path of an .npz file.") from None
+    except Exception as error:  # damaged bytes may mean anything, and so raise anything
+        raise InvalidInputError(
+            f"data.source is {path}, which is not an .npz file that can be read ({first_line(error)}): give the path "
+            "of another."
+        ) from error
+    missing = [key for key in keys if key not in arrays]
+    if missing:
+        raise InvalidInputError(
+            f"data.source is {path}, which has no {' and no '.join(missing)} (its keys: {', '.join(found) or 'none'}): "
+            f"save it with the keys {', '.join(keys)}."
+        )
+    return arrays
 
 
 def load_arrays(path: Path) -> TensorExamples:
@@ -117,13 +121,13 @@ def load_arrays(path: Path) -> TensorExamples:
                 f"data.source is {path}, where {part} has {' inputs and '.join(map(str, sizes))} rows: save as many "
                 f"of y_{part} as of x_{part}, and at least {FEWEST}."
             )
-    train, test = ([_as_tensor(arrays[f"{kind}_{part}"], kind) for kind in kinds] for part in ("train", "test"))
+    train, test = ([_as_tensor(path, f"{kind}_{part}", arrays) for kind in kinds] for part in ("train", "test"))
     tensors, ranges = set_validation_apart(train, test)
     return TensorExamples(tensors[0], tensors[1] if len(tensors) > 1 else None, ranges, path.name)
 
 
 def _check_pair(path: Path, kind: str, arrays: dict[str, np.ndarray]) -> None:
-    """Refuses training and test arrays whose types or shapes differ, or that do not hold finite numbers."""
+    """Refuses training and test arrays whose types or shapes differ, or that do not hold numbers."""
     names = f"{kind}_train", f"{kind}_test"
     train, test = (arrays[name] for name in names)
     if train.dtype != test.dtype or train.ndim == 0 or train.shape[1:] != test.shape[1:]:
@@ -135,14 +139,22 @@ def _check_pair(path: Path, kind: str, arrays: dict[str, np.ndarray]) -> None:
         raise InvalidInputError(
             f"data.source is {path}, where {names[0]} is {train.dtype}: save integers or floating point."
         )
-    for name, array in zip(names, (train, test), strict=True):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise InvalidInputError(f"data.source is {path}, where {name} has numbers that are not finite: fix them.")
 
 
-def _as_tensor(array: np.ndarray, kind: str) -> Tensor:
+def _as_tensor(path: Path, name: str, arrays: dict[str, np.ndarray]) -> Tensor:
+    """An array in float32, uint8 or int64, unless its numbers do not fit there."""
+    array = arrays[name]
     if array.dtype.kind == "f":
-        array = array.astype(np.float32)
-    elif kind == "y" or array.dtype != np.uint8:
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise InvalidInputError(
+                f"data.source is {path}, where {name} has numbers that are not finite in float32: fix them."
+            )
+    elif name.startswith("y") or array.dtype != np.uint8:
+        if array.max(initial=0) > np.iinfo(np.int64).max:
+            raise InvalidInputError(
+                f"data.source is {path}, where {name} has numbers above {np.iinfo(np.int64).max}: save smaller ones."
+            )
         array = array.astype(np.int64)
     return torch.from_numpy(np.ascontiguousarray(array))
