@@ -64,6 +64,7 @@ def test_a_validation_that_is_stopped_leaves_what_is_trained_and_its_mean_in_the
     assert not same(whole["state_dict"], whole["current_model_state"])
 
 
+@pytest.mark.usefixtures("many_processes")
 def test_ctrl_c_leaves_a_checkpoint_to_resume():
     command = [sys.executable, "-m", "lightning_l2l", *tiny("fit", "--trainer.max_epochs=10000")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

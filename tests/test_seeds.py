@@ -75,6 +75,7 @@ def test_broken_off_seeds_go_on_and_finished_ones_are_left_alone():
     assert next(iter(rows("seed_1"))) == "LSTM"
 
 
+@pytest.mark.usefixtures("many_processes")
 def test_ctrl_c_stops_all_of_it():
     command = [
         sys.executable,
