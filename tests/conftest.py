@@ -6,7 +6,9 @@ a gigabyte, so they are imported inside of functions.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,6 +22,24 @@ if TYPE_CHECKING:
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as many tests run at a time as there are cores
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what was imported out of garbage collections, which take a third of a second each otherwise."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_process() -> Iterator[None]:
+    """Gives back the memory that a file's tests took: cycles, buffers kept for the next run, and freed pages."""
+    yield
+    from lightning_l2l.rules.lstm.tape import _free_buffers
+
+    _free_buffers.clear()
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # in glibc
+        libc.malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)
