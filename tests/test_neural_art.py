@@ -328,7 +328,7 @@ def test_a_sheet_has_whole_pixels():
 
 
 def test_fit_test_and_predict(fails):
-    main(["fit", "--config", "neural_art.yaml", *TINY_ART])
+    main(["fit", "--config", "neural_art.yaml", *TINY_ART, "--trainer.max_epochs=1"])
     small = ["--variants.large={size: 20, style: china}", *TINY_ART, "--data.test_episodes=4", "--ckpt_path=best"]
     main(["test", "--config", "neural_art.yaml", *small, "--data.episodes_per_batch=2"])
     rows = results(RUN)
