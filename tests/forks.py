@@ -14,13 +14,13 @@ from lightning_l2l.cli import main
 QUADRATICS = """
 data:
   class_path: lightning_l2l.optimizees.Quadratics
-  init_args: {dimension: 3, horizon: 20, episodes_per_batch: 8, train_episodes: 64, val_episodes: 16,
+  init_args: {dimension: 3, horizon: 20, episodes_per_batch: 8, train_episodes: 128, val_episodes: 16,
     tuning_episodes: 8, test_episodes: 16}
 trainer:
-  max_epochs: 4
+  max_epochs: 2
   accelerator: cpu
   logger: {class_path: pytorch_lightning.loggers.TensorBoardLogger, init_args: {save_dir: runs, name: fork}}
-comparison: {rates_per_decade: 2}
+comparison: {rates_per_decade: 1}
 """
 
 
@@ -48,8 +48,8 @@ def train_race_kill_and_resume(*yamls: str) -> dict[str, dict[str, str]]:
     main(["fit", *flags])
     main(["test", *flags, "--ckpt_path=best"])
     with pytest.raises(SystemExit):
-        main(["fit", *flags, "--trainer.callbacks+=forks.StopAfter", "--trainer.callbacks.batches=11"])
-    assert checkpoint(1)["epoch"] == 1  # in the middle of the second of four
+        main(["fit", *flags, "--trainer.callbacks+=forks.StopAfter", "--trainer.callbacks.batches=19"])
+    assert checkpoint(1)["epoch"] == 1  # in the middle of the second
     main(["fit", *flags, "--ckpt_path=last"])
     assert not Path("runs/fork/version_2").exists()
     assert same(checkpoint(0)["state_dict"], checkpoint(1)["state_dict"])

@@ -1,5 +1,6 @@
 """What runs beside training: interrupts, averaged weights, best and last checkpoints, TensorBoard."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,13 +26,25 @@ class StopInValidation(Callback):
         raise KeyboardInterrupt
 
 
+AVERAGED = "--trainer.callbacks+=lightning_l2l.callbacks.AveragedWeights"
+EIGHT = ["--data.train_episodes=16", "--trainer.max_epochs=2", HALF_EXACT]  # meta-batches
+
+
+@pytest.fixture(scope="module", params=[False, True])
+def whole_run(request, tmp_path_factory):
+    """Whether weights are averaged, and the folder of a run of eight meta-batches that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        fit(*EIGHT, *([AVERAGED] if request.param else []))
+    return request.param, folder / "runs"
+
+
 @pytest.mark.parametrize("batches", [1, 3, 4, 5], ids=lambda n: f"after {n + 1} of 8 meta-batches")
-@pytest.mark.parametrize("averaged", [False, True])
-def test_an_interrupted_run_resumes_as_if_nothing_had_happened(batches, averaged):
-    flags = ["--data.train_episodes=16", "--trainer.max_epochs=2", HALF_EXACT]
-    if averaged:
-        flags += ["--trainer.callbacks+=lightning_l2l.callbacks.AveragedWeights"]
-    fit(*flags)
+def test_an_interrupted_run_resumes_as_if_nothing_had_happened(batches, whole_run):
+    averaged, runs = whole_run
+    shutil.copytree(runs, "runs")
+    flags = [*EIGHT, *([AVERAGED] if averaged else [])]
     callback = ["--trainer.callbacks+=forks.StopAfter", f"--trainer.callbacks.batches={batches}"]
     with pytest.raises(SystemExit):
         fit(*flags, *callback)
@@ -52,10 +65,9 @@ def test_an_interrupted_run_resumes_as_if_nothing_had_happened(batches, averaged
 
 
 def test_a_validation_that_is_stopped_leaves_what_is_trained_and_its_mean_in_their_places():
-    averaged = "--trainer.callbacks+=lightning_l2l.callbacks.AveragedWeights"
-    fit(averaged, "--trainer.max_epochs=1")
+    fit(AVERAGED, "--trainer.max_epochs=1")
     with pytest.raises(SystemExit):
-        fit(averaged, "--trainer.max_epochs=1", "--trainer.callbacks+=test_callbacks.StopInValidation")
+        fit(AVERAGED, "--trainer.max_epochs=1", "--trainer.callbacks+=test_callbacks.StopInValidation")
     whole, stopped = (
         torch.load(f"runs/quadratic/version_{i}/checkpoints/last.ckpt", weights_only=True) for i in (0, 1)
     )
@@ -64,6 +76,7 @@ def test_a_validation_that_is_stopped_leaves_what_is_trained_and_its_mean_in_the
     assert not same(whole["state_dict"], whole["current_model_state"])
 
 
+@pytest.mark.usefixtures("many_processes")
 def test_ctrl_c_leaves_a_checkpoint_to_resume():
     command = [sys.executable, "-m", "lightning_l2l", *tiny("fit", "--trainer.max_epochs=10000")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

@@ -8,27 +8,32 @@ import torch
 from command_line import EXACT, LINEARIZED, TINY, results
 from conftest import weights
 
+from lightning_l2l.cli import main
+
+STAGES = f"--model.stages=[{{}}, {{meta_gradient: {EXACT}}}, {{meta_gradient: {LINEARIZED}}}]"  # an epoch each
 ONE = ["--trainer.devices=1", "--data.episodes_per_batch=4"]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.episodes_per_batch=2"]
 
 
-def run(command: str, name: str, *flags: str) -> None:
-    arguments = [command, "--config", "quadratic.yaml", *TINY, "--trainer.precision=64-true", *flags]
-    arguments += [f"--trainer.logger.init_args.name={name}"]
+def command(name: str, run: str, *flags: str) -> list[str]:
+    arguments = [name, "--config", "quadratic.yaml", *TINY, "--trainer.precision=64-true", "--trainer.max_epochs=3"]
+    return [*arguments, STAGES, *flags, f"--trainer.logger.init_args.name={run}"]
+
+
+def in_two_processes(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "lightning_l2l", *arguments], check=True, timeout=300)
 
 
-@pytest.mark.parametrize("meta_gradient", [EXACT, LINEARIZED], ids=["exact", "linearized"])
-def test_two_processes_give_the_meta_gradient_of_one(meta_gradient):
+@pytest.mark.usefixtures("many_processes")
+def test_two_processes_do_what_one_does():
     """φ after a few meta-steps shows it: in float64, since Adam divides by |∇| and makes much of float32's rounding."""
-    stages = f"--model.stages=[{{}}, {{meta_gradient: {meta_gradient}}}]"
-    run("fit", "one", *ONE, stages)
-    run("fit", "two", *TWO, stages)
+    main(command("fit", "one", *ONE))
+    in_two_processes(*command("fit", "two", *TWO))
     one, two = (weights(f"runs/{name}/version_0/checkpoints/last.ckpt") for name in ("one", "two"))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-9, atol=1e-12)
-    run("test", "one", *ONE, "--ckpt_path=best")
-    run("test", "two", *TWO, "--ckpt_path=best")
+    main(command("test", "one", *ONE, "--ckpt_path=best"))
+    in_two_processes(*command("test", "two", *TWO, "--ckpt_path=best"))
     rows = [results(f"runs/{name}/version_0") for name in ("one", "two")]
     for one_row, two_row in zip(*rows, strict=True):
         assert one_row["episodes"] == two_row["episodes"] == "8"

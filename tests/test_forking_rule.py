@@ -98,9 +98,9 @@ model:
 DATA = """
 data:
   class_path: test_forking_rule.Rosenbrock
-  init_args: {horizon: 20, episodes_per_batch: 8, train_episodes: 64, val_episodes: 8, test_episodes: 16}
+  init_args: {horizon: 20, episodes_per_batch: 8, train_episodes: 128, val_episodes: 8, test_episodes: 16}
 trainer:
-  max_epochs: 4
+  max_epochs: 2
   accelerator: cpu
   logger: {class_path: pytorch_lightning.loggers.TensorBoardLogger, init_args: {save_dir: runs, name: fork}}
 """

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from own_loop import lstm, network, theta
 from pytorch_lightning import LightningModule, Trainer
@@ -103,6 +104,7 @@ time.sleep(1)  # gloo's thread lets go of the last tensors, which aborts a proce
 """
 
 
+@pytest.mark.usefixtures("many_processes")
 def test_two_processes_step_as_one(tmp_path):
     """Gradients of DDP are averaged, so both take the steps that one takes on the whole batch."""
     command = [sys.executable, "-c", DDP]

@@ -11,6 +11,7 @@ from command_line import TINY_ART, results
 from conftest import SHARED, skip
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.models.vgg import cfgs, make_layers
 
 from lightning_l2l.cli import main
 from lightning_l2l.errors import InvalidInputError
@@ -127,13 +128,14 @@ def test_episodes_start_at_content_or_at_noise():
 
 
 def test_vgg_is_torchvisions():
-    torch.manual_seed(3)
-    whole = torchvision.models.vgg16().eval()
-    torch.save(whole.state_dict(), "vgg16.pth")
-    np.savez("first.npz", **{k: v.numpy() for k, v in VGG(whole.state_dict()).state_dict().items()})
+    """Its layers, that is: the classifier of half a gigabyte is left out."""
+    features = make_layers(cfgs["D"], batch_norm=False).eval()
+    state = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
+    torch.save(state | {"classifier.6.bias": torch.zeros(1000)}, "vgg16.pth")
+    np.savez("first.npz", **{k: v.numpy() for k, v in VGG(state).state_dict().items()})
     pictures = torch.randn(2, 3, 21, 18)
     with torch.no_grad():
-        expected = [whole.features[: end + 1](pictures) for end in (3, 8, 15)]
+        expected = [features[: end + 1](pictures) for end in (3, 8, 15)]
         for file in ("vgg16.pth", "first.npz"):
             for layer, wanted in zip(load_vgg(file)(pictures), expected, strict=True):
                 torch.testing.assert_close(layer, wanted, rtol=1e-4, atol=1e-5)
@@ -162,7 +164,7 @@ def test_weights_of_other_shapes_are_refused():
     np.savez("short.npz", **state)
     with pytest.raises(InvalidInputError, match=r"features\.14\.bias is missing"):
         load_vgg("short.npz")
-    torch.save(torchvision.models.vgg11().features[:3].state_dict(), "other.pth")
+    torch.save(make_layers(cfgs["A"], batch_norm=False)[:3].state_dict(), "other.pth")
     with pytest.raises(InvalidInputError, match=r"features\.0\.weight is missing"):
         load_vgg("other.pth")
 
@@ -326,7 +328,7 @@ def test_a_sheet_has_whole_pixels():
 
 
 def test_fit_test_and_predict(fails):
-    main(["fit", "--config", "neural_art.yaml", *TINY_ART])
+    main(["fit", "--config", "neural_art.yaml", *TINY_ART, "--trainer.max_epochs=1"])
     small = ["--variants.large={size: 20, style: china}", *TINY_ART, "--data.test_episodes=4", "--ckpt_path=best"]
     main(["test", "--config", "neural_art.yaml", *small, "--data.episodes_per_batch=2"])
     rows = results(RUN)

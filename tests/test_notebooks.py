@@ -27,6 +27,7 @@ def test_every_notebook_is_tried():
 
 
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.usefixtures("many_processes")
 def test_a_notebook_runs(name, tmp_path):
     """A cell that raises fails the test. Each has a process of its own, since kernels of one process can meet."""
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)

@@ -20,6 +20,11 @@ def test_the_readme_gives_the_two_commands():
     assert "uv run pytest" in COMMANDS
 
 
+def test_the_readme_runs_benchmarks_one_at_a_time():
+    """For pytest-benchmark measures nothing in workers."""
+    assert "`uv run pytest -n 0 tests/benchmarks/bench_*.py`" in README.read_text()
+
+
 def test_the_readmes_commands_run_in_their_order():
     ran = 0
     Image.new("RGB", (20, 16), "red").save("MY_PICTURE.jpg")

@@ -77,6 +77,7 @@ def test_broken_off_seeds_go_on_and_finished_ones_are_left_alone(fails):
     assert torch.load(last(1), weights_only=True)["epoch"] == 1
 
 
+@pytest.mark.usefixtures("many_processes")
 def test_ctrl_c_stops_all_of_it():
     command = [
         sys.executable,

@@ -19,7 +19,9 @@ from lightning_l2l.optimizees import Quadratics
 def test_every_optimizee_has_a_meta_gradient_of_second_order(config, meta_gradient, monkeypatch):
     norms, meta_step = [], MetaLearner.meta_step
     monkeypatch.setattr(MetaLearner, "meta_step", lambda *given: norms.append(meta_step(*given)) or norms[-1])
-    fit("--trainer.fast_dev_run=true", f"--model.stages=[{{meta_gradient: {meta_gradient}}}]", config=config)
+    short = ["--data.horizon=6", "--model.unroll=3", "--data.episodes_per_batch=2", "--data.val_episodes=2"]
+    stages = f"--model.stages=[{{meta_gradient: {meta_gradient}}}]"
+    fit("--trainer.fast_dev_run=true", stages, *short, config=config)
     assert norms and all(0 < norm < float("inf") for norm in norms)
 
 
