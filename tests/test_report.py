@@ -1,6 +1,7 @@
 """Markdown tables of kept results."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,10 @@ def test_bad_flags_get_one_sentence(fails, capsys):
         main(["report", "--help"])
     assert stopped.value.code == 0
     assert "between two marker comments" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_shipped_tables_are_those_of_the_kept_results():
+    configs = Path(__file__).parents[1] / "configs"
+    shutil.copytree(configs, "configs")
+    report(["configs/results/*.csv"], Path("configs/README.md"))
+    assert Path("configs/README.md").read_text() == (configs / "README.md").read_text()
