@@ -30,6 +30,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Lets the interpreter clear what was left out, which compiled modules complain of otherwise."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def small_process() -> Iterator[None]:
     """Gives back the memory that a file's tests took: cycles, buffers kept for the next run, and freed pages."""
