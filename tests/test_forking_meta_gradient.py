@@ -103,7 +103,7 @@ model:
   unroll: 10
   learning_rate: 0.03
   stages: [{meta_gradient: {class_path: test_forking_meta_gradient.PersistentEvolution}}]
-trainer: {max_epochs: 6}
+trainer: {max_epochs: 4}
 """
 
 
@@ -111,7 +111,7 @@ def test_a_new_meta_gradient():
     rows = train_race_kill_and_resume(QUADRATICS, MODEL)
     assert float(rows["LSTM"]["last10"]) < 0.5 * float(rows["LSTM"]["initial"])
     (kept,) = checkpoint(0)["meta_gradients"]
-    assert kept[0]["drawn"] == 6 * 16
+    assert kept[0]["drawn"] == 4 * 16
     assert kept[0]["runs"]["run"][0] in (10, 20)
 
 
