@@ -10,7 +10,6 @@ def test_a_small_lstm_beats_every_tuned_baseline_on_small_quadratics():
     settings = ["--config", "quadratic.yaml", "--data.dimension=4", "--data.horizon=40", "--model.unroll=20"]
     settings += ["--data.episodes_per_batch=64", "--data.train_episodes=1280", "--data.val_episodes=64"]
     settings += ["--model.learning_rate=0.01", "--model.rule.init_args.hidden_size=10", "--trainer.max_epochs=15"]
-    settings += ["--trainer.check_val_every_n_epoch=5"]
     main(["fit", *settings, "--trainer.accelerator=cpu"])
     main(["test", *settings, "--trainer.accelerator=cpu", "--ckpt_path=best"])
     with Path("runs/quadratic/version_0/results.csv").open() as file:
