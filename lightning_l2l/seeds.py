@@ -14,7 +14,7 @@ import yaml
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.rules.files import PRETRAINED
 from lightning_l2l.terminal import ShortParser
-from lightning_l2l.trained.checkpoint import without_ckpt_path
+from lightning_l2l.trained.checkpoint import flatten, without_ckpt_path
 
 # what training depends on
 TRAINING = ("seed_everything", "model", "data", "trainer", "checkpoint", "early_stopping", "ckpt_path")
@@ -102,18 +102,10 @@ def _refuse_other_settings(folder: Path, now: dict[str, Any]) -> None:
     files = [folder / name for name in (FINISHED, BEGUN) if (folder / name).is_file()]
     if not files:
         return  # a run that was not begun by this command
-    kept, given = _flat(yaml.safe_load(files[0].read_text())), _flat(now)
+    kept, given = flatten(yaml.safe_load(files[0].read_text())), flatten(now)
     for key in sorted(kept.keys() | given.keys()):
         if kept.get(key) != given.get(key):
             raise InvalidInputError(f"{key} is {given.get(key)}, but the run began with {kept.get(key)}: give that.")
-
-
-def _flat(settings: Any, name: str = "") -> dict[str, Any]:
-    """Nested settings by their full names, such as data.init_args.seed."""
-    if not isinstance(settings, dict):
-        return {name: settings}
-    parts = [_flat(value, f"{name}.{key}".lstrip(".")) for key, value in settings.items()]
-    return {key: value for part in parts for key, value in part.items()}
 
 
 def _settings(flags: list[str], run: Run) -> dict[str, Any]:

@@ -85,9 +85,10 @@ def old_table(settings: dict[str, Any], epochs: Any) -> list[dict[str, Any]]:
             if values["second_order_unroll"]:
                 row["unroll"] = values["second_order_unroll"]
             row["meta_gradient"] = _second_order(values["hessian_every"])
-        rows += [row] if not rows or _but_share(rows[-1]) != _but_share(row) else []
-        if rows[-1] is not row:
+        if rows and _but_share(rows[-1]) == _but_share(row):
             rows[-1]["share"] += row["share"]
+        else:
+            rows.append(row)
     shares = math.gcd(*(row["share"] for row in rows))
     return [row | {"share": row["share"] // shares} for row in rows]
 

@@ -82,10 +82,10 @@ def check_same_settings(checkpoint: dict[str, Any], config: Namespace, resumes: 
         InvalidInputError: names the first setting that differs.
     """
     settings = checkpoint.get("hyper_parameters", {})
-    kept = _flatten(settings, "model.")
-    kept |= _flatten(checkpoint.get("datamodule_hyper_parameters", {}).get("data", {}), "data.")
+    kept = flatten(settings, "model.")
+    kept |= flatten(checkpoint.get("datamodule_hyper_parameters", {}).get("data", {}), "data.")
     model = {"class_path": config.model.class_path, **plain(config.model.get("init_args", {}))}
-    given = _flatten(model, "model.") | _flatten(plain(config.data), "data.")
+    given = flatten(model, "model.") | flatten(plain(config.data), "data.")
     source, parts = "data.init_args.source", "data.init_args.parts"
     for key in sorted(kept.keys() & given.keys() - {"data.init_args.root"}):
         counts = resumes or key.startswith("model.rule.") or key == "model.class_path"
@@ -148,11 +148,12 @@ def plain(settings: Any) -> Any:
     return settings if isinstance(settings, bool | int | float | str | None) else str(settings)
 
 
-def _flatten(settings: Any, prefix: str) -> dict[str, Any]:
+def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their full names, such as data.init_args.seed, without private ones."""
     if not isinstance(settings, dict):
         return {prefix.removesuffix("."): settings}
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if not key.startswith("_"):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
     return flat

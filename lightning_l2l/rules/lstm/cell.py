@@ -38,8 +38,9 @@ class AutogradLSTM(UpdateRule):
         momenta: list[float] | None = None,
     ) -> None:
         super().__init__()
-        for name in ("hidden_size", "num_layers", "preprocessing"):
-            if (value := locals()[name]) is not None:
+        sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "preprocessing": preprocessing}
+        for name, value in sizes.items():
+            if value is not None:
                 require_positive(name, value)
         for decay in momenta or ():
             if not 0 < decay < 1:
