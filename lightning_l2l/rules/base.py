@@ -60,9 +60,15 @@ class UpdateRule(nn.Module, ABC):
             [N]).
         constants: descriptions of what ``update`` detaches from the graph although it depends on φ or on gradients, so
             that a meta-gradient can report what it leaves out.
+        takes_phi_per_episode: whether every parameter may have a leading dimension of N, put in its place by
+            ``torch.func.functional_call``, so that each of N episodes side by side has a φ of its own.
+        tensorwise: whether ``LearnedOptimizer`` keeps a state for each parameter tensor and gives the rule's own
+            ``stepper`` all tensors of a group, in their shapes. It is for rules that mix the coordinates of a tensor.
     """
 
     coordinatewise: ClassVar[bool] = False
+    takes_phi_per_episode: ClassVar[bool] = False
+    tensorwise: ClassVar[bool] = False
     sees: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
 
