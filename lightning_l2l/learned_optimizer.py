@@ -1,6 +1,6 @@
 """A learned update rule as a ``torch.optim.Optimizer``, for any training loop."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.rules import Grouped, Layout, UpdateRule, layout_of
 from lightning_l2l.rules.base import full_precision
+from lightning_l2l.rules.fast.finite import all_finite
 from lightning_l2l.rules.fast.stepper import Stepper, make_stepper
 from lightning_l2l.rules.files import load_rule
 
@@ -22,10 +23,10 @@ class LearnedOptimizer(Optimizer):
     Use it as any optimizer of ``torch.optim``: with ``zero_grad`` and ``step``, learning-rate schedulers,
     ``torch.amp.GradScaler``, DDP, or returned by a LightningModule's ``configure_optimizers``.
 
-    A coordinatewise rule, such as the paper's LSTM, steps each parameter tensor by itself. Any other rule sees all
-    parameters of a param group as one vector, and their shapes; a parameter without a gradient has a zero gradient in
-    it and does not move. A rule that sees the loss needs ``step(closure)``. A rule with a learned start needs
-    ``start()`` before the first gradient.
+    A coordinatewise rule, such as the paper's LSTM, steps each parameter tensor by itself; ``AdamController`` steps
+    those of a param group together. Any other rule sees all parameters of a param group as one vector, and their
+    shapes; a parameter without a gradient has a zero gradient in it and does not move. A rule that sees the loss needs
+    ``step(closure)``. A rule with a learned start needs ``start()`` before the first gradient.
 
     **Gradients.** Parameters whose ``grad`` is None are skipped, and keep their state. If any gradient is not finite,
     the whole step is skipped: no parameter and no state changes, and ``skipped_steps`` counts it. A learned rule was
@@ -163,7 +164,9 @@ class LearnedOptimizer(Optimizer):
         number_of = dict(zip((p for group in self.param_groups for p in group["params"]), ids, strict=True))
         for unit in (unit for group in self.param_groups for unit in self._units(group["params"])):
             if (number := number_of[unit[0]]) in state_dict["state"]:
-                self.state[unit[0]] = self._stepper(unit).adopt(state_dict["state"][number], flat(unit).detach())
+                stepper = self._stepper(unit)
+                vector = seen_theta(unit, stepper).detach()
+                self.state[unit[0]] = stepper.adopt(state_dict["state"][number], vector)
                 self._to_start.difference_update(unit)
 
     def _step_group(self, group: dict[str, Any], loss: float | None) -> None:
@@ -176,9 +179,9 @@ class LearnedOptimizer(Optimizer):
             if not any(moving):
                 continue
             stepper = self._stepper(unit)
-            simple = len(unit) == 1 and first.is_contiguous()
-            vector = flat([first.detach()] if simple else unit)
-            grad = flat([torch.zeros_like(p) if p.grad is None else p.grad for p in unit])
+            simple = stepper.keeps_shapes or (len(unit) == 1 and first.is_contiguous())
+            vector = seen_theta([first.detach()] if simple else unit, stepper)
+            grad = seen_theta([torch.zeros_like(p) if p.grad is None else p.grad for p in unit], stepper)
             state = self.state[first]
             if not state:
                 state = self.state[first] = stepper.init(vector)
@@ -201,13 +204,13 @@ class LearnedOptimizer(Optimizer):
         units: dict[Any, list[Tensor]] = {}
         for p in params:
             name = self._rule_of[p]
-            units.setdefault(p if self._rules[name].coordinatewise else name, []).append(p)
+            units.setdefault(p if by_itself(self._rules[name]) else name, []).append(p)
         return list(units.values())
 
     def _stepper(self, unit: list[Tensor]) -> Stepper:
         first, name = unit[0], self._rule_of[unit[0]]
         rule = self._rules[name]
-        vector = None if rule.coordinatewise else tuple(unit)
+        vector = None if by_itself(rule) else tuple(unit)
         key = name, first.device, torch.promote_types(first.dtype, torch.float32), vector
         if key not in self._steppers:
             rule = rule if vector is None else rule.bind(self._layout(vector))
@@ -278,23 +281,18 @@ def flat(tensors: list[Tensor]) -> Tensor:
     return row if row.ndim == 1 else row.view(-1)
 
 
+def seen_theta(unit: list[Tensor], stepper: Stepper) -> Tensor:
+    """Parameters, or their gradients, as a stepper takes them."""
+    return unit[0] if stepper.keeps_shapes else flat(unit)
+
+
+def by_itself(rule: UpdateRule) -> bool:
+    """Whether each parameter tensor has a state of its own."""
+    return rule.coordinatewise or rule.tensorwise
+
+
 def seen_loss(loss: float | Tensor | None, stepper: Stepper) -> Tensor | None:
     """A closure's loss as a rule sees it, [1]."""
     if loss is None or "loss" not in stepper.rule.sees:
         return None
     return torch.as_tensor(loss).detach().to(stepper.device, stepper.dtype).reshape(1)
-
-
-def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether every number of every tensor is finite."""
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for tensor in tensors:
-        by_device.setdefault(tensor.device, []).append(tensor)
-    return all(_all_finite(same) for same in by_device.values())
-
-
-def _all_finite(tensors: list[Tensor]) -> bool:
-    """As ``all_finite``, on one device; a finite sum proves that all numbers are finite, and is tried first."""
-    if torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors]).isfinite().all():
-        return True
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)

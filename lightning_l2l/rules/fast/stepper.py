@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +33,13 @@ class Stepper:
         dtype: the floating-point type in which steps are computed.
         in_bfloat16: whether states are kept in bfloat16 from one step to the next.
         count: coordinates of a θ that the rule can be tried on; one that is coordinatewise takes any number.
+
+    Attributes:
+        keeps_shapes: whether it takes each θ and gradient in the parameter's shape, instead of [P]. It then steps a
+            ``tensorwise`` rule.
     """
+
+    keeps_shapes: ClassVar[bool] = False
 
     def __init__(
         self, rule: UpdateRule, device: torch.device, dtype: torch.dtype, in_bfloat16: bool = False, count: int = 1
