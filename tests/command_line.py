@@ -6,7 +6,8 @@ from pathlib import Path
 from lightning_l2l.cli import main
 
 FOLDER = Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml"))
+# without the lists of problems, which a config names
+CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml") if not path.stem.endswith("_problems"))
 RUN = Path("runs/quadratic/version_0")
 EXACT = "{class_path: lightning_l2l.meta_gradients.Exact}"
 LINEARIZED = "{class_path: lightning_l2l.meta_gradients.Linearized, init_args: {hessian_every: 2}}"
