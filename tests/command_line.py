@@ -36,6 +36,7 @@ TINY_ART = [
 
 UPON = {  # configs that are given after another
     **{f"mnist_{name}.yaml": "mnist.yaml" for name in ("scaled", "transfer", "sweep")},
+    "everyday_test.yaml": "mnist.yaml",
     **{f"{name}.yaml": "cifar10.yaml" for name in ("cifar10_momenta", "cifar5", "cifar2")},
 }
 
