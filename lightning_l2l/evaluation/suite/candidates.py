@@ -91,7 +91,7 @@ def version_of(package: str) -> str:
 
 def candidate(rival: Rival) -> Candidate:
     """A rival as given."""
-    return Candidate(rival.name, rival.class_path, rival.init_args, rival.cosine, rival.averaged)
+    return Candidate(rival.name, rival.optimizer, rival.settings, rival.cosine, rival.averaged)
 
 
 def adam() -> Candidate:

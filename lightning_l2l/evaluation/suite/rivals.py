@@ -19,8 +19,8 @@ class Rival:
     """An optimizer to compare with.
 
     Args:
-        class_path: of a ``torch.optim.Optimizer``.
-        init_args: its settings, besides the parameters.
+        optimizer: the class path of a ``torch.optim.Optimizer``.
+        settings: its settings, besides the parameters.
         name: what tables call it; by default its class.
         rates: values of ``lr`` to choose from; none runs it as given.
         choose: single chooses one rate for all test problems, on the open problems, and shows the rate as given beside
@@ -29,8 +29,8 @@ class Rival:
         averaged: evaluate it at its averaged weights, between its ``eval()`` and ``train()``, where it has these.
     """
 
-    class_path: str
-    init_args: dict[str, Any] = field(default_factory=dict)
+    optimizer: str
+    settings: dict[str, Any] = field(default_factory=dict)
     name: str = ""
     rates: list[float] = field(default_factory=list)
     choose: Literal["single", "per_problem"] = "single"
@@ -38,7 +38,7 @@ class Rival:
     averaged: bool = False
 
     def __post_init__(self) -> None:
-        self.name = self.name or self.class_path.rpartition(".")[2]
+        self.name = self.name or self.optimizer.rpartition(".")[2]
         if any(not rate > 0 for rate in self.rates):
             raise InvalidInputError(f"benchmark.rivals has {self.name} with rates {self.rates}: give positive ones.")
         if self.choose == "per_problem" and not self.rates:
