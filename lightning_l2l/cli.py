@@ -21,12 +21,13 @@ from lightning_l2l.callbacks import (
     MetaProgressBar,
     SaveStageConfig,
 )
-from lightning_l2l.config_files import ConfigByName, given, merge, refuse_old_keys
+from lightning_l2l.config_files import ConfigByName, find_config, given, merge, refuse_old_keys
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation import report
 from lightning_l2l.evaluation.comparison import Comparison, comparison_of
 from lightning_l2l.evaluation.pictures import Pictures
 from lightning_l2l.evaluation.predictions import Predictions
+from lightning_l2l.evaluation.suite.benchmark import Benchmark
 from lightning_l2l.learners import MetaLearner
 from lightning_l2l.learners import base as learners
 from lightning_l2l.optimizees import EpisodeDataModule
@@ -140,6 +141,7 @@ class LearningToLearnCLI(LightningCLI):
             help="Further races of a test: a name for each, with the data settings that it changes.",
         )
         parser.add_lightning_class_args(Comparison, "comparison")
+        parser.add_lightning_class_args(Benchmark, "benchmark")
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_lightning_class_args(Predictions, "predictions")
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
@@ -159,6 +161,9 @@ class LearningToLearnCLI(LightningCLI):
             config.verbose = False  # the race's table shows everything
         if self.subcommand == "predict":
             config.return_predictions = False  # Predictions writes them batch by batch
+        for key in ("problems", "open_problems"):
+            if config.benchmark[key]:
+                config.benchmark[key] = str(find_config(config.benchmark[key]))
         runs = runs_folder(config.trainer.logger)
         resumes = self.subcommand == "fit" and not str(config.ckpt_path).startswith(PRETRAINED)
         if config.ckpt_path is None:

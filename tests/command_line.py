@@ -6,7 +6,8 @@ from pathlib import Path
 from lightning_l2l.cli import main
 
 FOLDER = Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml"))
+# without the lists of problems, which a config names
+CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml") if not path.stem.endswith("_problems"))
 RUN = Path("runs/quadratic/version_0")
 EXACT = "{class_path: lightning_l2l.meta_gradients.Exact}"
 LINEARIZED = "{class_path: lightning_l2l.meta_gradients.Linearized, init_args: {hessian_every: 2}}"
@@ -35,6 +36,7 @@ TINY_ART = [
 
 UPON = {  # configs that are given after another
     **{f"mnist_{name}.yaml": "mnist.yaml" for name in ("scaled", "transfer", "sweep")},
+    "everyday_test.yaml": "mnist.yaml",
     **{f"{name}.yaml": "cifar10.yaml" for name in ("cifar10_momenta", "cifar5", "cifar2")},
 }
 

@@ -126,6 +126,16 @@ class ModuleTraining(EpisodeDataModule):
             self.setup()
         return self._episodes(split, numbers, *self._part(split))
 
+    def training_runs(self, split: Split, numbers: Sequence[int]) -> ModuleEpisodes:
+        """Builds runs that start as this split's episodes do, but train on the examples for training.
+
+        For a comparison by held-out loss, as of a user's own network: the other parts stay unseen.
+        """
+        if self.examples is None:
+            self.prepare_data()
+            self.setup()
+        return self._episodes(split, numbers, *self._part("train"))
+
     def _episodes(self, split: Split, numbers: Sequence[int], examples: Examples, rows: np.ndarray) -> ModuleEpisodes:
         thetas, indices = [], []
         for number in numbers:
