@@ -60,13 +60,13 @@ class UpdateRule(nn.Module, ABC):
             [N]).
         constants: descriptions of what ``update`` detaches from the graph although it depends on φ or on gradients, so
             that a meta-gradient can report what it leaves out.
-        takes_phi_per_episode: whether parameters may be given with a further first dimension N, a φ for each episode.
+        takes_phi_per_episode: whether every method also runs with parameters of its own for each episode, [N, ...].
     """
 
     coordinatewise: ClassVar[bool] = False
-    takes_phi_per_episode: ClassVar[bool] = False
     sees: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
+    takes_phi_per_episode: ClassVar[bool] = False
 
     @property
     def label(self) -> str:

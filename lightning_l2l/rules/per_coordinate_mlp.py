@@ -92,7 +92,7 @@ class PerCoordinateMLP(UpdateRule):
             0, means, SecondMoments.zeros(theta, layout), theta.new_zeros(len(theta), len(layout))
         )
 
-    def update(self, grad: Tensor, state: State, theta: Tensor) -> tuple[Tensor, PerCoordinateState]:  # type: ignore[override]
+    def update(self, grad: Tensor, state: State, theta: Tensor) -> tuple[Tensor, PerCoordinateState]:
         step, mean, square, _ = state
         layout = self._layout(theta)
         step = step + 1
