@@ -146,6 +146,17 @@ class UpdateRule(nn.Module, ABC):
         """Converts a state of ``count`` coordinates from any stepper of this rule to the form that ``Stepper`` has."""
         return state
 
+    def saturated(self, state: State) -> Tensor | None:
+        """Returns which share of a rule's inputs was at its limits in the last step, for diagnostics, or None.
+
+        Args:
+            state: as ``update`` returned it.
+
+        Returns:
+            One share for each parameter tensor, in the layout's order, [N, number of tensors].
+        """
+        return None
+
     def map(self, function: "Callable[[UpdateRule, Tensor], UpdateRule]", theta: Tensor) -> "UpdateRule":
         """Applies a function to the rule and θ; a rule made of others applies it to each of them and its part of θ."""
         return function(self, theta)

@@ -12,7 +12,7 @@ from lightning_l2l.rules.base import State, UpdateRule
 
 CHUNK = {"cpu": 4096}  # coordinates at a time: on a CPU, what a core's cache holds
 LARGE_CHUNK = 65_536  # elsewhere; the LSTM's activations then take 60 MB
-RUNNING_MEANS = ("mean", "square")  # in bfloat16 they would stall: what a step adds is rounded away
+RUNNING_MEANS = {"mean", "square"}  # in bfloat16 they would stall: what a step adds is rounded away
 
 KeptState = dict[str, Any]
 """A rule's state for one θ [P], as plain tensors and numbers by name, which is all that ``torch.optim`` can keep."""
@@ -56,7 +56,7 @@ class Stepper:
                     kept[name] = value
                     continue
                 if name not in kept:
-                    small = value.is_floating_point() and name.rpartition(".")[2] not in RUNNING_MEANS
+                    small = value.is_floating_point() and RUNNING_MEANS.isdisjoint(name.split("."))
                     kind = self.kept_dtype if small else value.dtype
                     kept[name] = value.new_empty((*value.shape[:-1], len(theta)), dtype=kind)
                 kept[name][..., part] = value
