@@ -11,7 +11,7 @@ from lightning_l2l.unroll import Run
 
 def pack(episodes: Episodes, run: Run) -> dict[str, Any]:
     """Returns runs, and the episodes they belong to, as tensors and numbers that a checkpoint may hold."""
-    return {"episodes": episodes.tensor_fields(), "run": pytree.tree_leaves(run.detach())}
+    return {"episodes": episodes.kept(), "run": pytree.tree_leaves(run.detach())}
 
 
 def unpack_episodes(packed: dict[str, Any], like: Episodes) -> Episodes:
@@ -21,7 +21,7 @@ def unpack_episodes(packed: dict[str, Any], like: Episodes) -> Episodes:
         packed: what ``pack`` returned.
         like: other episodes of the same DataModule, which supply the shared fields, such as a dataset.
     """
-    return like.with_tensors({name: value.to(like.theta.device) for name, value in packed["episodes"].items()})
+    return like.restored({name: value.to(like.theta.device) for name, value in packed["episodes"].items()})
 
 
 def unpack_run(packed: dict[str, Any], like: Run) -> Run:

@@ -18,9 +18,11 @@ from lightning_l2l.optimizees.sources.base import Examples, Source
 from lightning_l2l.optimizees.sources.matrix import PhotographMatrix
 from lightning_l2l.optimizees.sources.named_images import Images
 from lightning_l2l.optimizees.sources.package_text import PackageText
+from lightning_l2l.optimizees.sources.small_images import SmallImages
 from lightning_l2l.optimizees.sources.tables import Table
 from lightning_l2l.optimizees.sources.tensors import TensorExamples
 from lightning_l2l.optimizees.sources.text import Text
+from lightning_l2l.optimizees.suite import Part, Suite
 
 __all__ = [
     "MLP",
@@ -39,11 +41,14 @@ __all__ = [
     "ModuleTraining",
     "NeuralArt",
     "PackageText",
+    "Part",
     "PhotographMatrix",
     "Quadratics",
     "ResidualNet",
+    "SmallImages",
     "Source",
     "Split",
+    "Suite",
     "Table",
     "TensorExamples",
     "Text",

@@ -42,8 +42,7 @@ def as_input(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Inputs as a network takes them: 0..255 scaled to 0..1, class and character numbers unchanged."""
     if values.dtype == torch.int64:
         return values
-    scale = 255 if values.dtype == torch.uint8 else 1
-    return values.to(dtype) / scale
+    return values.to(dtype) / 255 if values.dtype == torch.uint8 else values.to(dtype)
 
 
 def set_validation_apart(
