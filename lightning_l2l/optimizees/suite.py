@@ -134,7 +134,7 @@ class Suite(EpisodeDataModule):
         for name, part in self.families.items():
             if not 0 <= part.weight < math.inf:
                 raise InvalidInputError(
-                    f"data.families.{name}.weight is {part.weight}: give 0 to hold the family out, or a positive number."
+                    f"data.families.{name}.weight is {part.weight}: give a positive number, or 0 to hold it out."
                 )
         if not any(part.weight for part in self.families.values()):
             raise InvalidInputError("data.families has no family with a weight above 0: give one to train on.")
@@ -158,7 +158,8 @@ class Suite(EpisodeDataModule):
         names, weights = zip(*((name, part.weight) for name, part in self.families.items()), strict=True)
         ends = np.cumsum(weights) / sum(weights)
         family = names[int(np.searchsorted(ends, (batch + 1) * GOLDEN % 1, side="right"))]
-        return str(random.choice([task for task in self.tasks if task.startswith(f"{family}: ")]))
+        tasks = [task for task in self.tasks if task.startswith(f"{family}: ")]
+        return tasks[random.integers(len(tasks))]
 
     def _tasks_of(self, split: Split) -> list[str]:
         held_out = [name for name, part in self.families.items() if not part.weight]

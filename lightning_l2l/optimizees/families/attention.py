@@ -35,18 +35,17 @@ class RowModel(NamedTuple):
 
 
 MODELS = [
-    Model(8, 16, 2, 1, 16),
-    Model(10, 24, 2, 1, 8),
-    Model(8, 16, 4, 2, 16),
-    Model(16, 16, 2, 1, 8),
-    Model(12, 32, 4, 1, 8),
-    Model(8, 24, 3, 2, 8),
+    Model(8, 16, 2, 1, 8),
+    Model(10, 24, 2, 1, 4),
+    Model(8, 16, 4, 2, 4),
+    Model(16, 16, 2, 1, 4),
+    Model(8, 32, 4, 1, 4),
 ]
 ROW_MODELS = [
-    RowModel("MNIST", 7, 16, 2, 1, 16),
-    RowModel("MNIST", 7, 24, 2, 2, 8),
-    RowModel("FashionMNIST", 7, 24, 4, 1, 16),
-    RowModel("FashionMNIST", 14, 16, 2, 1, 8),
+    RowModel("MNIST", 7, 16, 2, 1, 8),
+    RowModel("MNIST", 7, 24, 2, 2, 4),
+    RowModel("FashionMNIST", 7, 24, 4, 1, 8),
+    RowModel("FashionMNIST", 14, 16, 2, 1, 4),
 ]
 
 
