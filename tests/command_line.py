@@ -34,6 +34,12 @@ TINY_ART = [
     *(flag for flag in TINY if "dimension" not in flag),
 ]
 
+TINY_SUITE = [
+    *("--data.horizon=10", "--model.unroll=5", "--data.episodes_per_batch=4", "--data.train_episodes=8"),
+    *("--data.episodes_per_task=1", "--model.stages=null", "--comparison.rates_per_decade=1"),
+    *("--trainer.max_epochs=2", "--trainer.accelerator=cpu"),
+]
+
 UPON = {  # configs that are given after another
     **{f"mnist_{name}.yaml": "mnist.yaml" for name in ("scaled", "transfer", "sweep")},
     "everyday_test.yaml": "mnist.yaml",
@@ -48,7 +54,7 @@ def given(config: str) -> list[str]:
 
 def tiny(command: str, *flags: str, config: str = "quadratic.yaml") -> list[str]:
     """A command line with settings small enough for a test."""
-    kinds = {"quadratic": TINY, "mnist": TINY_MNIST, "cifar10": TINY_CIFAR, "neural_art": TINY_ART}
+    kinds = {"quadratic": TINY, "mnist": TINY_MNIST, "cifar10": TINY_CIFAR, "neural_art": TINY_ART, "everyday": TINY_SUITE}
     small = kinds[UPON.get(config, config)[:-5]]
     return [command, *given(config), *small, *flags]
 
