@@ -41,7 +41,7 @@ class Truncation(NamedTuple):
     """The result of K steps."""
 
     run: Run  # where the runs stand after them, cut from the graph
-    losses: Tensor  # f(θ_{t+1}) .. f(θ_{t+K}), [K, N], cut from the graph
+    losses: Tensor  # f(θ_{t+1}) .. f(θ_{t+K}) of all runs, [K, N] or more, cut from the graph
     update_size: Tensor  # root mean square of the updates, []
     meta_loss: Tensor  # what they add to the meta-loss, mean over episodes, [], cut from the graph
     objective: Tensor  # []; its gradient with respect to φ is the estimate

@@ -72,16 +72,17 @@ class Evolution(MetaGradient):
 
     def truncation(self, rule: UpdateRule, episodes: Episodes, run: Run, plan: Plan) -> Truncation:
         with torch.no_grad():
-            noise, credited = (run.state.noise,) * 2 if run.step == 0 else self.noise(run.state.noise)
-            all_episodes = self._side_by_side(episodes)
-            before = run._replace(state=run.state.state)
-            after, trajectory = unroll(perturbed(rule, noise), all_episodes, before, plan.unroll)
-            losses = plan.loss(trajectory.losses, run.step, all_episodes).view(2, -1)
+            state, before = run.state
+            noise, credited = (before, before) if run.step == 0 else self.noise(before)
+            copies = self._side_by_side(episodes)
+            end, trajectory = unroll(perturbed(rule, noise), copies, run._replace(state=state), plan.unroll)
+            losses = plan.loss(trajectory.losses, run.step, copies).view(2, -1)
             finite = losses.isfinite().all(0)
             with full_precision(noise):
                 differences = torch.where(finite, losses[0] - losses[1], 0)
                 estimate = differences @ credited / (2 * self.sigma**2 * finite.sum())  # NaN if no pair is finite
-            end = self.carry(after._replace(state=Perturbed(after.state, credited)))
+            end = self.carry(end)
+            end = end._replace(state=Perturbed(end.state, credited))
             meta_loss = losses[:, finite].mean()
         objective = gradient_objective(rule, estimate)
         return Truncation(end, trajectory.losses, update_size(trajectory), meta_loss, objective, (~finite).sum())
@@ -95,7 +96,7 @@ class Evolution(MetaGradient):
         """
 
     def carry(self, run: Run) -> Run:
-        """Returns where the next truncation goes on: where each run stands."""
+        """Returns where the rule goes on in the next truncation, by default where each of the 2M runs stands."""
         return run
 
     def draw(self, count: int, like: Tensor) -> Tensor:
@@ -137,9 +138,7 @@ class ES(Evolution):
         return fresh, fresh
 
     def carry(self, run: Run) -> Run:
-        state = pytree.tree_map_only(Tensor, first_half_twice, run.state.state)
-        theta, loss, grad = map(first_half_twice, (run.theta, run.loss, run.grad))
-        return Run(run.step, theta, Perturbed(state, run.state.noise), loss, grad)
+        return pytree.tree_map_only(Tensor, first_half_twice, run)
 
 
 class PES(Evolution):

@@ -60,7 +60,8 @@ class UpdateRule(nn.Module, ABC):
             [N]).
         constants: descriptions of what ``update`` detaches from the graph although it depends on φ or on gradients, so
             that a meta-gradient can report what it leaves out.
-        takes_phi_per_episode: whether every method also runs with parameters of its own for each episode, [N, ...].
+        takes_phi_per_episode: whether every method also runs with parameters of its own for each episode, [N, ...];
+            every tensor of the state must then have the episodes in its first dimension.
     """
 
     coordinatewise: ClassVar[bool] = False
