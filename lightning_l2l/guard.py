@@ -30,8 +30,9 @@ class Guard:
       slow rise);
     - if a loss is not finite.
 
-    A plateau does none of these, whatever its noise, and nor does a single bad minibatch. All of it is relative, so the
-    loss's scale does not matter.
+    A plateau does none of these as long as its noise differs from step to step, and nor does a single bad minibatch;
+    noise that lasts for hundreds of steps looks like a rise. All of it is relative, so the loss's scale does not
+    matter. Parameters that are not finite any more are beyond its help.
 
     **Safe step.** For 100 steps, twice as many after each further trigger, each parameter tensor takes the step of
     ``safe_step``, down its gradient. Meanwhile the rule's state is updated as ever.

@@ -140,21 +140,29 @@ def test_saturated_features_are_counted():
 
 def test_a_phi_for_each_episode_runs_as_each_alone():
     rule, grads = trained(), torch.randn(4, 3, 8, dtype=torch.float64)
-    phi = {name: torch.stack([p + 0.1 * n for n in range(3)]) for name, p in rule.named_parameters()}
-    bound = rule.bind(LAYOUT)
-    mapped, _ = run(PerEpisode(bound, phi), grads)
+    phi = {name: torch.stack([p.detach() + 0.1 * n for n in range(3)]) for name, p in rule.named_parameters()}
+    together = [
+        torch.func.functional_call(Runs(rule.bind(LAYOUT)), {f"rule.{name}": p for name, p in phi.items()}, grads),
+        run(PerEpisode(rule.bind(LAYOUT), phi), grads)[0],
+    ]
+    for number in range(3):
+        own = {name: p[number] for name, p in phi.items()}
+        rule.load_state_dict(own)
+        alone, _ = run(rule.bind(LAYOUT), grads[:, number : number + 1])
+        for steps in together:
+            torch.testing.assert_close(steps[:, number : number + 1], alone)
+    assert (together[0][:, 0] - run(rule.bind(LAYOUT), grads)[0][:, 0]).abs().max() > 1e-4
 
-    class Batched(nn.Module):
-        rule = bound
 
-        def forward(self):
-            return run(bound, grads)[0]
+class Runs(nn.Module):
+    """Gives ``functional_call`` something to call."""
 
-    module = Batched()
-    module.rule = bound
-    batched = torch.func.functional_call(module, {f"rule.{name}": value for name, value in phi.items()}, ())
-    torch.testing.assert_close(batched, mapped)
-    assert not torch.allclose(batched[:, 1], run(bound, grads)[0][:, 1])
+    def __init__(self, rule):
+        super().__init__()
+        self.rule = rule
+
+    def forward(self, grads):
+        return run(self.rule, grads)[0]
 
 
 def test_exact_agrees_with_finite_differences_where_nothing_is_detached():
