@@ -1,5 +1,6 @@
 """Update rules, which turn gradients into steps: learned and hand-designed ones behind one interface."""
 
+from lightning_l2l.rules.adam_controller.rule import AdamController
 from lightning_l2l.rules.base import Layout, Place, State, Tape, UpdateRule, layout_of
 from lightning_l2l.rules.fast.fastest import fastest
 from lightning_l2l.rules.grouped import Grouped
@@ -11,6 +12,7 @@ __all__ = [
     "NAG",
     "SGD",
     "Adam",
+    "AdamController",
     "AdamW",
     "CoordinatewiseLSTM",
     "CosineAdam",

@@ -62,9 +62,12 @@ class UpdateRule(nn.Module, ABC):
             that a meta-gradient can report what it leaves out.
         takes_phi_per_episode: whether every method also runs with parameters of its own for each episode, [N, ...];
             every tensor of the state must then have the episodes in its first dimension.
+        tensorwise: whether ``LearnedOptimizer`` keeps a state for each parameter tensor and gives the rule's own
+            ``stepper`` all tensors of a group, in their shapes. It is for rules that mix the coordinates of a tensor.
     """
 
     coordinatewise: ClassVar[bool] = False
+    tensorwise: ClassVar[bool] = False
     sees: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
     takes_phi_per_episode: ClassVar[bool] = False

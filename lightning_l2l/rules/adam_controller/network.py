@@ -1,0 +1,101 @@
+"""The controller's network: from features of a tensor to the numbers by which it is stepped."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_l2l.errors import InvalidInputError, require_positive
+from lightning_l2l.rules.adam_controller.statistics import FEATURES, FIRST, Sizes
+from lightning_l2l.rules.base import UpdateRule
+
+Direction = Literal["gradient", "slow_mean", "orthogonal"]
+OUTPUTS = {
+    "rate": 1.5,
+    "gradient": 1.0,
+    "slow_mean": 1.0,
+    "mixture": 2.0,
+    "epsilon": 2.0,
+    "mean": 1.0,
+    "orthogonal": 1.0,
+}
+"""The network's outputs, in order, each with its factor."""
+
+CONTROLS = 6  # numbers by which a tensor is stepped until the network runs again
+RATE = 0.003  # learning rate of the untrained rule
+LARGEST = 0.3  # root mean square of a step, relative to that of θ and a little more
+SMALLEST_SIZE = 0.02  # that little more, so that zeros can move
+
+
+class ControllerNetwork(UpdateRule):
+    """The meta-parameters of ``AdamController``, and what is computed from them.
+
+    Args:
+        directions: see ``AdamController`` for all arguments.
+    """
+
+    def __init__(
+        self,
+        directions: list[Direction] | None = None,
+        hidden: int = 8,
+        every: int = 4,
+        all_sides: bool = False,
+        spectral_limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in {"hidden": hidden, "every": every, "spectral_limit": spectral_limit}.items():
+            if value is not None:
+                require_positive(name, value)
+        known = get_args(Direction)
+        chosen = list(known if directions is None else directions)
+        if len(set(chosen)) != len(chosen) or not set(chosen) <= set(known):
+            raise InvalidInputError(f"directions is {chosen}: give some of {', '.join(known)}, each once.")
+        self.outputs = [name for name in OUTPUTS if name not in known or name in chosen]
+        self.orthogonal = "orthogonal" in chosen
+        self.every = every
+        self.all_sides = all_sides
+        self.spectral_limit = spectral_limit
+        self.W1 = nn.Parameter(torch.randn(FEATURES, hidden) / math.sqrt(FEATURES))
+        self.b1 = nn.Parameter(torch.zeros(hidden))
+        self.W2 = nn.Parameter(torch.zeros(hidden, len(self.outputs)))
+        self.b2 = nn.Parameter(torch.zeros(len(self.outputs)))
+        self.Wl = nn.Parameter(torch.zeros(FEATURES, len(self.outputs)))
+
+    def due(self, t: int) -> bool:
+        """Whether the network runs at step t, counted from 1."""
+        return t <= FIRST or t % self.every == 0
+
+    def controls(self, inputs: Tensor, sizes: Sizes) -> Tensor:
+        """Runs the network.
+
+        Args:
+            inputs: features, [..., tensors, 22].
+            sizes: what its outputs refer to.
+
+        Returns:
+            For each tensor the factors of m₉, g and m₉₉, the share of v₉₉ beside v₉₉₉, what is added to √v, and the
+            factor of O, [6, ..., tensors].
+        """
+        hidden = torch.tanh(inputs @ self.W1 + self.b1.unsqueeze(-2))
+        numbers = (hidden @ self.W2 + inputs @ self.Wl + self.b2.unsqueeze(-2)).unbind(-1)
+        out = {name: OUTPUTS[name] * number for name, number in zip(self.outputs, numbers, strict=True)}
+        zero = torch.zeros_like(numbers[0])
+        mean = out["mean"].clamp(-6, 1).exp()
+        gradient, slow_mean = out.get("gradient", zero), out.get("slow_mean", zero)
+        orthogonal = out.get("orthogonal", zero)
+        length = mean + gradient.abs() + slow_mean.abs() + 0.3 * orthogonal.abs()
+        bound = LARGEST * (sizes.theta + SMALLEST_SIZE) / sizes.adam.clamp(min=1e-6) / length
+        rate = torch.minimum(RATE * out["rate"].clamp(-6, 5).exp(), bound)
+        epsilon = (out["epsilon"] - 5).clamp(-12, 3).exp()
+        factor = rate * (1 + epsilon)
+        return torch.stack(
+            [
+                factor * mean,
+                factor * gradient,
+                factor * slow_mean,
+                out["mixture"].sigmoid(),
+                epsilon * sizes.grad,
+                torch.where(sizes.vanished, zero, rate * orthogonal),
+            ]
+        )

@@ -1,0 +1,242 @@
+"""The controller of Adam: known steps, extreme gradients, and what a meta-gradient sees."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, skip
+
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.rules import AdamController, layout_of
+
+SHAPES = {
+    "conv": (4, 3, 2, 2),
+    "bias": (4,),
+    "matrix": (5, 6),
+    "same": (5, 6),
+    "scale": (),
+    "one": (1,),
+    "none": (0, 3),
+}
+
+
+def controller(**settings):
+    """A controller whose last layer is not zero."""
+    rule = AdamController(**settings)
+    for parameter in rule.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return rule
+
+
+def gradients(steps, layout, episodes=2, seed=0):
+    """Gradients that drift and are noisy, [steps, N, P]."""
+    random = torch.Generator().manual_seed(seed)
+    size = episodes, sum(place.stop - place.start for place in layout.values())
+    return 0.01 * (torch.randn(size, generator=random) + torch.randn(steps, *size, generator=random))
+
+
+@torch.no_grad()
+def steps(rule, grads, theta=None):
+    """The steps that a bound rule takes, [steps, N, P]."""
+    theta = torch.linspace(-1, 1, grads[0].numel()).view_as(grads[0]) if theta is None else theta
+    state, updates = rule.init(theta), []
+    for grad in grads:
+        update, state = rule.update(grad, state, theta=theta)
+        theta = theta + update
+        updates.append(update)
+    return torch.stack(updates)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_it_takes_the_steps_of_a_stored_run(in_place):
+    path = SHARED / "controller_b.npz"
+    if not path.is_file():
+        skip("the stored run of a controller is not at ../shared/data")
+    stored = {name: torch.from_numpy(value) for name, value in np.load(path).items()}
+    grads, theta = stored.pop("gradients"), stored.pop("theta")
+    rule = AdamController()
+    rule.load_state_dict(stored)
+    bound = rule.bind(layout_of({"matrix": (6, 4), "vector": (6,)}))
+    got = steps(bound.in_place() if in_place else bound, grads[:, None], theta[:1])[:, 0]
+    error = (got - theta.diff(dim=0)).norm(dim=1) / theta.diff(dim=0).norm(dim=1)
+    assert error.max() < 2e-5
+    torch.testing.assert_close(theta[0] + got.sum(0), theta[-1], rtol=0, atol=2e-5)
+
+
+def test_an_untrained_one_is_adam_with_two_second_moments():
+    grads = 0.1 * torch.randn(12, 1, 7)
+    theta = torch.ones(1, 7)
+    rule = AdamController().bind(layout_of({"vector": (7,)}))
+    m9, v99, v999 = torch.zeros(3, 1, 7, dtype=torch.double)
+    for t, (grad, got) in enumerate(zip(grads.double(), steps(rule, grads, theta), strict=True), 1):
+        m9, v99, v999 = 0.9 * m9 + 0.1 * grad, 0.99 * v99 + 0.01 * grad**2, 0.999 * v999 + 0.001 * grad**2
+        square = (v99 / (1 - 0.99**t) + v999 / (1 - 0.999**t)) / 2
+        if t <= 8 or t % 4 == 0:
+            size = (v99 / (1 - 0.99**t)).mean().sqrt()
+        epsilon = np.exp(-5)
+        want = -0.003 * (1 + epsilon) * m9 / (1 - 0.9**t) / (square.sqrt() + epsilon * size)
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("factor", [1e-8, 1e-4, 1e4, 1e8])
+def test_the_scale_of_the_loss_does_not_matter(factor):
+    layout = layout_of(SHAPES)
+    rule, grads = controller().bind(layout), gradients(30, layout)
+    torch.testing.assert_close(steps(rule, factor * grads), steps(rule, grads), rtol=2e-3, atol=1e-6)
+
+
+def test_a_dead_network_stays_finite_comes_to_rest_and_may_come_back():
+    layout = layout_of(SHAPES)
+    before, after = gradients(40, layout).split(20)
+    got = steps(controller().bind(layout).in_place(), [*before, *torch.zeros(1500, *before[0].shape), *after])
+    assert got.isfinite().all()
+    assert got[-21].abs().max() < 1e-6 * got.abs().max()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-25, 1e-40])
+def test_gradients_whose_squares_underflow_move_nothing(size):
+    layout = layout_of(SHAPES)
+    got = steps(controller().bind(layout), size * gradients(20, layout))
+    assert got.abs().max() < 1e-4
+    assert size or not got.any()
+
+
+def test_some_tensors_may_have_no_gradient_from_the_first_step_on():
+    layout = layout_of(SHAPES)
+    grads = gradients(20, layout)
+    grads[..., layout["matrix"].coordinates] = 0
+    grads[..., layout["bias"].coordinates][..., 1:] = 0  # three dead units
+    got = steps(controller().bind(layout), grads)
+    assert got.isfinite().all()
+    assert not got[..., layout["matrix"].coordinates].any()
+
+
+def test_nothing_but_empty_tensors():
+    rule = controller().bind(layout_of({"none": (0, 3)}))
+    assert steps(rule, torch.zeros(3, 2, 0)).shape == (3, 2, 0)
+
+
+def test_in_place_steps_are_the_same():
+    layout = layout_of(SHAPES)
+    rule, grads = controller().bind(layout), gradients(20, layout)
+    assert torch.equal(steps(rule.in_place(), grads), steps(rule, grads))
+
+
+def test_each_episode_may_have_a_phi_of_its_own():
+    layout = layout_of(SHAPES)
+    rules = [controller() for _ in range(3)]
+    grads, bound = gradients(10, layout, 3), Updating(controller().bind(layout))
+    assert bound.rule.takes_phi_per_episode and rules[0].takes_phi_per_episode
+    stacked = torch.func.stack_module_state([Updating(rule.bind(layout)) for rule in rules])[0]
+    first = theta = torch.linspace(-1, 1, grads[0].numel()).view_as(grads[0])
+    state, got = bound.rule.init(theta), []
+    for grad in grads:
+        update, state = torch.func.functional_call(bound, stacked, (grad, state, theta))
+        theta = theta + update
+        got.append(update)
+    for number, rule in enumerate(rules):
+        want = steps(rule.bind(layout), grads[:, number : number + 1], first[number : number + 1])
+        torch.testing.assert_close(torch.stack(got)[:, number], want[:, 0], rtol=1e-3, atol=1e-6)
+
+
+class Updating(torch.nn.Module):
+    """Calls ``update``, since ``functional_call`` calls a module."""
+
+    def __init__(self, rule):
+        super().__init__()
+        self.rule = rule
+
+    def forward(self, grad, state, theta):
+        return self.rule.update(grad, state, theta=theta)
+
+
+def test_derivatives_with_statistics_held_constant():
+    """As the documented constants say: the step as a function of φ, g and the means, at fixed features, O and sizes."""
+    layout = layout_of({"matrix": (3, 4), "bias": (3,)})
+    rule = controller().double()
+    bound = rule.bind(layout)
+    theta, grads = torch.randn(1, 15).double(), gradients(3, layout, 1).double()
+    state = bound.init(theta)
+    for grad in grads[:2]:
+        _, state = bound.update(grad, state, theta=theta)
+    state = torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, state)
+
+    def step(b2):
+        return torch.func.functional_call(Updating(bound), {"rule.rule.b2": b2}, (grads[2], state, theta))[0]
+
+    assert torch.autograd.gradcheck(step, rule.b2.detach().clone().requires_grad_())
+    grad = grads[2].clone().requires_grad_()
+    update, after = bound.update(grad, state, theta=theta.clone().requires_grad_())
+    torch.autograd.grad(update.sum(), grad)
+    assert not after.orthogonal.requires_grad
+    assert not any(tensor.requires_grad for tensor in after.memory)
+    assert bound.constants == AdamController.constants
+
+
+def test_dead_coordinates_have_finite_derivatives():
+    layout = layout_of(SHAPES)
+    bound, theta = controller().bind(layout), torch.zeros(1, int(sum(p.stop - p.start for p in layout.values())))
+    grads = gradients(10, layout, 1)
+    grads[..., ::3] = 0
+    grads.requires_grad_()
+    state, total = bound.init(theta), torch.zeros(())
+    for grad in grads:
+        update, state = bound.update(grad, state, theta=theta)
+        theta = theta + update
+        total = total + theta.square().sum()
+    derivatives = torch.autograd.grad(total, [grads, *bound.parameters()])
+    assert all(derivative.isfinite().all() for derivative in derivatives)
+    assert all(derivative.any() for derivative in derivatives)
+
+
+@pytest.mark.parametrize("directions", [[], ["gradient"], ["slow_mean", "orthogonal"]])
+def test_directions_can_be_left_out(directions):
+    rule = controller(directions=directions)
+    assert rule.W2.shape == (8, 4 + len(directions))
+    layout = layout_of(SHAPES)
+    assert steps(rule.bind(layout), gradients(5, layout)).isfinite().all()
+
+
+def test_further_settings():
+    layout, grads = layout_of({"wide": (4, 400)}), gradients(5, layout_of({"wide": (4, 400)}), 1)
+    plain = controller()
+    sided = AdamController(all_sides=True)
+    sided.load_state_dict(plain.state_dict())
+    limited = AdamController(spectral_limit=100)
+    limited.load_state_dict(plain.state_dict())
+    taken = [steps(rule.bind(layout), grads) for rule in (plain, sided, limited)]
+    assert not torch.allclose(taken[0], taken[1])
+    assert not torch.allclose(taken[0], taken[2])
+    states = []
+    for rule in (plain, limited):
+        bound = rule.bind(layout)
+        states.append(bound.update(grads[0], bound.init(grads[0]), theta=grads[0])[1].orthogonal.view(4, 400))
+    torch.testing.assert_close(states[1], states[0] / 2)
+    assert torch.linalg.matrix_norm(states[1], 2) < 0.3 * 100**0.5 * 1.4
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"hidden": 0}, "hidden is 0"),
+        ({"every": 0}, "every is 0"),
+        ({"spectral_limit": -1}, "spectral_limit is -1"),
+        ({"directions": ["newton"]}, "directions is"),
+        ({"directions": ["gradient", "gradient"]}, "each once"),
+    ],
+)
+def test_wrong_settings_are_named(settings, words):
+    with pytest.raises(InvalidInputError, match=words):
+        AdamController(**settings)
+
+
+def test_newton_schulz_both_ways():
+    from lightning_l2l.rules.adam_controller import orthogonal
+
+    matrices = torch.randn(3, 8, 40)
+    got = orthogonal.orthogonalized(matrices)
+    assert torch.allclose(got.square().mean((1, 2)).sqrt(), torch.tensor(0.3))
+    torch.testing.assert_close(orthogonal.orthogonalized(matrices.mT).mT, got)
+    unit = matrices / torch.linalg.matrix_norm(matrices, keepdim=True)
+    torch.testing.assert_close(orthogonal._iterate_gram(unit), orthogonal._iterate(unit), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(orthogonal.orthogonalized(1e-30 * matrices), got)
+    assert not orthogonal.orthogonalized(torch.zeros(2, 3)).any()
