@@ -27,7 +27,7 @@ class ControllerState(NamedTuple):
     v99: Tensor  # [N, P]
     v999: Tensor  # [N, P]
     orthogonal: Tensor  # O, [N, P], zeros for vectors
-    controls: Tensor  # of each coordinate's tensor, [6, N, P], until the network runs again
+    controls: Tensor  # of each coordinate's tensor, [N, 6, P], until the network runs again
     memory: Memory
 
 
@@ -63,7 +63,7 @@ class FlatController(UpdateRule):
         means = theta.new_zeros(5, *theta.shape).unbind()
         tensors = theta.new_zeros(len(theta), len(self.places))
         memory = Memory(tensors, tensors, theta.new_zeros(*tensors.shape, SHARED))
-        return ControllerState(0, *means, theta.new_zeros(CONTROLS, *theta.shape), memory)
+        return ControllerState(0, *means, theta.new_zeros(len(theta), CONTROLS, theta.shape[1]), memory)
 
     def update(  # type: ignore[override]
         self, grad: Tensor, state: ControllerState, theta: Tensor
@@ -109,7 +109,7 @@ class FlatController(UpdateRule):
         """The step by the last controls, with bias corrections folded into few products of long tensors."""
         t = torch.tensor(float(state.step), dtype=torch.double)
         b9, b99, b999 = (bias_correction(decay, t).item() for decay in (0.9, 0.99, 0.999))
-        of_m9, of_grad, of_m99, mixture, epsilon, of_orthogonal = state.controls.unbind()
+        of_m9, of_grad, of_m99, mixture, epsilon, of_orthogonal = state.controls.unbind(1)
         direction = (of_m9 * state.m9).addcmul(of_grad, grad, value=b9).addcmul(of_m99, state.m99, value=b9 / b99)
         square = torch.lerp(state.v999, state.v99 * (b999 / b99), mixture)
         root = square.clamp(min=torch.finfo(square.dtype).tiny).sqrt().add(epsilon, alpha=b999**0.5)
