@@ -55,7 +55,7 @@ def test_everyone_runs_on_what_is_there(trainings):
     assert len(trainings) == 4  # two optimizers, two seeds: four steps are read off the runs of eight
     for pair in pairs:
         assert pair.entry.records["one"].shape[0] == 2 and pair.entry.records["one"][0, -1, 0] == pair.entry.length
-    assert np.exp(pairs[2].ratios()["one"]).tolist() == [1, 1] and pairs[3].score().mean < 1
+    assert np.exp(pairs[2].ratios()["one"]).tolist() == [1, 1] and pairs[3].score.mean < 1
 
 
 def test_a_cosine_runs_for_each_number_of_steps(trainings):

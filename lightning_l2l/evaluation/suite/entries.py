@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from lightning_l2l.evaluation.suite.scores import (
     Score,
     at_best_validation,
     diverged,
+    geometric_mean,
     log_ratios,
     published_loss,
     score,
@@ -89,6 +91,7 @@ class Paired:
         pairs = [(self.entry.seconds(name), self.reference.seconds(name)) for name in self.entry.records]
         return float(np.exp(np.mean([np.log(max(one, 1e-9) / max(other, 1e-9)) for one, other in pairs])))
 
+    @cached_property
     def score(self) -> Score:
         """The summary of the training losses."""
         return score(self.ratios())
@@ -109,7 +112,7 @@ class Paired:
 
 def rows(pair: Paired, published: dict[str, dict[int, float]]) -> list[dict[str, object]]:
     """The rows of an optimizer in the file: its summary, and one for each problem."""
-    entry, total = pair.entry, pair.score()
+    entry, total = pair.entry, pair.score
     ratios, held_out = pair.ratios(), pair.held_out_ratios()
     beside = pair.beside_published(published)
     below = sum(own < other for own, other in beside.values())
@@ -123,7 +126,7 @@ def rows(pair: Paired, published: dict[str, dict[int, float]]) -> list[dict[str,
             "worst": total.worst,
             "worst_problem": total.worst_problem,
             "diverged": pair.diverged(),
-            "held_out_ratio": score(held_out).mean,
+            "held_out_ratio": geometric_mean(held_out),
             "seconds_ratio": pair.seconds_ratio(),
             "published": f"below {below} of {len(beside)}" if beside else "",
         }

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from lightning_l2l.evaluation.suite.entries import Paired
-from lightning_l2l.evaluation.suite.scores import score
+from lightning_l2l.evaluation.suite.scores import geometric_mean
 
 COLUMNS = 4  # panels in a row
-MOST = 7  # curves and bars in a figure: of the first optimizers in the table
+FIRST, OTHERS = 3, 4  # how many of the first optimizers in the table a figure shows, and of the best others
 
 
 def table(pairs: Sequence[Paired], published: dict[str, dict[int, float]], skipped: dict[str, str]) -> Table:
@@ -37,7 +37,7 @@ def table(pairs: Sequence[Paired], published: dict[str, dict[int, float]], skipp
 
 
 def _cells(one: Paired, published: dict[str, dict[int, float]]) -> list[str]:
-    total, beside = one.score(), one.beside_published(published)
+    total, beside = one.score, one.beside_published(published)
     below = sum(own < other for own, other in beside.values())
     return [
         f"{total.mean:.3g}",
@@ -45,7 +45,7 @@ def _cells(one: Paired, published: dict[str, dict[int, float]]) -> list[str]:
         f"{total.interquartile:.3g}",
         f"{total.worst:.3g} ({total.worst_problem})",
         str(one.diverged()),
-        f"{score(one.held_out_ratios()).mean:.3g}",
+        f"{geometric_mean(one.held_out_ratios()):.3g}",
         f"{one.seconds_ratio():.3g}",
         f"below {below} of {len(beside)}" if beside else "",
     ]
@@ -58,15 +58,17 @@ def figure(pairs: Sequence[Paired]) -> Figure:
         pairs: of the longest runs.
     """
     problems = list(pairs[0].reference.records)
+    best = sorted(pairs[FIRST:], key=lambda pair: pair.score.mean)
+    pairs = [*pairs[:FIRST], *best[:OTHERS]]
     lines = -(-len(problems) // COLUMNS)
     picture = Figure(figsize=(4 * COLUMNS, 3 * lines + 4), layout="constrained")
-    above, below = picture.subfigures(2, 1, height_ratios=[3 * lines, 4])
+    (above,), (below,) = picture.subfigures(2, 1, squeeze=False, height_ratios=[3 * lines, 4])
     panels = above.subplots(lines, COLUMNS, squeeze=False).flatten()
     for name, axes in zip(problems, panels, strict=False):
-        _draw_problem(axes, name, pairs[:MOST])
+        _draw_problem(axes, name, pairs)
     for axes in panels[len(problems) :]:
         axes.set_axis_off()
-    _draw_bars(below.subplots(), problems, pairs[:MOST])
+    _draw_bars(below.subplots(), problems, pairs)
     return picture
 
 

@@ -87,7 +87,7 @@ class MuonAdamW(Optimizer):
         self.parts: list[Optimizer] = []
         if self.matrices:
             views = self.matrices.values()
-            self.parts.append(torch.optim.Muon(views, lr, weight_decay, **settings))  # type: ignore[arg-type]
+            self.parts.append(torch.optim.Muon(views, lr, weight_decay, **settings))
         if others:
             self.parts.append(AdamW(others, lr, weight_decay=weight_decay))
         self.params = params

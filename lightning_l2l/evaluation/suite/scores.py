@@ -62,6 +62,11 @@ def diverged(losses: Array, first: Array) -> int:
     return int((~(losses <= first)).sum())
 
 
+def geometric_mean(ratios: dict[str, Array]) -> float:
+    """The geometric mean over problems of geometric means over seeds."""
+    return float(np.exp(np.mean([values.mean() for values in ratios.values()])))
+
+
 def score(ratios: dict[str, Array]) -> Score:
     """Summarises log ratios.
 
@@ -72,7 +77,7 @@ def score(ratios: dict[str, Array]) -> Score:
     low, high = bootstrap(list(ratios.values()))
     worst = int(means.argmax())
     return Score(
-        mean=float(np.exp(means.mean())),
+        mean=geometric_mean(ratios),
         low=low,
         high=high,
         interquartile=float(np.exp(interquartile_mean(means))),

@@ -115,9 +115,10 @@ def train(run: Training, candidate: Candidate, lengths: Sequence[int], stop: int
                 smoothed = now if step == 0 else SMOOTHING * smoothed + (1 - SMOOTHING) * now
             if step in wanted:
                 with evaluating(optimizer, candidate.averaged and step > 0):
-                    losses = [run.mean_loss(batches) if finite else np.nan for batches in run.fixed.values()]
-                finite = finite and bool(np.isfinite(losses[0]))
-                found.append(Mark(step, *losses, smoothed if finite else np.nan, seconds))
+                    losses = {part: run.mean_loss(rows) if finite else np.nan for part, rows in run.fixed.items()}
+                finite = finite and bool(np.isfinite(losses["train"]))
+                smoothed = smoothed if finite else np.nan
+                found.append(Mark(step, losses["train"], losses["val"], losses["test"], smoothed, seconds))
             if finite and step < stop:
                 seconds += one_step(run, optimizer, step, candidate.sees_loss)
                 if schedule is not None:
