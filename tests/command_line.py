@@ -54,7 +54,13 @@ def given(config: str) -> list[str]:
 
 def tiny(command: str, *flags: str, config: str = "quadratic.yaml") -> list[str]:
     """A command line with settings small enough for a test."""
-    kinds = {"quadratic": TINY, "mnist": TINY_MNIST, "cifar10": TINY_CIFAR, "neural_art": TINY_ART, "everyday": TINY_SUITE}
+    kinds = {
+        "quadratic": TINY,
+        "mnist": TINY_MNIST,
+        "cifar10": TINY_CIFAR,
+        "neural_art": TINY_ART,
+        "everyday": TINY_SUITE,
+    }
     small = kinds[UPON.get(config, config)[:-5]]
     return [command, *given(config), *small, *flags]
 

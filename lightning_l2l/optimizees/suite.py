@@ -146,7 +146,7 @@ class Suite(EpisodeDataModule):
     @property
     def description(self) -> str:
         """Which data the tasks use."""
-        return "; ".join(dict.fromkeys(part.family.data for part in self.families.values()))
+        return ", ".join(dict.fromkeys(data for part in self.families.values() for data in part.family.data))
 
     def task(self, split: Split, number: int) -> str:
         """The name of the task that the episode of this number belongs to."""
