@@ -1,4 +1,4 @@
-"""The command line: python -m lightning_l2l {fit,validate,test,predict,seeds,report,export}."""
+"""The command line: python -m lightning_l2l {fit,validate,test,predict,seeds,reference,report,export}."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from lightning_l2l import seeds
+from lightning_l2l import reference, seeds
 from lightning_l2l.callbacks import (
     BestCheckpoint,
     HyperparameterMetrics,
@@ -52,6 +52,7 @@ COMMANDS = {
     "test": "Races a trained rule against tuned baselines on fresh episodes.",
     "predict": "Runs a trained rule and writes the optimized parameters to files.",
     "seeds": "Trains a config on several meta-seeds, and races what they learned on the same episodes.",
+    "reference": "Runs Adam on every task of a suite, and writes a table of its losses for meta-losses.",
     "report": "Writes Markdown tables from results.csv files.",
     "export": "Exports a checkpoint's rule to a file, with a model card.",
 }
@@ -271,17 +272,17 @@ def main(args: list[str] | None = None) -> None:
     quieten()
     show_log()
     try:
-        if arguments[:1] == ["export"]:
-            run_export(arguments[1:])
-        elif arguments[:1] == ["report"]:
-            report.main(arguments[1:])
-        elif arguments[:1] == ["seeds"]:
-            seeds.main(arguments[1:], run)
+        command, *flags = arguments or [""]
+        if command == "export":
+            run_export(flags)
+        elif command == "report":
+            report.main(flags)
+        elif command in (over_others := {"reference": reference.main, "seeds": seeds.main}):
+            over_others[command](flags, run)
         else:
             run(arguments)
     except Exception as error:
-        invalid = invalid_input(error)
-        if invalid is None:
+        if (invalid := invalid_input(error)) is None:
             raise
         print(f"error: {invalid}", file=sys.stderr)
         sys.exit(2)

@@ -121,7 +121,8 @@ def test_exact_meta_gradients_are_those_of_finite_differences():
 
 
 def test_what_data_it_uses_is_said():
-    assert suite().description == "scikit-learn's breast_cancer, digits, iris and linnerud; synthetic"
+    tables = "scikit-learn breast_cancer, scikit-learn digits, scikit-learn iris, scikit-learn linnerud"
+    assert suite().variant == f"{tables}, random teachers"
 
 
 @pytest.mark.parametrize(

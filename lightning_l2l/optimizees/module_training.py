@@ -76,12 +76,13 @@ class ModuleTraining(EpisodeDataModule):
         self._parts: dict[Split, tuple[Examples, np.ndarray]] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Loads the examples, tries the network on them, and logs which examples they are."""
+        """Loads the examples, tries the network on them, and, in a Trainer's run, logs which examples they are."""
         if self.examples is not None:
             return
         examples = self._load()
         self._check(examples)
-        rank_zero_info(f"{examples.items.capitalize()}: {examples.source}, {len(examples):,} in all.")
+        if self.trainer is not None:  # not for each task of a suite
+            rank_zero_info(f"{examples.items.capitalize()}: {examples.source}, {len(examples):,} in all.")
         self.examples = examples
 
     def _load(self) -> Examples:

@@ -16,6 +16,7 @@ from lightning_l2l.episodes import Episodes
 from lightning_l2l.errors import InvalidInputError, require_positive
 from lightning_l2l.optimizees.base import EpisodeDataModule, Split
 from lightning_l2l.optimizees.families.base import Family
+from lightning_l2l.optimizees.reference import read_reference
 from lightning_l2l.optimizees.wrapped import WrappedEpisodes
 
 GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, fill 0..1 evenly
@@ -95,6 +96,9 @@ class Suite(EpisodeDataModule):
         seed: another seed gives other episodes in every split.
         random_scaling: the largest |u| by which a training or validation run reparametrises each tensor, θ = e^u θ'
             (see ``EpisodeDataModule``).
+        reference: a table of what Adam reaches on each task, with which meta-losses compare: the path of an .npz that
+            ``python -m lightning_l2l reference`` made, or the name of one of the package's own. null compares with
+            nothing.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class Suite(EpisodeDataModule):
         episodes_per_task: int = 8,
         seed: int = 0,
         random_scaling: float = 0.0,
+        reference: str | None = None,
     ) -> None:
         require_positive("data.episodes_per_task", episodes_per_task)
         self.families = families
@@ -128,6 +133,9 @@ class Suite(EpisodeDataModule):
             seed=seed,
             random_scaling=random_scaling,
         )
+        self.reached: dict[str, np.ndarray] = {}
+        if reference is not None:
+            self.reached = read_reference(reference, list(self.tasks), horizon, self.description)
         self._units: dict[str, float] = {}
 
     def _check_weights(self) -> None:
@@ -146,7 +154,7 @@ class Suite(EpisodeDataModule):
     @property
     def description(self) -> str:
         """Which data the tasks use."""
-        return "; ".join(dict.fromkeys(part.family.data for part in self.families.values()))
+        return ", ".join(dict.fromkeys(data for part in self.families.values() for data in part.family.data))
 
     def task(self, split: Split, number: int) -> str:
         """The name of the task that the episode of this number belongs to."""
@@ -181,7 +189,9 @@ class Suite(EpisodeDataModule):
         (task,) = tasks
         episodes = self.tasks[task].episodes(split, numbers)
         draw = partial(self.episodes, split)
-        return SuiteEpisodes(episodes.theta, episodes, torch.tensor(numbers), self.unit(task), None, draw)
+        return SuiteEpisodes(
+            episodes.theta, episodes, torch.tensor(numbers), self.unit(task), self.reached.get(task), draw
+        )
 
     def unit(self, task: str) -> float:
         """The mean loss of the task at the start of a few fixed runs, by which its losses are divided."""

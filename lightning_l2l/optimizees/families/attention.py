@@ -52,7 +52,7 @@ ROW_MODELS = [
 class CharTransformers(Family):
     """Causal attention of width 16 to 32 in one or two blocks, on 8 to 16 characters."""
 
-    data = StandardLibrary().found
+    data = (StandardLibrary().found,)
 
     def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:
         return {describe(row): self._task(row, **settings) for row in MODELS}

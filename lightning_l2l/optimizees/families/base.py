@@ -17,10 +17,10 @@ class Family(ABC):
     """A finite list of tasks of one kind.
 
     Attributes:
-        data: what its examples are, in words.
+        data: the data sets that it uses, in words.
     """
 
-    data: str = "synthetic"
+    data: tuple[str, ...] = ()
 
     @abstractmethod
     def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:

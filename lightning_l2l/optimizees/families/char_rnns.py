@@ -36,7 +36,7 @@ class CharRNNs(Family):
         cell: GRU or LSTM.
     """
 
-    data = StandardLibrary().found
+    data = (StandardLibrary().found,)
 
     def __init__(self, cell: Literal["GRU", "LSTM"] = "GRU") -> None:
         self.cell = cell

@@ -51,7 +51,7 @@ class ResidualMLPs(Family):
     def __init__(self, norm: Norm = "layer", root: str = "data") -> None:
         self.norm = norm
         self.root = root
-        self.data = f"{found_images(root)}; scikit-learn's digits and breast_cancer"
+        self.data = *found_images(root), *(f"scikit-learn {name}" for name in SIZES)
 
     def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:
         return {describe(row): self._task(row, **settings) for row in ROWS}

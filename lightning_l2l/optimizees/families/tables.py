@@ -41,7 +41,7 @@ ROWS = [
 class Tables(Family):
     """Linear models and perceptrons on standardised columns: cross-entropy, or squared error for linnerud."""
 
-    data = "scikit-learn's breast_cancer, digits, iris and linnerud"
+    data = tuple(f"scikit-learn {name}" for name in SIZES)
 
     def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:
         return {describe(row): self._task(row, **settings) for row in ROWS}

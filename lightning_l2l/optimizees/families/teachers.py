@@ -57,6 +57,8 @@ class Teachers(Family):
         linear: whether both are linear instead, and inputs ill-conditioned.
     """
 
+    data = ("random teachers",)
+
     def __init__(self, linear: bool = False) -> None:
         self.students = REGRESSIONS if linear else STUDENTS
         self.linear = linear

