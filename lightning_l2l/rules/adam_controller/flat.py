@@ -12,7 +12,7 @@ from lightning_l2l.rules.adam_controller.statistics import (
     SHARED,
     Means,
     Memory,
-    bias_correction,
+    bias_corrections,
     features,
     remember,
     shape_features,
@@ -26,8 +26,8 @@ class ControllerState(NamedTuple):
     m99: Tensor  # [N, P]
     v99: Tensor  # [N, P]
     v999: Tensor  # [N, P]
-    orthogonal: Tensor  # O, [N, P], zeros for vectors
-    controls: Tensor  # of each coordinate's tensor, [N, 6, P], until the network runs again
+    orthogonal: Tensor  # −lr a_O O, [N, P], until the network runs again
+    controls: Tensor  # of each coordinate's tensor, [N, 5, P], likewise
     memory: Memory
 
 
@@ -50,7 +50,8 @@ class FlatController(UpdateRule):
         self.layout = layout
         self.overwrite = overwrite
         self.places = [place for place in layout.values() if place.stop > place.start]
-        self._on_device: dict[tuple, tuple[Tensor, Tensor, Tensor]] = {}
+        self.sizes = [place.stop - place.start for place in self.places]
+        self._on_device: dict[tuple, Tensor] = {}
 
     @property
     def label(self) -> str:
@@ -63,16 +64,16 @@ class FlatController(UpdateRule):
         means = theta.new_zeros(5, *theta.shape).unbind()
         tensors = theta.new_zeros(len(theta), len(self.places))
         memory = Memory(tensors, tensors, theta.new_zeros(*tensors.shape, SHARED))
-        return ControllerState(0, *means, theta.new_zeros(len(theta), CONTROLS, theta.shape[1]), memory)
+        return ControllerState(0, *means, theta.new_zeros(len(theta), CONTROLS - 1, theta.shape[1]), memory)
 
     def update(  # type: ignore[override]
         self, grad: Tensor, state: ControllerState, theta: Tensor
     ) -> tuple[Tensor, ControllerState]:
         due = self.rule.due(state.step + 1)
-        before = (state.m9.square(), grad * state.m9) if due else ()  # m9 may be overwritten
+        last = state.m9.clone() if due and self.overwrite else state.m9
         state = self._averaged(grad, state)
         if due:
-            state = self._renewed(grad, state, theta, *before)
+            state = self._renewed(grad, state, theta, last)
         return self._step(grad, state), state
 
     def _averaged(self, grad: Tensor, state: ControllerState) -> ControllerState:
@@ -86,34 +87,47 @@ class FlatController(UpdateRule):
             v999=lerp(state.v999, square, 0.001),
         )
 
-    def _renewed(
-        self, grad: Tensor, state: ControllerState, theta: Tensor, last: Tensor, grad_last: Tensor
-    ) -> ControllerState:
+    def _renewed(self, grad: Tensor, state: ControllerState, theta: Tensor, last: Tensor) -> ControllerState:
         """Runs the network, on statistics that are constants for a meta-gradient."""
-        to_means, to_coordinates, shapes = self._matrices(grad)
         with torch.no_grad():
-            _, m9, m99, v99, v999, *_ = state
-            orthogonal = self._orthogonalized(torch.lerp(m9, grad, 0.1))
-            adam = m9.square() / v99.clamp(min=torch.finfo(v99.dtype).tiny)
-            products = [last, grad_last, grad.square(), theta.square(), m9.square(), m99.square(), m9 * m99, v99, v999]
-            products += [adam, orthogonal.square(), m9 * orthogonal]
-            means = Means(*(torch.stack(products) @ to_means).unbind())
+            orthogonal = self._orthogonalized(torch.lerp(state.m9, grad, 0.1))
+            means = self._means(last, grad, theta, state, orthogonal)
             t = grad.new_full((1,), state.step)
             memory, own, sizes = remember(means, state.memory, t, self.rule.every)
             everyone = memory.shared.mean(-2, keepdim=True)
-            inputs = features(memory.shared, everyone, own, shapes, t)
-        controls = self.rule.controls(inputs, sizes) @ to_coordinates
-        return state._replace(orthogonal=orthogonal, controls=controls, memory=memory)
+            inputs = features(memory.shared, everyone, own, self._shapes(grad), t)
+        controls = self._spread(self.rule.controls(inputs, sizes))
+        orthogonal = controls[:, -1] * -orthogonal
+        return state._replace(orthogonal=orthogonal, controls=controls[:, :-1], memory=memory)
 
     def _step(self, grad: Tensor, state: ControllerState) -> Tensor:
         """The step by the last controls, with bias corrections folded into few products of long tensors."""
-        t = torch.tensor(float(state.step), dtype=torch.double)
-        b9, b99, b999 = (bias_correction(decay, t).item() for decay in (0.9, 0.99, 0.999))
-        of_m9, of_grad, of_m99, mixture, epsilon, of_orthogonal = state.controls.unbind(1)
-        direction = (of_m9 * state.m9).addcmul(of_grad, grad, value=b9).addcmul(of_m99, state.m99, value=b9 / b99)
+        b9, b99, b999 = bias_corrections(state.step)
+        of_m9, of_grad, of_m99, mixture, epsilon = state.controls.unbind(1)
+        direction = of_m9 * state.m9
+        direction.addcmul_(of_grad, grad, value=b9).addcmul_(of_m99, state.m99, value=b9 / b99)
         square = torch.lerp(state.v999, state.v99 * (b999 / b99), mixture)
         root = square.clamp(min=torch.finfo(square.dtype).tiny).sqrt().add(epsilon, alpha=b999**0.5)
-        return (of_orthogonal * state.orthogonal).neg().addcdiv(direction, root, value=-(b999**0.5) / b9)
+        return torch.addcdiv(state.orthogonal, direction, root, value=-(b999**0.5) / b9)
+
+    def _means(self, last: Tensor, grad: Tensor, theta: Tensor, state: ControllerState, orthogonal: Tensor) -> Means:
+        """Takes means over each tensor's coordinates."""
+        _, m9, m99, v99, v999, *_ = state
+        factors = [(last, last), (grad, last), (grad, grad), (theta, theta), (m9, m9), (m9, m99), (m9, orthogonal)]
+        factors += [(m99, m99), (orthogonal, orthogonal)]
+        products = grad.new_empty(len(Means._fields), *grad.shape)
+        for product, (first, second) in zip(products, factors, strict=False):
+            torch.mul(first, second, out=product)
+        products[-3], products[-2] = v99, v999
+        torch.div(products[4], v99.clamp(min=torch.finfo(v99.dtype).tiny), out=products[-1])
+        sums = [product.sum(-1) for product in products.split(self.sizes, -1)]
+        means = torch.stack(sums, -1) / products.new_tensor(self.sizes) if sums else products
+        return Means(*means.unbind())
+
+    def _spread(self, numbers: Tensor) -> Tensor:
+        """Repeats each tensor's numbers [..., tensors] for its coordinates, [..., P]."""
+        parts = [numbers[..., n : n + 1].expand(*numbers.shape[:-1], size) for n, size in enumerate(self.sizes)]
+        return torch.cat(parts, -1) if parts else numbers
 
     def _orthogonalized(self, mixed: Tensor) -> Tensor:
         """O of every matrix, [N, P]; matrices of one shape are computed together."""
@@ -125,20 +139,16 @@ class FlatController(UpdateRule):
             if shape := matrix_shape(place.shape):
                 by_shape.setdefault(shape, []).append(place)
         for shape, places in by_shape.items():
-            matrices = torch.stack([mixed[:, place.coordinates].unflatten(1, shape) for place in places])
+            matrices = torch.cat([mixed[:, place.coordinates].unflatten(1, shape) for place in places])
             directions = orthogonalized(matrices) * spectral_factor(shape, self.rule.spectral_limit)
-            for place, direction in zip(places, directions, strict=True):
+            for place, direction in zip(places, directions.split(len(mixed)), strict=True):
                 result[:, place.coordinates] = direction.flatten(1)
         return result
 
-    def _matrices(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Matrices that take means over tensors [P, tensors], that spread numbers [tensors, P], and shapes."""
+    def _shapes(self, like: Tensor) -> Tensor:
+        """Features of all tensors' shapes, [tensors, 5]."""
         key = like.device, like.dtype
         if key not in self._on_device:
-            spread = like.new_zeros(len(self.places), like.shape[1])
-            for row, place in zip(spread, self.places, strict=True):
-                row[place.coordinates] = 1
             shapes = [shape_features(place.shape, self.rule.all_sides) for place in self.places]
-            means = (spread / spread.sum(1, keepdim=True)).T.contiguous()
-            self._on_device[key] = means, spread, like.new_tensor(shapes).view(-1, SHAPE)
+            self._on_device[key] = like.new_tensor(shapes).view(-1, SHAPE)
         return self._on_device[key]

@@ -6,7 +6,7 @@ from torch import Tensor
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the quintic that Muon iterates (K. Jordan, 2024)
 ITERATIONS = 5
 RMS = 0.3  # of the result
-WIDE = 1.5  # sides' ratio above which iterating on the Gram matrix takes fewer multiplications
+WIDE = 3  # sides' ratio above which iterating on the Gram matrix is faster
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -30,25 +30,26 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     A matrix of zeros stays one. Nothing underflows, however small the numbers are.
 
     Args:
-        matrices: [..., rows, columns].
+        matrices: [matrices, rows, columns].
     """
-    wide = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
-    tiny = torch.finfo(wide.dtype).tiny
-    wide = wide / wide.abs().amax((-2, -1), keepdim=True).clamp(min=tiny)  # so that squares do not underflow
-    wide = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=tiny)
-    iterate = _iterate_gram if wide.shape[-1] > WIDE * wide.shape[-2] else _iterate
-    result = iterate(wide)
-    size = result.square().mean((-2, -1), keepdim=True).sqrt()
-    result = result * (RMS / size.clamp(min=tiny))
-    return result.mT if wide is not matrices and matrices.shape[-2] > matrices.shape[-1] else result
+    tall = matrices.shape[1] > matrices.shape[2]
+    rows = matrices.flatten(1)
+    tiny = torch.finfo(rows.dtype).tiny
+    rows = rows / rows.abs().amax(1, keepdim=True).clamp(min=tiny)  # so that squares do not underflow
+    rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=tiny)
+    wide = rows.view_as(matrices).mT.contiguous() if tall else rows.view_as(matrices)
+    wide = _iterate_gram(wide) if wide.shape[2] > WIDE * wide.shape[1] else _iterate(wide)
+    size = torch.linalg.vector_norm(wide.flatten(1), dim=1)[:, None, None] / rows.shape[1] ** 0.5
+    wide = wide * (RMS / size.clamp(min=tiny))
+    return wide.mT if tall else wide
 
 
 def _iterate(x: Tensor) -> Tensor:
-    """X ← aX + (bA + cA²)X with A = XXᵀ, five times."""
+    """X ← aX + (bA + cA²)X with A = XXᵀ, five times; [matrices, rows, columns]."""
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 
@@ -56,11 +57,11 @@ def _iterate_gram(x: Tensor) -> Tensor:
     """As ``_iterate``: X is multiplied only once, by the product of all factors aI + bA + cA², which commute."""
     a, b, c = COEFFICIENTS
     gram = x @ x.mT
-    product = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
+    product = None
     for iteration in range(ITERATIONS):
-        factor = b * gram + c * gram @ gram
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = factor @ product if iteration else factor
+        product = factor if product is None else factor @ product
         if iteration < ITERATIONS - 1:
             gram = factor @ gram @ factor
     return product @ x

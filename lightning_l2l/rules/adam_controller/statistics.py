@@ -28,13 +28,13 @@ class Means(NamedTuple):
     grad: Tensor  # of g²
     theta: Tensor  # of θ²
     m9: Tensor  # of m₉²
-    m99: Tensor  # of m₉₉²
     m9_m99: Tensor  # of m₉ · m₉₉
+    m9_orthogonal: Tensor  # of m₉ · O
+    m99: Tensor  # of m₉₉²
+    orthogonal: Tensor  # of O²
     v99: Tensor
     v999: Tensor
     adam: Tensor  # of m₉² / v₉₉
-    orthogonal: Tensor  # of O²
-    m9_orthogonal: Tensor  # of m₉ · O
 
 
 class Memory(NamedTuple):
@@ -55,8 +55,13 @@ class Sizes(NamedTuple):
 
 
 def bias_correction(decay: float, t: Tensor) -> Tensor:
-    """The sum 1 − βᵗ of a running mean's weights, precisely."""
+    """The sum 1 − βᵗ of a running mean's weights, without cancellation."""
     return -torch.expm1(t * math.log(decay))
+
+
+def bias_corrections(t: int) -> tuple[float, float, float]:
+    """As ``bias_correction``, of the decays .9, .99 and .999."""
+    return 1 - 0.9**t, 1 - 0.99**t, 1 - 0.999**t
 
 
 def shape_features(shape: tuple[int, ...], all_sides: bool) -> list[float]:
@@ -87,26 +92,27 @@ def remember(means: Means, memory: Memory, t: Tensor, every: int) -> tuple[Memor
         The next memory, features that are the tensor's own [..., tensors, 3], and sizes.
     """
     c9, c99, c999 = (bias_correction(decay, t) for decay in (0.9, 0.99, 0.999))
-    v99, v999, adam = means.v99 / c99, means.v999 / c999, means.adam * c99 / c9.square()
+    tiny = torch.finfo(t.dtype).tiny
+    v99, v999, adam = means.v99 / c99, means.v999 / c999, means.adam * (c99 / c9.square())
+    m9, m99 = means.m9 / c9.square(), means.m99 / c99.square()
     reference = torch.where(t <= REFERENCE, v99, memory.reference)
-    agreement = torch.lerp(_cosine(means.grad_last, means.grad, means.last), memory.agreement, DECAY)
-    tiny = torch.finfo(v99.dtype).tiny
-    shared = [
-        _half_log(means.m9 / c9.square(), v99, -4, 1),
-        _half_log(means.m99 / c99.square(), v99, -4, 1),
-        _cosine(means.m9_m99, means.m9, means.m99),
-        agreement / bias_correction(DECAY, runs_until(t, every)),
-        _half_log(v99, v999, -2, 2),
-        0.7 * (0.5 * means.theta.clamp(min=math.exp(-10)).log() + 2.5),
-    ]
-    own = [
-        0.5 * _half_log(v99.clamp(min=tiny), reference, -5, 5),
-        _half_log(adam, torch.ones_like(adam), -4, 1),
-        _cosine(means.m9_orthogonal, means.m9, means.orthogonal),
-    ]
-    vanished = means.m9 / c9.square() <= VANISHED * v999
-    sizes = Sizes(means.theta.sqrt(), adam.sqrt(), v99.sqrt(), vanished)
-    return Memory(agreement, reference, torch.stack(shared, -1)), torch.stack(own, -1), sizes
+    numerators = torch.stack([m9, m99, adam, v99, v99.clamp(min=tiny)], -1)
+    denominators = torch.stack([v99, v99, torch.ones_like(v99), v999, reference], -1)
+    low, high = numerators.new_tensor([[-4, -4, -4, -2, -5], [1, 1, 1, 2, 5]]).mul_(2).exp_()
+    # ratios are clamped before the logarithm, so that zeros give a bound and not infinity
+    logarithms = (numerators / denominators.clamp(min=tiny)).clamp(low, high).log() / 2
+    products = torch.stack([means.grad_last, means.m9_m99, means.m9_orthogonal], -1)
+    lengths = torch.stack([means.grad, means.m9, means.m9, means.last, means.m99, means.orthogonal], -1).sqrt()
+    lengths = lengths[..., :3] * lengths[..., 3:]  # roots first: the products of squares would underflow
+    cosines = (products / lengths.clamp(min=tiny)).clamp(-1, 1)
+    agreement = torch.lerp(cosines[..., 0], memory.agreement, DECAY)
+    smooth = agreement / bias_correction(DECAY, runs_until(t, every))
+    size = 0.35 * means.theta.clamp(min=math.exp(-10)).log() + 1.75
+    r9, r99, log_adam, trend, growth = logarithms.unbind(-1)
+    shared = torch.stack([r9, r99, cosines[..., 1], smooth, trend, size], -1)
+    own = torch.stack([growth / 2, log_adam, cosines[..., 2]], -1)
+    sizes = Sizes(means.theta.sqrt(), adam.sqrt(), v99.sqrt(), m9 <= VANISHED * v999)
+    return Memory(agreement, reference, shared), own, sizes
 
 
 def features(shared: Tensor, everyone: Tensor, own: Tensor, shape: Tensor, t: Tensor) -> Tensor:
@@ -135,15 +141,3 @@ def features(shared: Tensor, everyone: Tensor, own: Tensor, shape: Tensor, t: Te
         ],
         -1,
     )
-
-
-def _half_log(numerator: Tensor, denominator: Tensor, low: float, high: float) -> Tensor:
-    """½ log of a ratio of mean squares, clamped before the logarithm, so that zeros give a bound and not infinity."""
-    ratio = numerator / denominator.clamp(min=torch.finfo(denominator.dtype).tiny)
-    return 0.5 * ratio.clamp(math.exp(2 * low), math.exp(2 * high)).log()
-
-
-def _cosine(product: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """The cosine of two tensors by the means of their product and of their squares; 0 where one of them is zero."""
-    size = first.sqrt() * second.sqrt()  # the product of squares would underflow
-    return (product / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(-1, 1)
