@@ -144,5 +144,5 @@ def each_loss(criterion: nn.Module, outputs: Tensor, targets: Tensor) -> Tensor:
         targets: [N, B, ...].
     """
     single = copy(criterion)
-    single.reduction = "none"
+    single.reduction = "none"  # type: ignore[assignment]
     return single(outputs.flatten(0, 1), targets.flatten(0, 1)).view(len(outputs), -1).mean(1)
