@@ -1,4 +1,4 @@
-"""The command line: python -m lightning_l2l {fit,validate,test,predict,seeds,report,export}."""
+"""The command line: python -m lightning_l2l {fit,validate,test,predict,seeds,reference,report,export}."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from lightning_l2l import seeds
+from lightning_l2l import reference, seeds
 from lightning_l2l.callbacks import (
     BestCheckpoint,
     HyperparameterMetrics,
@@ -21,12 +21,13 @@ from lightning_l2l.callbacks import (
     MetaProgressBar,
     SaveStageConfig,
 )
-from lightning_l2l.config_files import ConfigByName, given, merge, refuse_old_keys
+from lightning_l2l.config_files import ConfigByName, find_config, given, merge, refuse_old_keys
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation import report
 from lightning_l2l.evaluation.comparison import Comparison, comparison_of
 from lightning_l2l.evaluation.pictures import Pictures
 from lightning_l2l.evaluation.predictions import Predictions
+from lightning_l2l.evaluation.suite.benchmark import Benchmark
 from lightning_l2l.learners import MetaLearner
 from lightning_l2l.learners import base as learners
 from lightning_l2l.optimizees import EpisodeDataModule
@@ -51,6 +52,7 @@ COMMANDS = {
     "test": "Races a trained rule against tuned baselines on fresh episodes.",
     "predict": "Runs a trained rule and writes the optimized parameters to files.",
     "seeds": "Trains a config on several meta-seeds, and races what they learned on the same episodes.",
+    "reference": "Runs Adam on every task of a suite, and writes a table of its losses for meta-losses.",
     "report": "Writes Markdown tables from results.csv files.",
     "export": "Exports a checkpoint's rule to a file, with a model card.",
 }
@@ -140,6 +142,7 @@ class LearningToLearnCLI(LightningCLI):
             help="Further races of a test: a name for each, with the data settings that it changes.",
         )
         parser.add_lightning_class_args(Comparison, "comparison")
+        parser.add_lightning_class_args(Benchmark, "benchmark")
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_lightning_class_args(Predictions, "predictions")
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
@@ -159,6 +162,9 @@ class LearningToLearnCLI(LightningCLI):
             config.verbose = False  # the race's table shows everything
         if self.subcommand == "predict":
             config.return_predictions = False  # Predictions writes them batch by batch
+        for key in ("problems", "open_problems"):
+            if config.benchmark[key]:
+                config.benchmark[key] = str(find_config(config.benchmark[key]))
         runs = runs_folder(config.trainer.logger)
         resumes = self.subcommand == "fit" and not str(config.ckpt_path).startswith(PRETRAINED)
         if config.ckpt_path is None:
@@ -266,17 +272,17 @@ def main(args: list[str] | None = None) -> None:
     quieten()
     show_log()
     try:
-        if arguments[:1] == ["export"]:
-            run_export(arguments[1:])
-        elif arguments[:1] == ["report"]:
-            report.main(arguments[1:])
-        elif arguments[:1] == ["seeds"]:
-            seeds.main(arguments[1:], run)
+        command, *flags = arguments or [""]
+        if command == "export":
+            run_export(flags)
+        elif command == "report":
+            report.main(flags)
+        elif command in (over_others := {"reference": reference.main, "seeds": seeds.main}):
+            over_others[command](flags, run)
         else:
             run(arguments)
     except Exception as error:
-        invalid = invalid_input(error)
-        if invalid is None:
+        if (invalid := invalid_input(error)) is None:
             raise
         print(f"error: {invalid}", file=sys.stderr)
         sys.exit(2)

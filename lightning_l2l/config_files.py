@@ -67,7 +67,14 @@ def _changed(merged: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]
     """The part of the merged settings that one config sets, so that flags given before it keep their values."""
     part = {}
     for key, value in settings.items():
-        sections = isinstance(value, dict) and key in ("model", "data", "trainer", "init_args", "comparison")
+        sections = isinstance(value, dict) and key in (
+            "model",
+            "data",
+            "trainer",
+            "init_args",
+            "comparison",
+            "benchmark",
+        )
         part[key] = _changed(merged[key], value) if sections else merged[key]
     return part
 

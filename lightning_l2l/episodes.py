@@ -134,6 +134,14 @@ class Episodes(ABC):
         """The same episodes with other tensors in place of some of ``tensor_fields``."""
         return replace(self, **tensors)
 
+    def kept(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of these episodes; by default all of their tensors."""
+        return self.tensor_fields()
+
+    def restored(self, kept: Mapping[str, Tensor]) -> Self:
+        """The episodes of which ``kept`` was kept, on this device; they have the same source as these."""
+        return self.with_tensors(kept)
+
     def _total_loss(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
         losses = self.loss(theta, step)
         return losses.sum(), losses

@@ -1,23 +1,23 @@
 """A learned update rule as a ``torch.optim.Optimizer``, for any training loop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.guard import all_finite
 from lightning_l2l.rules import Grouped, Layout, UpdateRule, layout_of
 from lightning_l2l.rules.base import full_precision
-from lightning_l2l.rules.fast.finite import all_finite
-from lightning_l2l.rules.fast.stepper import Stepper, make_stepper
+from lightning_l2l.rules.fast.stepper import KeptState, Stepper, flat, make_stepper
 from lightning_l2l.rules.files import load_rule
+from lightning_l2l.watched_optimizer import WatchedOptimizer
 
 
-class LearnedOptimizer(Optimizer):
+class LearnedOptimizer(WatchedOptimizer):
     """Steps parameters by a learned update rule: θ ← θ + lr · scale · g (arXiv:1606.04474, section 2).
 
     Use it as any optimizer of ``torch.optim``: with ``zero_grad`` and ``step``, learning-rate schedulers,
@@ -50,6 +50,9 @@ class LearnedOptimizer(Optimizer):
         lr: factor of every step, which learning-rate schedulers change; 1 takes the steps as learned.
         scale: a further factor, which schedulers leave alone.
         bfloat16_state: keep the state in bfloat16, which halves its memory and leaves three digits of precision.
+        guard: take safe steps for a while if the loss diverges; ``lightning_l2l.guard.Guard`` describes when, and which
+            steps. It needs ``step(closure)``, or ``observe(loss)`` before each step.
+        diagnose_every: n, to let ``diagnostics()`` tell about each n-th step; 0 costs nothing.
 
     Raises:
         ValueError: a setting is invalid, the rule cannot be found or does not fit the parameters, or parameters are
@@ -71,6 +74,8 @@ class LearnedOptimizer(Optimizer):
         *,
         scale: float = 1.0,
         bfloat16_state: bool = False,
+        guard: bool = False,
+        diagnose_every: int = 0,
     ) -> None:
         self.bfloat16_state = bfloat16_state
         self.skipped_steps = 0
@@ -78,7 +83,7 @@ class LearnedOptimizer(Optimizer):
         self._rule_of: dict[Tensor, str] = {}
         self._steppers: dict[tuple, Stepper] = {}
         self._to_start: set[Tensor] = set()  # parameters that have yet to move to their rule's learned start
-        super().__init__(params, {"rule": self._register(rule), "lr": lr, "scale": scale})
+        super().__init__(params, {"rule": self._register(rule), "lr": lr, "scale": scale}, guard, diagnose_every)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; see ``torch.optim.Optimizer.add_param_group``."""
@@ -121,24 +126,29 @@ class LearnedOptimizer(Optimizer):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse, a rule needs a closure, or ``start`` has not been called.
+            RuntimeError: a gradient is sparse, a rule or the guard lacks the loss, or ``start`` has not been called.
         """
         self._check_ready(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.observe(loss)
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         if any(grad.layout != torch.strided for grad in grads):
             raise RuntimeError("LearnedOptimizer does not support sparse gradients: give dense ones (sparse=False)")
         if not all_finite(grads):
             self.skipped_steps += 1
             return loss
-        for group in self.param_groups:
-            self._step_group(group, loss)
+        share = self._learned_share()
+        with self._diagnosed():
+            for group in self.param_groups:
+                self._step_group(group, loss, share)
+            self._step_safely(1 - share)
         return loss
 
     def _check_ready(self, closure: Callable[[], float] | None) -> None:
+        self._check_observed(closure)
         names = dict.fromkeys(self._rule_of.values())
         seeing = next((name for name in names if "loss" in self._rules[name].sees), None)
         if seeing is not None and closure is None:
@@ -165,14 +175,14 @@ class LearnedOptimizer(Optimizer):
         for unit in (unit for group in self.param_groups for unit in self._units(group["params"])):
             if (number := number_of[unit[0]]) in state_dict["state"]:
                 stepper = self._stepper(unit)
-                vector = seen_theta(unit, stepper).detach()
-                self.state[unit[0]] = stepper.adopt(state_dict["state"][number], vector)
+                state = stepper.adopt(state_dict["state"][number], stepper.joined(unit).detach())
+                self.state[unit[0]] = state
                 self._to_start.difference_update(unit)
 
-    def _step_group(self, group: dict[str, Any], loss: float | None) -> None:
+    def _step_group(self, group: dict[str, Any], loss: float | None, share: float) -> None:
         """Steps the parameters of a group that have a gradient, most of them in place and in one call."""
         at_once: dict[Stepper, list[tuple]] = {}
-        factor = float(group["lr"]) * group["scale"]
+        factor = float(group["lr"]) * group["scale"] * share
         for unit in self._units(group["params"]):
             first = unit[0]
             moving = [p.grad is not None and p.numel() > 0 for p in unit]
@@ -180,8 +190,8 @@ class LearnedOptimizer(Optimizer):
                 continue
             stepper = self._stepper(unit)
             simple = stepper.keeps_shapes or (len(unit) == 1 and first.is_contiguous())
-            vector = seen_theta([first.detach()] if simple else unit, stepper)
-            grad = seen_theta([torch.zeros_like(p) if p.grad is None else p.grad for p in unit], stepper)
+            vector = stepper.joined([first.detach()] if simple else unit)
+            grad = stepper.joined([torch.zeros_like(p) if p.grad is None else p.grad for p in unit])
             state = self.state[first]
             if not state:
                 state = self.state[first] = stepper.init(vector)
@@ -191,13 +201,13 @@ class LearnedOptimizer(Optimizer):
                 at_once.setdefault(stepper, []).append((vector, grad, state))
                 continue
             with full_precision(vector):
-                stepper.step([(vector, grad, state)], factor, seen_loss(loss, stepper))
+                stepper.step([(vector, grad, state)], factor, loss)
             for p, part in zip(unit, vector.split([p.numel() for p in unit]), strict=True):
                 if p.grad is not None:
                     p.copy_(part.view_as(p))
         for stepper, work in at_once.items():
             with full_precision(work[0][0]):
-                stepper.step(work, factor, seen_loss(loss, stepper))
+                stepper.step(work, factor, loss)
 
     def _units(self, params: list[Tensor]) -> list[list[Tensor]]:
         """Groups parameters that are stepped as one vector; its state is kept under the first of them."""
@@ -206,6 +216,10 @@ class LearnedOptimizer(Optimizer):
             name = self._rule_of[p]
             units.setdefault(p if by_itself(self._rules[name]) else name, []).append(p)
         return list(units.values())
+
+    def _stepped(self) -> Iterator[tuple[Stepper, KeptState, list[Tensor]]]:
+        units = (unit for group in self.param_groups for unit in self._units(group["params"]))
+        return ((self._stepper(unit), self.state[unit[0]], unit) for unit in units if self.state.get(unit[0]))
 
     def _stepper(self, unit: list[Tensor]) -> Stepper:
         first, name = unit[0], self._rule_of[unit[0]]
@@ -273,26 +287,6 @@ class LearnedOptimizer(Optimizer):
         return {p: names[own] for p, own in zip(group["params"], groups, strict=True)}
 
 
-def flat(tensors: list[Tensor]) -> Tensor:
-    """Flattens and concatenates tensors; a single contiguous tensor is not copied."""
-    if len(tensors) > 1:
-        return torch.cat([tensor.reshape(-1) for tensor in tensors])
-    row = tensors[0].contiguous()
-    return row if row.ndim == 1 else row.view(-1)
-
-
-def seen_theta(unit: list[Tensor], stepper: Stepper) -> Tensor:
-    """Parameters, or their gradients, as a stepper takes them."""
-    return unit[0] if stepper.keeps_shapes else flat(unit)
-
-
 def by_itself(rule: UpdateRule) -> bool:
     """Whether each parameter tensor has a state of its own."""
     return rule.coordinatewise or rule.tensorwise
-
-
-def seen_loss(loss: float | Tensor | None, stepper: Stepper) -> Tensor | None:
-    """A closure's loss as a rule sees it, [1]."""
-    if loss is None or "loss" not in stepper.rule.sees:
-        return None
-    return torch.as_tensor(loss).detach().to(stepper.device, stepper.dtype).reshape(1)

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import InvalidInputError, require_positive
 
 Weights = Literal["uniform", "last", "linear"] | list[float]
 
@@ -68,3 +68,86 @@ class WeightedSum(MetaLoss):
         if self.weights == "linear":
             return torch.arange(1.0, horizon + 1) * 2 / (horizon + 1)
         return torch.tensor(self.weights, dtype=torch.double)
+
+
+class LogLoss(MetaLoss):
+    """The mean of log(f(θ_t) + floor) over the run, less that of the reference, if the optimizee has one.
+
+    Equal factors count the same everywhere on a learning curve, on tasks of all sizes. Losses should be in units of the
+    task's first loss, so that ``floor`` and ``cap`` are multiples of it, and above -floor. A run's total does not
+    depend on its horizon.
+
+    Args:
+        floor: what is added to each loss; below it, further progress counts little.
+        last: weight of the same mean over the last tenth of the run, to be added.
+        cap: the largest loss that counts, for diverged runs (not finite) as well. It holds where nothing differentiates
+            with respect to the losses, as in evolution strategies and validation. A derivative would be zero beyond it
+            and so hide that a run diverges; there, losses stay as they are.
+    """
+
+    def __init__(self, floor: float = 0.001, last: float = 0.0, cap: float = 1000.0) -> None:
+        require_positive("model.meta_loss.init_args.floor", floor)
+        require_positive("model.meta_loss.init_args.cap", cap)
+        self.floor = floor
+        self.last = last
+        self.cap = cap
+
+    def __call__(self, losses: Tensor, step: int, horizon: int, reference: Tensor | None = None) -> Tensor:
+        values = (capped(losses, self.cap) + self.floor).log()
+        if reference is not None:
+            values = values - (reference.to(values) + self.floor).log()
+        tenth = max(horizon // 10, 1)
+        weights = torch.full((horizon,), 1 / horizon, dtype=torch.double)
+        weights[-tenth:] += self.last / tenth
+        return values.T @ weights.to(values)[step : step + len(values)]
+
+
+class Regret(MetaLoss):
+    """How far the log loss r is above the reference's, r clamped and its positive part counted more.
+
+    The log loss of a truncation is half its mean over ten windows of steps, and half that of the last window, each the
+    logarithm of the window's mean loss + floor. The optimizee must have a reference (``Episodes.reference``), such as
+    the losses of a tuned optimizer. Where a rule is behind it, the meta-loss is 1 + ``penalty`` times as steep, so that
+    the worst tasks decide. Losses should be in units of the task's first loss, and above -floor.
+
+    It is meant for truncations that are whole runs. Shorter ones each have a regret of their own, weighted by their
+    share of the run. It is meant for evolution strategies, too: where r is clamped, its derivative is zero.
+
+    Args:
+        floor: what is added to each loss.
+        lowest: the smallest r: being ahead of the reference by more does not count.
+        highest: the largest r, for diverged runs (not finite) as well. Where something differentiates with respect to
+            the losses, r is not limited above, so as not to hide that a run diverges.
+        penalty: weight of r's positive part, to be added to r.
+    """
+
+    def __init__(self, floor: float = 0.001, lowest: float = -1.5, highest: float = 3.0, penalty: float = 2.0) -> None:
+        require_positive("model.meta_loss.init_args.floor", floor)
+        if lowest >= highest:
+            raise InvalidInputError(
+                f"model.meta_loss.init_args.lowest is {lowest}, but highest is {highest}: give a smaller lowest."
+            )
+        self.floor = floor
+        self.lowest = lowest
+        self.highest = highest
+        self.penalty = penalty
+
+    def __call__(self, losses: Tensor, step: int, horizon: int, reference: Tensor | None = None) -> Tensor:
+        if reference is None:
+            raise InvalidInputError(
+                "model.meta_loss is Regret, but the data's episodes have no reference losses to compare with: take "
+                "data that has them, or lightning_l2l.meta_losses.LogLoss."
+            )
+        above = capped(self._log_loss(losses) - self._log_loss(reference.to(losses)), self.highest)
+        above = above.clamp(min=self.lowest)
+        return (above + self.penalty * above.clamp(min=0)) * len(losses) / horizon
+
+    def _log_loss(self, losses: Tensor) -> Tensor:
+        windows = torch.tensor_split(losses, min(10, len(losses)))
+        logs = torch.stack([(window.mean(0) + self.floor).log() for window in windows])
+        return (logs.mean(0) + logs[-1]) / 2
+
+
+def capped(values: Tensor, cap: float) -> Tensor:
+    """Limits values to ``cap``, NaN included, unless something differentiates with respect to them."""
+    return values if values.requires_grad else values.nan_to_num(nan=cap).clamp(max=cap)

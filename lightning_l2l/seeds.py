@@ -68,7 +68,7 @@ def _train(seed: int, flags: list[str], run: Run) -> Path:
     """Runs or resumes fit, unless it has finished, and returns the best checkpoint."""
     version = f"seed_{seed}"
     own = [f"--seed_everything={seed}", f"--data.seed={seed}"]
-    settings = _settings([*flags, *own], run)
+    settings = settings_of([*flags, *own], run)
     logger = settings["trainer"].get("logger")
     if not isinstance(logger, dict) or "save_dir" not in logger.get("init_args", {}):
         raise InvalidInputError(f"trainer.logger is {logger}, but runs must be kept: give a TensorBoardLogger.")
@@ -108,7 +108,7 @@ def _refuse_other_settings(folder: Path, now: dict[str, Any]) -> None:
             raise InvalidInputError(f"{key} is {given.get(key)}, but the run began with {kept.get(key)}: give that.")
 
 
-def _settings(flags: list[str], run: Run) -> dict[str, Any]:
+def settings_of(flags: list[str], run: Run) -> dict[str, Any]:
     """All settings that fit would have."""
     printed = io.StringIO()
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(printed):

@@ -6,7 +6,8 @@ from pathlib import Path
 from lightning_l2l.cli import main
 
 FOLDER = Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml"))
+# without the lists of problems, which a config names
+CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml") if not path.stem.endswith("_problems"))
 RUN = Path("runs/quadratic/version_0")
 EXACT = "{class_path: lightning_l2l.meta_gradients.Exact}"
 LINEARIZED = "{class_path: lightning_l2l.meta_gradients.Linearized, init_args: {hessian_every: 2}}"
@@ -33,8 +34,15 @@ TINY_ART = [
     *(flag for flag in TINY if "dimension" not in flag),
 ]
 
+TINY_SUITE = [
+    *("--data.horizon=10", "--model.unroll=5", "--data.episodes_per_batch=4", "--data.train_episodes=8"),
+    *("--data.episodes_per_task=1", "--model.stages=null", "--comparison.rates_per_decade=1"),
+    *("--trainer.max_epochs=2", "--trainer.accelerator=cpu"),
+]
+
 UPON = {  # configs that are given after another
     **{f"mnist_{name}.yaml": "mnist.yaml" for name in ("scaled", "transfer", "sweep")},
+    "everyday_test.yaml": "mnist.yaml",
     **{f"{name}.yaml": "cifar10.yaml" for name in ("cifar10_momenta", "cifar5", "cifar2")},
 }
 
@@ -46,7 +54,13 @@ def given(config: str) -> list[str]:
 
 def tiny(command: str, *flags: str, config: str = "quadratic.yaml") -> list[str]:
     """A command line with settings small enough for a test."""
-    kinds = {"quadratic": TINY, "mnist": TINY_MNIST, "cifar10": TINY_CIFAR, "neural_art": TINY_ART}
+    kinds = {
+        "quadratic": TINY,
+        "mnist": TINY_MNIST,
+        "cifar10": TINY_CIFAR,
+        "neural_art": TINY_ART,
+        "everyday": TINY_SUITE,
+    }
     small = kinds[UPON.get(config, config)[:-5]]
     return [command, *given(config), *small, *flags]
 

@@ -5,12 +5,14 @@ import sys
 
 import pytest
 import torch
-from command_line import EXACT, LINEARIZED, TINY, results
+from command_line import LINEARIZED, TINY, results
 from conftest import weights
 
 from lightning_l2l.cli import main
 
-STAGES = f"--model.stages=[{{}}, {{meta_gradient: {EXACT}}}, {{meta_gradient: {LINEARIZED}}}]"  # an epoch each
+EXACT = "{class_path: lightning_l2l.meta_gradients.Exact, init_args: {episode_clip: 0.5}}"
+STAGGERED = f"{{class_path: lightning_l2l.meta_gradients.Staggered, init_args: {{meta_gradient: {EXACT}, batches: 2}}}}"
+STAGES = f"--model.stages=[{{}}, {{meta_gradient: {STAGGERED}}}, {{meta_gradient: {LINEARIZED}}}]"  # an epoch each
 ONE = ["--trainer.devices=1", "--data.episodes_per_batch=4"]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.episodes_per_batch=2"]
 

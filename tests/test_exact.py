@@ -7,13 +7,16 @@ import torch
 from conftest import skip
 from small_problem import (
     WEIGHTS,
+    LearnedMomentum,
     LearnedStart,
     meta_gradient,
     meta_loss,
+    plan,
     problem,
 )
 
-from lightning_l2l.meta_gradients import Exact
+from lightning_l2l.meta_gradients import Exact, Plan
+from lightning_l2l.meta_losses import LogLoss
 
 
 @pytest.mark.parametrize("kind", ["quadratic", "momenta"])
@@ -79,3 +82,49 @@ def test_exact_agrees_with_learn2learn():
         loss = loss + weight * episodes.loss(model.theta, step + 1).mean()
     want = torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(rule.parameters()))])
     torch.testing.assert_close(meta_gradient(Exact(), rule, episodes), want)
+
+
+@pytest.mark.parametrize("kind", ["quadratic", "momenta", "mnist"])
+def test_a_huge_clip_changes_nothing(kind):
+    rule, episodes = problem(kind)
+    torch.testing.assert_close(meta_gradient(Exact(1e9), rule, episodes), meta_gradient(Exact(), rule, episodes))
+
+
+def test_a_huge_clip_changes_nothing_where_the_start_is_learned():
+    rule, episodes = LearnedStart().double(), problem()[1]
+    for want, got in zip(*(e.truncations(rule, episodes, plan(unroll=3)) for e in (Exact(), Exact(1e9))), strict=True):
+        of_start = [torch.autograd.grad(t.objective, rule.first, allow_unused=True)[0] for t in (want, got)]
+        torch.testing.assert_close(of_start[1], torch.zeros(4).double() if of_start[0] is None else of_start[0])
+        torch.testing.assert_close(got.meta_loss, want.meta_loss)
+
+
+def test_each_episode_is_clipped_by_itself():
+    rule, episodes = problem()
+    alone = [
+        meta_gradient(
+            Exact(), rule, episodes.with_tensors({k: v[n : n + 1] for k, v in episodes.tensor_fields().items()})
+        )
+        for n in range(3)
+    ]
+    norms = torch.stack([grad.norm() for grad in alone])
+    clip = norms.sort()[0][1].item()  # the largest is scaled down
+    want = sum(grad * min(1, clip / norm) for grad, norm in zip(alone, norms, strict=True)) / 3
+    torch.testing.assert_close(meta_gradient(Exact(clip), rule, episodes), want)
+
+
+@pytest.mark.parametrize("meta_loss", [None, LogLoss()], ids=["sum", "log"])
+def test_an_episode_that_diverges_does_not_spoil_the_others(meta_loss):
+    rule, episodes = LearnedMomentum().double(), problem()[1].first(2)
+    theta = episodes.theta.clone()
+    theta[1] = torch.inf
+    diverges = episodes.with_tensors({"theta": theta})
+    cut = plan(unroll=3) if meta_loss is None else Plan(meta_loss, 6, 3)
+    for got, want in zip(
+        Exact(1.0).truncations(rule, diverges, cut), Exact(1.0).truncations(rule, episodes.first(1), cut), strict=True
+    ):
+        grads = [torch.autograd.grad(truncation.objective, rule.phi)[0] for truncation in (got, want)]
+        assert grads[0].isfinite().all()
+        torch.testing.assert_close(*grads)
+        assert int(got.dropped) == 1 and got.meta_loss.isfinite()
+    (whole,) = Exact().truncations(rule, diverges, cut._replace(unroll=6))
+    assert not torch.autograd.grad(whole.objective, rule.phi)[0].isfinite().all()  # what happens without

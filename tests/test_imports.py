@@ -12,13 +12,13 @@ PACKAGE = Path(__file__).parents[1] / "lightning_l2l"
 FLOORS = [  # each may import from those before it, and from its own
     {"errors", "tensorboard", "terminal"},
     {"rules", "pretrained"},
-    {"learned_optimizer", "episodes"},
+    {"guard", "diagnostics", "watched_optimizer", "learned_optimizer", "episodes"},
     {"unroll"},
     {"meta_losses"},
     {"meta_gradients", "optimizees"},
     {"learners", "evaluation"},
     {"trained", "callbacks", "config_files"},
-    {"cli", "seeds"},
+    {"cli", "seeds", "reference"},
     {"__main__"},
 ]
 

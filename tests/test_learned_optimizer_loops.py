@@ -98,6 +98,12 @@ for p, q in zip(model.parameters(), alone.parameters()):
 both = [torch.empty_like(p) for _ in range(2)]
 dist.all_gather(both, p.detach())
 assert torch.equal(*both)
+guarded = LearnedOptimizer(model.parameters(), rule, guard=True)
+for number in range(3):
+    guarded.observe(float("nan") if rank == 1 and number == 1 else rank)
+    guarded.step()
+dist.all_gather(both, p.detach())
+assert torch.equal(*both) and guarded.guard.triggers == 1 and guarded.guard.since == 2
 dist.barrier()  # neither leaves while the other still talks to it
 dist.destroy_process_group()
 time.sleep(1)  # gloo's thread lets go of the last tensors, which aborts a process whose interpreter is gone by then
@@ -106,7 +112,7 @@ time.sleep(1)  # gloo's thread lets go of the last tensors, which aborts a proce
 
 @pytest.mark.usefixtures("many_processes")
 def test_two_processes_step_as_one(tmp_path):
-    """Gradients of DDP are averaged, so both take the steps that one takes on the whole batch."""
+    """Gradients of DDP are averaged, so both take the steps that one takes on the whole batch; so are losses."""
     command = [sys.executable, "-c", DDP]
     processes = [subprocess.Popen([*command, str(rank), str(tmp_path / "meet")]) for rank in range(2)]
     assert [process.wait(timeout=300) for process in processes] == [0, 0]

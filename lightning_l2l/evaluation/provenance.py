@@ -28,13 +28,14 @@ def settings_of(rule: nn.Module) -> list[tuple[str, str]]:
 
 
 def source_of(*objects: object) -> str | None:
-    """A digest of the source files of the objects' classes and of their base classes.
+    """A digest of the source files of classes, given or those of the objects, and of their base classes.
 
     Returns:
         None if a class has no source file, as in a notebook: then a change cannot be detected.
     """
     modules = [part for one in objects for part in (one.modules() if isinstance(one, nn.Module) else (one,))]
-    classes = {base for module in modules for base in type(module).__mro__}
+    given = [module if isinstance(module, type) else type(module) for module in modules]
+    classes = {base for one in given for base in one.__mro__}
     classes = {one for one in classes if one.__module__.partition(".")[0] not in FOREIGN}
     try:
         files = {inspect.getfile(one) for one in classes} | {inspect.getfile(one) for one in (unroll, tuning)}

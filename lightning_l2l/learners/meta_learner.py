@@ -147,10 +147,10 @@ class MetaLearner(LightningModule):
         taken = []
         for truncation in meta_gradient.truncations(self.rule, episodes, plan):
             norm = self.meta_step(truncation.objective)
-            taken.append((truncation.meta_loss, norm, truncation.update_size))
+            taken.append((truncation.meta_loss, norm, truncation.update_size, truncation.dropped))
             del truncation  # and its graph
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        losses, norms, sizes = torch.tensor(taken).T
+        losses, norms, sizes, dropped = torch.tensor(taken).T
         metrics = {
             "train/meta_loss": losses.sum(),
             "train/meta_gradient_norm": norms.mean(),
@@ -158,6 +158,7 @@ class MetaLearner(LightningModule):
             "train/meta_learning_rate": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
             "train/episodes_per_second": len(episodes) * self.trainer.world_size / (time.perf_counter() - began),
             "train/skipped_steps": float(self.skipped_steps),
+            "train/dropped_episodes": dropped.sum(),
         }
         self.log_dict(metrics, batch_size=len(episodes))
 
@@ -212,8 +213,8 @@ class MetaLearner(LightningModule):
             return
         if any(map(any, of_all)) and len(of_all) != self.trainer.world_size:
             raise InvalidInputError(
-                f"trainer.devices gives {self.trainer.world_size} processes, but the checkpoint's meta-gradient keeps "
-                f"runs of {len(of_all)}: give that many."
+                f"trainer.devices gives {self.trainer.world_size} processes, but the checkpoint's meta-gradients "
+                f"keep something of each of {len(of_all)}: give that many."
             )
         own = of_all[self.trainer.global_rank % len(of_all)]
         for meta_gradient, state in zip(self.stages.meta_gradients, own, strict=False):

@@ -11,7 +11,8 @@ from lightning_l2l.episodes import Episodes
 from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.meta_losses import MetaLoss
 from lightning_l2l.rules import UpdateRule, fastest
-from lightning_l2l.unroll import Run, Trajectory, start
+from lightning_l2l.rules.per_episode import PerEpisode
+from lightning_l2l.unroll import Run, Trajectory, start, unroll
 
 
 class Plan(NamedTuple):
@@ -40,18 +41,20 @@ class Truncation(NamedTuple):
     """The result of K steps."""
 
     run: Run  # where the runs stand after them, cut from the graph
-    losses: Tensor  # f(θ_{t+1}) .. f(θ_{t+K}), [K, N], cut from the graph
+    losses: Tensor  # f(θ_{t+1}) .. f(θ_{t+K}) of all runs, [K, N] or more, cut from the graph
     update_size: Tensor  # root mean square of the updates, []
     meta_loss: Tensor  # what they add to the meta-loss, mean over episodes, [], cut from the graph
     objective: Tensor  # []; its gradient with respect to φ is the estimate
+    dropped: int | Tensor = 0  # episodes, or pairs of them, left out of the estimate since they were not finite
 
 
 class MetaGradient(ABC):
     """An estimator of the meta-gradient ∂L/∂φ, where L(φ) is the mean of the episodes' meta-losses.
 
     A subclass writes ``truncation``. It returns an objective whose gradient with respect to φ is the estimate, so that
-    the learner decides when and how (DDP, precision) to run the backward pass. An estimator that keeps something from
-    one truncation or meta-batch to the next puts it into ``state_dict``, so that a resumed run continues exactly.
+    the learner decides when and how (DDP, precision) to run the backward pass. What an estimator needs in a run's next
+    truncation it puts into the run's state, beside the rule's. What it keeps otherwise it puts into ``state_dict``, so
+    that a resumed run continues exactly.
     """
 
     def check(self, rule: UpdateRule, episodes: Episodes) -> None:
@@ -139,6 +142,11 @@ def constants(rule: UpdateRule, *others: str) -> str:
     return ", ".join((*others, *rule.constants))
 
 
+def gradient_objective(rule: UpdateRule, meta_grad: Tensor) -> Tensor:
+    """As ``with_objective``, for a gradient laid out as ``torch.nn.utils.parameters_to_vector`` does, [D]."""
+    return (meta_grad * torch.nn.utils.parameters_to_vector(rule.parameters())).sum()
+
+
 def start_gradients(rule: UpdateRule, episodes: Episodes, cotangent: Tensor) -> list[Tensor] | None:
     """Returns ⟨∂L/∂θ_0, ∂θ_0/∂φ⟩ for every parameter of a rule that learns where runs start, else None.
 
@@ -169,6 +177,24 @@ def refuse_learned_state(name: str, rule: UpdateRule, episodes: Episodes) -> Non
             f"model.stages has the meta-gradient {name}, which takes a run's first state as constant, but that of "
             f"{rule.label} is learned: take lightning_l2l.meta_gradients.Exact."
         )
+
+
+def refuse_shared_phi(name: str, rule: UpdateRule, episodes: Episodes) -> None:
+    """Refuses a rule that cannot run with φ of its own in every episode.
+
+    Raises:
+        InvalidInputError: says so.
+    """
+    own = PerEpisode(rule, {key: phi.detach()[None] for key, phi in rule.named_parameters()})
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            unroll(own, episodes, start(own, episodes), 1)
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"model.stages has the meta-gradient {name}, but {rule.label} cannot run with parameters of its own in "
+            f"each episode ({first_line(error)}): avoid what torch.func.vmap cannot batch, or set "
+            "takes_phi_per_episode."
+        ) from error
 
 
 def refuse_once_differentiable(name: str, episodes: Episodes) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, get_args
 
@@ -134,12 +134,15 @@ class EpisodeDataModule(LightningDataModule, ABC):
         return [self.tuning_episodes_batch()]
 
     def _loader(self, split: Split, count: int) -> DataLoader:
-        collate = partial(self._collate, split)
+        return self._deal(range(count), self.episodes_per_batch, partial(self._collate, split))
+
+    def _deal(self, numbers: range, batch_size: int, collate: Callable[[Sequence[int]], Episodes]) -> DataLoader:
+        """A loader that deals numbers to the processes in turn."""
         sampler: DistributedSampler | None = None
         if self.trainer is not None and self.trainer.world_size > 1:  # in order: Lightning's own would shuffle
             processes, rank = self.trainer.world_size, self.trainer.global_rank
-            sampler = DistributedSampler(range(count), processes, rank, shuffle=False)  # type: ignore[arg-type]
-        return EpisodeLoader(range(count), batch_size=self.episodes_per_batch, sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
+            sampler = DistributedSampler(numbers, processes, rank, shuffle=False)  # type: ignore[arg-type]
+        return EpisodeLoader(numbers, batch_size=batch_size, sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
 
     def _collate(self, split: Split, numbers: Sequence[int]) -> Episodes:
         if split == "train" and self.trainer is not None:  # an epoch's episodes follow the last epoch's

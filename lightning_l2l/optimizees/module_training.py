@@ -76,12 +76,13 @@ class ModuleTraining(EpisodeDataModule):
         self._parts: dict[Split, tuple[Examples, np.ndarray]] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Loads the examples, tries the network on them, and logs which examples they are."""
+        """Loads the examples, tries the network on them, and, in a Trainer's run, logs which examples they are."""
         if self.examples is not None:
             return
         examples = self._load()
         self._check(examples)
-        rank_zero_info(f"{examples.items.capitalize()}: {examples.source}, {len(examples):,} in all.")
+        if self.trainer is not None:  # not for each task of a suite
+            rank_zero_info(f"{examples.items.capitalize()}: {examples.source}, {len(examples):,} in all.")
         self.examples = examples
 
     def _load(self) -> Examples:
@@ -125,6 +126,16 @@ class ModuleTraining(EpisodeDataModule):
             self.prepare_data()
             self.setup()
         return self._episodes(split, numbers, *self._part(split))
+
+    def training_runs(self, split: Split, numbers: Sequence[int]) -> ModuleEpisodes:
+        """Builds runs that start as this split's episodes do, but train on the examples for training.
+
+        For a comparison by held-out loss, as of a user's own network: the other parts stay unseen.
+        """
+        if self.examples is None:
+            self.prepare_data()
+            self.setup()
+        return self._episodes(split, numbers, *self._part("train"))
 
     def _episodes(self, split: Split, numbers: Sequence[int], examples: Examples, rows: np.ndarray) -> ModuleEpisodes:
         thetas, indices = [], []

@@ -123,12 +123,23 @@ def fastest_batching(trial: ModuleEpisodes) -> Batching:
             f"data.loss of what data.network makes has no gradient ({first_line(error)}): give a network and a loss "
             "that can be differentiated."
         ) from error
+    if getattr(trial.network, "stacked", False):
+        with suppress(*FAILURES):
+            if _stacks(trial):
+                return "stacked"
     batchings: tuple[Batching, ...] = ("losses", "gradients")
     for batching in batchings:
         with suppress(*FAILURES):
             _try_gradient(trial, batching)
             return batching
     return "none"
+
+
+@torch.no_grad()
+def _stacks(trial: ModuleEpisodes) -> bool:
+    """Whether the network and the criterion give the losses of each episode when they are given all of them."""
+    alone, together = (replace(trial, batching=batching).loss(trial.theta, 0) for batching in ("none", "stacked"))
+    return torch.allclose(alone, together, rtol=1e-3)
 
 
 def _try_gradient(trial: ModuleEpisodes, batching: Batching) -> None:

@@ -6,6 +6,7 @@ from lightning_l2l.rules.fast.fastest import fastest
 from lightning_l2l.rules.grouped import Grouped
 from lightning_l2l.rules.hand_designed import NAG, SGD, Adam, AdamW, CosineAdam, HandDesignedRule, RMSprop
 from lightning_l2l.rules.lstm.rule import CoordinatewiseLSTM
+from lightning_l2l.rules.per_coordinate_mlp import PerCoordinateMLP
 
 __all__ = [
     "NAG",
@@ -18,6 +19,7 @@ __all__ = [
     "Grouped",
     "HandDesignedRule",
     "Layout",
+    "PerCoordinateMLP",
     "Place",
     "RMSprop",
     "State",

@@ -60,17 +60,17 @@ class UpdateRule(nn.Module, ABC):
             [N]).
         constants: descriptions of what ``update`` detaches from the graph although it depends on φ or on gradients, so
             that a meta-gradient can report what it leaves out.
-        takes_phi_per_episode: whether every parameter may have a leading dimension of N, put in its place by
-            ``torch.func.functional_call``, so that each of N episodes side by side has a φ of its own.
+        takes_phi_per_episode: whether every method also runs with parameters of its own for each episode, [N, ...];
+            every tensor of the state must then have the episodes in its first dimension.
         tensorwise: whether ``LearnedOptimizer`` keeps a state for each parameter tensor and gives the rule's own
             ``stepper`` all tensors of a group, in their shapes. It is for rules that mix the coordinates of a tensor.
     """
 
     coordinatewise: ClassVar[bool] = False
-    takes_phi_per_episode: ClassVar[bool] = False
     tensorwise: ClassVar[bool] = False
     sees: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
+    takes_phi_per_episode: ClassVar[bool] = False
 
     @property
     def label(self) -> str:
@@ -149,6 +149,17 @@ class UpdateRule(nn.Module, ABC):
     def unpacked(self, state: dict[str, Any], count: int) -> dict[str, Any]:
         """Converts a state of ``count`` coordinates from any stepper of this rule to the form that ``Stepper`` has."""
         return state
+
+    def saturated(self, state: State) -> Tensor | None:
+        """Returns which share of a rule's inputs was at its limits in the last step, for diagnostics, or None.
+
+        Args:
+            state: as ``update`` returned it.
+
+        Returns:
+            One share for each parameter tensor, in the layout's order, [N, number of tensors].
+        """
+        return None
 
     def map(self, function: "Callable[[UpdateRule, Tensor], UpdateRule]", theta: Tensor) -> "UpdateRule":
         """Applies a function to the rule and θ; a rule made of others applies it to each of them and its part of θ."""

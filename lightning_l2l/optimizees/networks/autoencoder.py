@@ -14,11 +14,16 @@ class Autoencoder(nn.Module):
     Args:
         inputs: numbers in one example.
         hidden_sizes: units of the layers down to the code, whose size is the last; the way back mirrors them.
-        activation: of all layers but the last: sigmoid, relu or tanh.
+        activation: of all layers but the last: sigmoid, relu, tanh or gelu.
+        sigmoid_output: squash the reconstruction into 0..1, where images lie.
     """
 
     def __init__(
-        self, inputs: int = 784, hidden_sizes: tuple[int, ...] = (32, 8), activation: Activation = "tanh"
+        self,
+        inputs: int = 784,
+        hidden_sizes: tuple[int, ...] = (32, 8),
+        activation: Activation = "tanh",
+        sigmoid_output: bool = False,
     ) -> None:
         super().__init__()
         if not hidden_sizes or min(inputs, *hidden_sizes) <= 0:
@@ -30,7 +35,7 @@ class Autoencoder(nn.Module):
         layers: list[nn.Module] = []
         for size, next_size in pairwise(sizes):
             layers += [nn.Linear(size, next_size), ACTIVATIONS[activation]()]
-        self.layers = nn.Sequential(*layers[:-1])
+        self.layers = nn.Sequential(*layers[:-1], *([nn.Sigmoid()] if sigmoid_output else []))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the reconstruction, in the shape of the inputs."""

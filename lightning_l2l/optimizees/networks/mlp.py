@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from lightning_l2l.errors import InvalidInputError
 
-Activation = Literal["sigmoid", "relu", "tanh"]
-ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh}
+Activation = Literal["sigmoid", "relu", "tanh", "gelu"]
+ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
 
 class MLP(nn.Sequential):
@@ -18,7 +18,7 @@ class MLP(nn.Sequential):
         inputs: numbers in one example, such as the pixels C · H · W of an image.
         hidden_sizes: units of each hidden layer; the paper trains on one layer of 20.
         classes: number of labels; or of outputs, where it is not a classifier.
-        activation: sigmoid, relu or tanh.
+        activation: sigmoid, relu, tanh or gelu.
     """
 
     def __init__(

@@ -79,13 +79,13 @@ def download_mnist(root: Path) -> None:
         raise
 
 
-def unpack_mnist(root: Path) -> None:
-    """Unpacks the .gz files of MNIST that lie under ``root/MNIST/raw``, without a network.
+def unpack_mnist(root: Path, name: str = "MNIST") -> None:
+    """Unpacks the .gz files of MNIST, or of a dataset in its format, that lie under ``root/name/raw``.
 
     Raises:
         OSError: a file is truncated or is not a .gz file.
     """
-    for archive in (root / "MNIST" / "raw").glob("*-ubyte.gz"):
+    for archive in (root / name / "raw").glob("*-ubyte.gz"):
         if archive.with_suffix("").exists():
             continue
         try:

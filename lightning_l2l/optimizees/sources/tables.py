@@ -8,20 +8,20 @@ from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees.sources.base import Source
 from lightning_l2l.optimizees.sources.tensors import TensorExamples
 
-Name = Literal["diabetes", "california", "breast_cancer", "wine", "digits", "iris"]
-REGRESSIONS = ("diabetes", "california")
+Name = Literal["diabetes", "california", "breast_cancer", "wine", "digits", "iris", "linnerud"]
+REGRESSIONS = ("diabetes", "california", "linnerud")
 
 
 class Table(Source):
     """A table of scikit-learn's: two thirds of its rows to train on, a sixth each for validation and test.
 
-    Inputs are standardised by the training rows, column by column, and so are the targets of a regression, [M, 1].
+    Inputs are standardised by the training rows, column by column, and so are the targets of a regression, [M, E].
     Those of a classification are the numbers of the classes, [M].
 
     Args:
-        name: diabetes and california are regressions on 10 and 8 columns; breast_cancer (30 columns), wine (13), digits
-            (64) and iris (4) are classifications with 2, 3, 10 and 3 classes. california is taken from scikit-learn's
-            folder of data, and never downloaded.
+        name: diabetes and california are regressions on 10 and 8 columns, and linnerud is one of 3 targets on 3;
+            breast_cancer (30 columns), wine (13), digits (64) and iris (4) are classifications with 2, 3, 10 and 3
+            classes. california is taken from scikit-learn's folder of data, and never downloaded.
     """
 
     def __init__(self, name: Name) -> None:
@@ -39,7 +39,7 @@ class Table(Source):
         """
         columns, answers = self._read()
         inputs = torch.as_tensor(columns, dtype=torch.float64)
-        targets = torch.as_tensor(answers, dtype=torch.float64)[:, None]
+        targets = torch.as_tensor(answers, dtype=torch.float64).view(len(inputs), -1)
         if self.name not in REGRESSIONS:
             targets = torch.as_tensor(answers, dtype=torch.int64)
         rows = len(inputs)

@@ -69,16 +69,31 @@ class Text(Source):
                 f"data.source.path is {self.path}, which cannot be read as a text ({first_line(error)}): give the path "
                 "of a file in UTF-8."
             ) from error
-        least = 12 * (self.length + 1)
-        if len(text) < least:
-            raise InvalidInputError(
-                f"data.source.path is {self.path}, which has {len(text)} characters: give a text of {least} or more, "
-                "or a smaller data.source.length."
-            )
-        codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-        vocabulary, characters = np.unique(codes, return_inverse=True)
-        ends = [0, len(text) - 2 * (len(text) // 12), len(text) - len(text) // 12, len(text)]
-        parts = zip(("train", "val", "test"), ends, ends[1:], strict=False)
-        ranges = {part: (first, end - self.length) for part, first, end in parts}
-        source = f"{self.path.name}, {len(vocabulary)} different characters, {self.length} in a window"
-        return TextWindows(torch.from_numpy(characters.astype(np.int64)), self.length, ranges, source)
+        return split_text(text, self.length, self.path.name, "data.source.path")
+
+
+def split_text(text: str, length: int, name: str, key: str) -> TextWindows:
+    """Numbers a text's characters, and splits it as ``Text`` says.
+
+    Args:
+        text: the whole of it.
+        length: L, characters in a window.
+        name: where it came from, in words.
+        key: the setting that an error names.
+
+    Raises:
+        InvalidInputError: it is too short.
+    """
+    least = 12 * (length + 1)
+    if len(text) < least:
+        raise InvalidInputError(
+            f"{key} is {name}, which has {len(text)} characters: give a text of {least} or more, or a smaller "
+            "data.source.length."
+        )
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    vocabulary, characters = np.unique(codes, return_inverse=True)
+    ends = [0, len(text) - 2 * (len(text) // 12), len(text) - len(text) // 12, len(text)]
+    parts = zip(("train", "val", "test"), ends, ends[1:], strict=False)
+    ranges = {part: (first, end - length) for part, first, end in parts}
+    source = f"{name}, {len(vocabulary)} different characters, {length} in a window"
+    return TextWindows(torch.from_numpy(characters.astype(np.int64)), length, ranges, source)

@@ -86,10 +86,10 @@ class Arithmetic:
             torch._foreach_add_([one.theta for one in matrices], orthogonal, alpha=factors[0].orthogonal)
 
     def _average(self, steps: list[OneStep]) -> None:
-        _, grads, states = map(list, zip(*steps, strict=True))
-        squares = torch._foreach_mul(grads, grads)
+        grads = [one.grad for one in steps]
+        squares = list(torch._foreach_mul(grads, grads))
         for name, new, weight in zip(MEANS, (grads, grads, squares, squares), (0.1, 0.01, 0.01, 0.001), strict=True):
-            torch._foreach_lerp_([state[name] for state in states], new, weight)
+            torch._foreach_lerp_([one.state[name] for one in steps], new, weight)
 
 
 class KernelArithmetic(Arithmetic):

@@ -27,7 +27,7 @@ class ControllerState(NamedTuple):
     v99: Tensor  # [N, P]
     v999: Tensor  # [N, P]
     orthogonal: Tensor  # −lr a_O O, [N, P], until the network runs again
-    controls: Tensor  # of each coordinate's tensor, [5, N, P], likewise
+    controls: Tensor  # of each coordinate's tensor, [N, 5, P], likewise
     memory: Memory
 
 
@@ -61,10 +61,11 @@ class FlatController(UpdateRule):
         return FlatController(self.rule, self.layout, overwrite=True)
 
     def init(self, theta: Tensor) -> ControllerState:
-        means = theta.new_zeros(5, *theta.shape).unbind()
+        m9, m99, v99, v999, orthogonal = theta.new_zeros(5, *theta.shape).unbind()
         tensors = theta.new_zeros(len(theta), len(self.places))
         memory = Memory(tensors, tensors, theta.new_zeros(*tensors.shape, SHARED))
-        return ControllerState(0, *means, theta.new_zeros(CONTROLS - 1, *theta.shape), memory)
+        controls = theta.new_zeros(len(theta), CONTROLS - 1, theta.shape[1])
+        return ControllerState(0, m9, m99, v99, v999, orthogonal, controls, memory)
 
     def update(  # type: ignore[override]
         self, grad: Tensor, state: ControllerState, theta: Tensor
@@ -97,13 +98,13 @@ class FlatController(UpdateRule):
             everyone = memory.shared.mean(-2, keepdim=True)
             inputs = features(memory.shared, everyone, own, self._shapes(grad), t)
         controls = self._spread(self.rule.controls(inputs, sizes))
-        orthogonal = controls[CONTROLS - 1] * -orthogonal
-        return state._replace(orthogonal=orthogonal, controls=controls[: CONTROLS - 1], memory=memory)
+        orthogonal = controls[:, -1] * -orthogonal
+        return state._replace(orthogonal=orthogonal, controls=controls[:, :-1], memory=memory)
 
     def _step(self, grad: Tensor, state: ControllerState) -> Tensor:
         """The step by the last controls, with bias corrections folded into few products of long tensors."""
         b9, b99, b999 = bias_corrections(state.step)
-        of_m9, of_grad, of_m99, mixture, epsilon = state.controls.unbind()
+        of_m9, of_grad, of_m99, mixture, epsilon = state.controls.unbind(1)
         direction = of_m9 * state.m9
         direction.addcmul_(of_grad, grad, value=b9).addcmul_(of_m99, state.m99, value=b9 / b99)
         root = torch.lerp(state.v999, state.v99 * (b999 / b99), mixture)

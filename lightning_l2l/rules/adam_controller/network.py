@@ -75,7 +75,7 @@ class ControllerNetwork(UpdateRule):
 
         Returns:
             For each tensor the factors of m₉, g and m₉₉, the share of v₉₉ beside v₉₉₉, what is added to √v, and the
-            factor of O, [6, ..., tensors].
+            factor of O, [..., 6, tensors].
         """
         hidden = torch.tanh(inputs @ self.W1 + self.b1.unsqueeze(-2))
         numbers = (hidden @ self.W2 + inputs @ self.Wl + self.b2.unsqueeze(-2)).unbind(-1)
@@ -97,5 +97,6 @@ class ControllerNetwork(UpdateRule):
                 out["mixture"].sigmoid(),
                 epsilon * sizes.grad,
                 torch.where(sizes.vanished, zero, rate * orthogonal),
-            ]
+            ],
+            dim=-2,
         )

@@ -1,5 +1,7 @@
 """Orthogonalised directions for matrices, by the Newton–Schulz iteration of Muon."""
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -58,11 +60,10 @@ def _iterate_gram(x: Tensor) -> Tensor:
     """As ``_iterate``: X is multiplied only once, by the product of all factors aI + bA + cA², which commute."""
     a, b, c = COEFFICIENTS
     gram = x @ x.mT
-    product = None
-    for iteration in range(ITERATIONS):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = factor if product is None else factor @ product
-        if iteration < ITERATIONS - 1:
-            gram = factor @ gram @ factor
-    return product @ x
+    factors: list[Tensor] = []
+    for _ in range(ITERATIONS):
+        if factors:
+            gram = factors[-1] @ gram @ factors[-1]
+        factors.append(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
+        factors[-1].diagonal(dim1=-2, dim2=-1).add_(a)
+    return reduce(torch.matmul, factors) @ x

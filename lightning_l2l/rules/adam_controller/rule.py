@@ -59,7 +59,7 @@ class AdamController(ControllerNetwork):
         """The state where all of θ is one tensor, as long as no layout is bound."""
         return self.bind(layout_of({"theta": theta.shape[1:]})).init(theta)
 
-    def update(self, grad: Tensor, state: State, theta: Tensor) -> tuple[Tensor, State]:  # type: ignore[override]
+    def update(self, grad: Tensor, state: State, theta: Tensor) -> tuple[Tensor, State]:
         return self.bind(layout_of({"theta": theta.shape[1:]})).update(grad, state, theta=theta)
 
     def stepper(self, device: torch.device, dtype: torch.dtype, in_bfloat16: bool) -> Stepper:

@@ -60,7 +60,7 @@ class ControllerStepper(Stepper):
         adopted = self.copy(state, self.init(theta))
         return {**adopted, "controls": list(adopted["controls"])}
 
-    def step(self, work: Sequence[Work], factor: float, loss: Tensor | None = None) -> None:
+    def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None) -> None:
         """Takes one step of each tensor, as in ``Stepper``; θ and its gradient are in any shape."""
         steps = [OneStep(opened(theta, state), ordered(grad, state), state) for theta, grad, state in work]
         for one in steps:

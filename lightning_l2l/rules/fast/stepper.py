@@ -12,7 +12,7 @@ from lightning_l2l.rules.base import State, UpdateRule
 
 CHUNK = {"cpu": 4096}  # coordinates at a time: on a CPU, what a core's cache holds
 LARGE_CHUNK = 65_536  # elsewhere; the LSTM's activations then take 60 MB
-RUNNING_MEANS = ("mean", "square")  # in bfloat16 they would stall: what a step adds is rounded away
+RUNNING_MEANS = {"mean", "square"}  # in bfloat16 they would stall: what a step adds is rounded away
 
 KeptState = dict[str, Any]
 """A rule's state for one θ [P], as plain tensors and numbers by name, which is all that ``torch.optim`` can keep."""
@@ -52,6 +52,10 @@ class Stepper:
         self.structure = pytree.tree_structure(first)
         self.names = list(named_leaves(first))
 
+    def joined(self, tensors: list[Tensor]) -> Tensor:
+        """Parameters that are stepped as one, or their gradients, as ``step`` takes them."""
+        return tensors[0] if self.keeps_shapes else flat(tensors)
+
     def init(self, theta: Tensor) -> KeptState:
         """Returns the state before the first step from θ, [P]."""
         kept: KeptState = {}
@@ -62,25 +66,28 @@ class Stepper:
                     kept[name] = value
                     continue
                 if name not in kept:
-                    small = value.is_floating_point() and name.rpartition(".")[2] not in RUNNING_MEANS
+                    small = value.is_floating_point() and RUNNING_MEANS.isdisjoint(name.split("."))
                     kind = self.kept_dtype if small else value.dtype
                     kept[name] = value.new_empty((*value.shape[:-1], len(theta)), dtype=kind)
                 kept[name][..., part] = value
         return kept
 
-    def step(self, work: Sequence[Work], factor: float, loss: Tensor | None = None) -> None:
+    def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None) -> None:
         """Takes one step of each θ.
 
         Args:
             work: θ, ∇_t and the state of each, as ``init`` or ``adopt`` returned it.
             factor: of the step.
-            loss: f(θ_t), [1], for a rule that sees it.
+            loss: f(θ_t), one number, for a rule that sees it.
         """
+        seen = None
+        if "loss" in self.rule.sees:
+            seen = torch.as_tensor(loss).detach().to(self.device, self.dtype).reshape(1)
         for theta, grad, state in work:
             before = dict(state)
             for part in self.parts(theta):
                 now = [self._open(before[name], part, len(theta)) for name in self.names]
-                values = {"theta": theta[None, part].to(self.dtype), "loss": loss}
+                values = {"theta": theta[None, part].to(self.dtype), "loss": seen}
                 update, after = self.rule.update(
                     grad[None, part].to(self.dtype),
                     pytree.tree_unflatten(now, self.structure),
@@ -140,6 +147,14 @@ def make_stepper(
     """Returns the fastest stepper for a copy of the rule; see ``Stepper`` for the arguments."""
     rule = deepcopy(rule).requires_grad_(False).to(device, dtype)
     return rule.stepper(device, dtype, in_bfloat16) or Stepper(rule, device, dtype, in_bfloat16, count)
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    """Flattens and concatenates tensors; a single contiguous tensor is not copied."""
+    if len(tensors) > 1:
+        return torch.cat([tensor.reshape(-1) for tensor in tensors])
+    row = tensors[0].contiguous()
+    return row if row.ndim == 1 else row.view(-1)
 
 
 def named_leaves(state: State) -> KeptState:

@@ -1,0 +1,81 @@
+"""The problems of a benchmark, read from a YAML file."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightning_l2l.errors import InvalidInputError, first_line
+from lightning_l2l.optimizees import EpisodeDataModule, ModuleTraining
+
+
+@dataclass
+class Problem:
+    """A network to train on some data.
+
+    Attributes:
+        name: what tables call it; a published curve is found by it.
+        settings: those of ``data``, as the file gives them.
+        data: the DataModule that they describe.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    data: ModuleTraining
+
+
+def read_problems(problems: dict[str, Any], root: str | None = None) -> list[Problem]:
+    """Makes the problems of a file.
+
+    Args:
+        problems: a name for each, with its ``data`` settings.
+        root: the folder of datasets, in place of the default of each setting ``root``.
+
+    Raises:
+        InvalidInputError: names the problem, and what is wrong with its settings.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(EpisodeDataModule, "data", required=True)
+    found = []
+    for name, settings in problems.items():
+        try:
+            given = parser.parse_object({"data": settings})
+            if root is not None:
+                set_roots(given, root)
+            data = parser.instantiate_classes(given).data
+        except InvalidInputError as error:
+            raise InvalidInputError(f"benchmark.problems has {name}: {error}") from None
+        except Exception as error:  # of the parser
+            cause = error.__cause__ if isinstance(error.__cause__, InvalidInputError) else error
+            raise InvalidInputError(f"benchmark.problems has {name}: {' '.join(str(cause).split())}") from None
+        if not isinstance(data, ModuleTraining):
+            raise InvalidInputError(
+                f"benchmark.problems has {name}, a {type(data).__name__}, but a benchmark trains networks: give a "
+                "lightning_l2l.optimizees.ModuleTraining, or a subclass of it."
+            )
+        found.append(Problem(name, settings, data))
+    return found
+
+
+def set_roots(settings: Namespace, root: str) -> None:
+    """Sets every ``root`` in parsed settings, at any depth."""
+    for key in list(settings.keys()):
+        if key.rpartition(".")[2] == "root":
+            settings[key] = root
+
+
+def available(problems: list[Problem]) -> tuple[list[Problem], dict[str, str]]:
+    """Loads the data of each problem.
+
+    Returns:
+        Those whose data is there or could be fetched, and why the others are skipped, by name.
+    """
+    there, skipped = [], {}
+    for problem in problems:
+        try:
+            problem.data.prepare_data()
+            problem.data.setup("test")
+            there.append(problem)
+        except InvalidInputError as error:
+            skipped[problem.name] = first_line(error)
+    return there, skipped

@@ -1,0 +1,62 @@
+"""Autoencoders of small images, with narrow and wide codes. Data: MNIST, Fashion-MNIST."""
+
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from lightning_l2l.optimizees.base import EpisodeDataModule
+from lightning_l2l.optimizees.families.base import Family, dense, describe
+from lightning_l2l.optimizees.module_training import ModuleTraining
+from lightning_l2l.optimizees.networks.stacked import Stacked
+from lightning_l2l.optimizees.sources.small_images import Name, SmallImages, found_images
+
+
+class Reconstruction(NamedTuple):
+    """One network and how it is trained."""
+
+    images: Name
+    size: int
+    hidden: tuple[int, ...]  # the code is the smallest
+    activation: str
+    batch_size: int
+    loss: str
+
+
+AUTOENCODERS = [
+    Reconstruction("MNIST", 7, (16, 4, 16), "tanh", 32, "squared error"),
+    Reconstruction("MNIST", 7, (8,), "relu", 64, "squared error"),
+    Reconstruction("MNIST", 7, (24, 8, 24), "relu", 32, "cross-entropy"),
+    Reconstruction("MNIST", 7, (64,), "relu", 32, "squared error"),
+    Reconstruction("MNIST", 14, (16, 8, 16), "sigmoid", 16, "squared error"),
+    Reconstruction("MNIST", 14, (16,), "gelu", 16, "cross-entropy"),
+    Reconstruction("MNIST", 14, (12, 2, 12), "gelu", 32, "squared error"),
+    Reconstruction("FashionMNIST", 7, (16, 16, 6, 16, 16), "relu", 32, "squared error"),
+    Reconstruction("FashionMNIST", 7, (48,), "tanh", 32, "cross-entropy"),
+    Reconstruction("FashionMNIST", 7, (20, 3, 20), "gelu", 32, "squared error"),
+    Reconstruction("FashionMNIST", 14, (16, 4, 16), "relu", 16, "squared error"),
+    Reconstruction("FashionMNIST", 14, (20,), "tanh", 16, "linear, squared error"),
+]
+
+
+class Autoencoders(Family):
+    """Perceptrons that reconstruct images through a code of 2 to 64 units.
+
+    Outputs pass a sigmoid before the squared error or the binary cross-entropy, except where they are called linear.
+
+    Args:
+        root: folder of datasets (see ``SmallImages``).
+    """
+
+    def __init__(self, root: str = "data") -> None:
+        self.root = root
+        self.data = found_images(root)
+
+    def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:
+        return {describe(row): self._task(row, **settings) for row in AUTOENCODERS}
+
+    def _task(self, row: Reconstruction, **settings: Any) -> ModuleTraining:
+        layers = dense((row.size**2, *row.hidden, row.size**2), row.activation)
+        loss = nn.BCEWithLogitsLoss() if row.loss == "cross-entropy" else nn.MSELoss()
+        layers += [nn.Sigmoid()] if row.loss == "squared error" else []
+        source = SmallImages(row.images, row.size, root=self.root)
+        return ModuleTraining(Stacked(*layers), loss, source, row.batch_size, reconstruct=True, **settings)

@@ -1,0 +1,222 @@
+"""A mixture of tasks on which a rule for everyday problems is meta-trained."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_l2l.episodes import Episodes
+from lightning_l2l.errors import InvalidInputError, require_positive
+from lightning_l2l.optimizees.base import EpisodeDataModule, Split
+from lightning_l2l.optimizees.families.base import Family
+from lightning_l2l.optimizees.reference import read_reference
+from lightning_l2l.optimizees.wrapped import WrappedEpisodes
+
+GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, fill 0..1 evenly
+DRAW = 5  # distinguishes the stream that draws a task from those of ``EpisodeDataModule``
+UNIT_EPISODES = 8
+
+
+@dataclass
+class Part:
+    """A row of the mixture.
+
+    Args:
+        family: the tasks, by class path.
+        weight: share of the meta-batches of training, relative to the other rows. 0 holds the family out: validation
+            runs on such families alone.
+    """
+
+    family: Family
+    weight: float = 1.0
+
+
+@dataclass(eq=False)
+class SuiteEpisodes(WrappedEpisodes):
+    """Episodes of one task, with losses in units of the task's mean first loss, so that tasks can be compared.
+
+    Attributes:
+        numbers: of the episodes, [N].
+        unit: the mean first loss.
+        reached: what a stored Adam reaches after steps 1 to T, in these units, [T]; None if there is no table.
+        draw: makes the episodes of any numbers.
+    """
+
+    numbers: Tensor
+    unit: float
+    reached: np.ndarray | None
+    draw: Callable[[Sequence[int]], "SuiteEpisodes"]
+
+    def loss(self, theta: Tensor, step: int) -> Tensor:
+        return self.episodes.loss(theta, step) / self.unit
+
+    def value_and_grad(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        losses, grad = self.episodes.value_and_grad(theta, step)
+        return losses / self.unit, grad / self.unit
+
+    def hessian_product(self, theta: Tensor, step: int, vector: Tensor) -> Tensor:
+        return self.episodes.hessian_product(theta, step, vector) / self.unit
+
+    def reference(self, step: int, count: int) -> Tensor | None:
+        if self.reached is None:
+            return None
+        return torch.from_numpy(self.reached[step : step + count]).to(self.theta)[:, None].expand(-1, len(self))
+
+    def shared_fields(self) -> dict[str, Any]:
+        return {name: value for name, value in super().shared_fields().items() if name != "draw"}
+
+    def kept(self) -> dict[str, Tensor]:
+        """The numbers alone, from which ``restored`` draws the episodes anew, even those of another task."""
+        return {"numbers": self.numbers}
+
+    def restored(self, kept: Mapping[str, Tensor]) -> "SuiteEpisodes":
+        return self.draw(kept["numbers"].tolist()).to(self.theta.device, self.theta.dtype)
+
+
+class Suite(EpisodeDataModule):
+    """Draws each meta-batch from one task of one family, so that tasks of one shape run side by side.
+
+    The numbers of the episodes alone decide which task it is. Training takes families by their weights, and tasks of a
+    family at random. Validation goes through all tasks of the families held out, tuning and test through those of all
+    families. Losses are in units of the task's mean first loss, so that they can be compared across tasks.
+
+    Args:
+        families: the mixture, by names of your choice.
+        horizon: T, the number of steps of one run.
+        episodes_per_batch: N, how many training episodes run side by side on one device; one meta-batch.
+        train_episodes: episodes in an epoch of meta-training, over all devices.
+        episodes_per_task: episodes of each task in validation, tuning and test, which also run side by side.
+        seed: another seed gives other episodes in every split.
+        random_scaling: the largest |u| by which a training or validation run reparametrises each tensor, θ = e^u θ'
+            (see ``EpisodeDataModule``).
+        reference: a table of what Adam reaches on each task, with which meta-losses compare: the path of an .npz that
+            ``python -m lightning_l2l reference`` made, or the name of one of the package's own. null compares with
+            nothing.
+    """
+
+    def __init__(
+        self,
+        families: dict[str, Part],
+        horizon: int = 500,
+        episodes_per_batch: int = 32,
+        train_episodes: int = 320,
+        episodes_per_task: int = 8,
+        seed: int = 0,
+        random_scaling: float = 0.0,
+        reference: str | None = None,
+    ) -> None:
+        require_positive("data.episodes_per_task", episodes_per_task)
+        self.families = families
+        self.episodes_per_task = episodes_per_task
+        self._check_weights()
+        with torch.random.fork_rng(devices=[]):  # networks draw parameters, which no episode uses
+            self.tasks = {
+                f"{name}: {task}": data
+                for name, part in families.items()
+                for task, data in part.family.tasks(horizon=horizon, seed=seed).items()
+            }
+        every = episodes_per_task * len(self.tasks)
+        super().__init__(
+            horizon,
+            episodes_per_batch,
+            train_episodes,
+            episodes_per_task * len(self._tasks_of("val")),
+            tuning_episodes=every,
+            test_episodes=every,
+            seed=seed,
+            random_scaling=random_scaling,
+        )
+        self.reached: dict[str, np.ndarray] = {}
+        if reference is not None:
+            self.reached = read_reference(reference, list(self.tasks), horizon, self.description)
+        self._units: dict[str, float] = {}
+
+    def _check_weights(self) -> None:
+        for name, part in self.families.items():
+            if not 0 <= part.weight < math.inf:
+                raise InvalidInputError(
+                    f"data.families.{name}.weight is {part.weight}: give a positive number, or 0 to hold it out."
+                )
+        if not any(part.weight for part in self.families.values()):
+            raise InvalidInputError("data.families has no family with a weight above 0: give one to train on.")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Logs which data the tasks use."""
+        rank_zero_info(f"{len(self.tasks)} tasks in {len(self.families)} families, on {self.description}.")
+
+    @property
+    def description(self) -> str:
+        """Which data the tasks use."""
+        return ", ".join(dict.fromkeys(data for part in self.families.values() for data in part.family.data))
+
+    def task(self, split: Split, number: int) -> str:
+        """The name of the task that the episode of this number belongs to."""
+        batch = number // self._side_by_side(split)
+        if split != "train":
+            tasks = self._tasks_of(split)
+            return tasks[batch % len(tasks)]
+        random = np.random.default_rng([self.seed, DRAW, batch])
+        names, weights = zip(*((name, part.weight) for name, part in self.families.items()), strict=True)
+        ends = np.cumsum(weights) / sum(weights)
+        family = names[int(np.searchsorted(ends, (batch + 1) * GOLDEN % 1, side="right"))]
+        tasks = [task for task in self.tasks if task.startswith(f"{family}: ")]
+        return tasks[random.integers(len(tasks))]
+
+    def _tasks_of(self, split: Split) -> list[str]:
+        held_out = [name for name, part in self.families.items() if not part.weight]
+        if split != "val" or not held_out:
+            return list(self.tasks)
+        return [task for task in self.tasks if task.partition(": ")[0] in held_out]
+
+    def _side_by_side(self, split: Split) -> int:
+        return self.episodes_per_batch if split == "train" else self.episodes_per_task
+
+    def episodes(self, split: Split, numbers: Sequence[int]) -> SuiteEpisodes:
+        """Builds the episodes with these numbers, all of one task."""
+        tasks = {self.task(split, number) for number in numbers}
+        if len(tasks) != 1:
+            raise InvalidInputError(
+                f"Episodes {list(numbers)} belong to {len(tasks)} tasks, but only those of one can run side by side: "
+                f"give some of {self._side_by_side(split)} consecutive ones."
+            )
+        (task,) = tasks
+        episodes = self.tasks[task].episodes(split, numbers)
+        draw = partial(self.episodes, split)
+        return SuiteEpisodes(
+            episodes.theta, episodes, torch.tensor(numbers), self.unit(task), self.reached.get(task), draw
+        )
+
+    def unit(self, task: str) -> float:
+        """The mean loss of the task at the start of a few fixed runs, by which its losses are divided."""
+        if task not in self._units:
+            episodes = self.tasks[task].episodes("tune", range(UNIT_EPISODES))
+            with torch.no_grad():
+                unit = float(episodes.loss(episodes.theta, 0).mean())
+            if not 0 < unit < math.inf:
+                raise InvalidInputError(
+                    f"data.families has the task {task}, whose mean first loss is {unit}: give tasks that start at a "
+                    "positive loss."
+                )
+            self._units[task] = unit
+        return self._units[task]
+
+    def tuning_batches(self) -> list[Episodes]:
+        """One batch for each task."""
+        size = self.episodes_per_task
+        return [self.episodes("tune", range(first, first + size)) for first in range(0, self.tuning_episodes, size)]
+
+    def _loader(self, split: Split, count: int) -> DataLoader:
+        """Deals whole batches to the processes, since the episodes of a batch share a task."""
+        size = self._side_by_side(split)
+
+        def collate(batches: Sequence[int]) -> Episodes:
+            return self._collate(split, range(batches[0] * size, (batches[0] + 1) * size))
+
+        return self._deal(range(count // size), 1, collate)

@@ -1,0 +1,158 @@
+"""A suite: which task an episode belongs to, units, and episodes in processes, checkpoints and meta-gradients."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from command_line import FOLDER
+from small_problem import STEPS, LearnedMomentum, meta_gradient, meta_loss
+
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.meta_gradients import Exact, kept_runs
+from lightning_l2l.optimizees import Part, Suite
+from lightning_l2l.optimizees.families import Tables, Teachers
+from lightning_l2l.rules import SGD
+from lightning_l2l.unroll import start
+
+
+def suite(**settings) -> Suite:
+    families = {"tables": Part(Tables(), 3.0), "teachers": Part(Teachers(), 1.0), "linear": Part(Teachers(True), 0.0)}
+    return Suite(**{"families": families, "horizon": STEPS, "episodes_per_batch": 4, "train_episodes": 24} | settings)
+
+
+def batches(data, split="train", processes=1, rank=0, epoch=0):
+    data.trainer = SimpleNamespace(world_size=processes, global_rank=rank, current_epoch=epoch)
+    return list(getattr(data, f"{split}_dataloader")())
+
+
+def drawn(data):
+    return [data.task("train", 4 * batch) for batch in range(400)]
+
+
+def test_families_get_their_shares_in_every_stretch_of_training():
+    data = suite()
+    for first in (0, 1_000):
+        families = Counter(data.task("train", 4 * batch).split(":")[0] for batch in range(first, first + 40))
+        assert families["linear"] == 0 and abs(families["tables"] - 30) <= 1
+    first, again, other = (drawn(data) for data in (data, suite(), suite(seed=1)))
+    assert len(set(first)) == len(Tables().tasks(horizon=1)) + len(Teachers().tasks(horizon=1))
+    assert first == again != other
+
+
+def test_validation_goes_through_all_tasks_held_out_and_the_others_through_all():
+    data = suite(episodes_per_task=2)
+    seen = [data.task("val", number) for number in range(data.val_episodes)]
+    assert list(Counter(seen).values()) == [2] * len(Teachers(True).tasks(horizon=1))
+    assert {name.split(":")[0] for name in seen} == {"linear"}
+    for split, count in (("test", data.test_episodes), ("tune", data.tuning_episodes)):
+        assert {data.task(split, number) for number in range(count)} == set(data.tasks)
+    assert [len(batch) for batch in batches(data, "val")] == [2] * len(Teachers(True).tasks(horizon=1))
+    assert len(data.tuning_batches()) == len(data.tasks)
+
+
+def test_losses_are_in_units_of_the_mean_first_loss():
+    episodes = suite(episodes_per_batch=32, train_episodes=32).episodes("train", range(32))
+    losses, grads = episodes.value_and_grad(episodes.theta, 0)
+    inner, inner_grads = episodes.episodes.value_and_grad(episodes.theta, 0)
+    assert 0.8 < losses.mean() < 1.25 and inner.mean() / losses.mean() != 1
+    torch.testing.assert_close(inner / losses, torch.full_like(losses, episodes.unit))
+    torch.testing.assert_close(inner_grads / episodes.unit, grads)
+    vector = torch.randn_like(grads)
+    product = episodes.hessian_product(episodes.theta, 0, vector)
+    torch.testing.assert_close(episodes.episodes.hessian_product(episodes.theta, 0, vector) / episodes.unit, product)
+
+
+def test_processes_share_the_batches_of_one():
+    alone = batches(suite(random_scaling=1.0), epoch=2)
+    shared = [batches(suite(random_scaling=1.0), processes=2, rank=rank, epoch=2) for rank in (0, 1)]
+    assert len({batch.episodes.numbers.min().item() for batch in alone}) == 6
+    for number, expected in enumerate(alone):
+        batch = shared[number % 2][number // 2]
+        assert torch.equal(batch.theta, expected.theta) and torch.equal(batch.scale, expected.scale)
+        assert torch.equal(batch.value_and_grad(batch.theta, 1)[1], expected.value_and_grad(expected.theta, 1)[1])
+
+
+def test_a_loader_resumes_with_the_next_batch():
+    data = suite()
+    every = batches(data)
+    loader = data.train_dataloader()
+    loader.load_state_dict({"position": 4})
+    assert [batch.numbers.tolist() for batch in loader] == [batch.numbers.tolist() for batch in every[4:]]
+
+
+def test_kept_runs_come_back_to_the_bit_beside_episodes_of_another_task():
+    every = batches(suite(random_scaling=1.0))
+    kept = every[0]
+    like = next(batch for batch in every if batch.layout != kept.layout)
+    rule = SGD(0.01)
+    packed = kept_runs.pack(kept, start(rule, kept))
+    assert sum(tensor.numel() for tensor in packed["episodes"].values()) < 3 * kept.theta.numel()
+    again = like.restored(packed["episodes"])
+    assert again.layout == kept.layout
+    for step in (0, STEPS):
+        for a, b in zip(kept.value_and_grad(kept.theta, step), again.value_and_grad(again.theta, step), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_repeated_and_first_episodes_are_the_same():
+    episodes = batches(suite(random_scaling=1.0))[0]
+    losses = episodes.loss(episodes.theta, 1)
+    twice = episodes.repeat(2)
+    torch.testing.assert_close(twice.loss(twice.theta, 1), losses.repeat(2))
+    assert twice.episodes.numbers.tolist() == episodes.episodes.numbers.repeat(2).tolist()
+    two = episodes.first(2)
+    torch.testing.assert_close(two.loss(two.theta, 1), losses[:2])
+
+
+def test_exact_meta_gradients_are_those_of_finite_differences():
+    data = suite(random_scaling=1.0)
+    episodes = next(batch for batch in batches(data) if "tanh" in data.task("train", int(batch.episodes.numbers[0])))
+    episodes = episodes.to("cpu", torch.double)
+    rule = LearnedMomentum().double()
+    grad = meta_gradient(Exact(), rule, episodes)
+    for n in range(2):
+        losses = []
+        for change in (1e-6, -1e-6):
+            with torch.no_grad():
+                rule.phi[n] += change
+                losses.append(meta_loss(rule, episodes))
+                rule.phi[n] -= change
+        torch.testing.assert_close(grad[n], (losses[0] - losses[1]) / 2e-6, rtol=1e-5, atol=1e-8)
+
+
+def test_what_data_it_uses_is_said():
+    tables = "scikit-learn breast_cancer, scikit-learn digits, scikit-learn iris, scikit-learn linnerud"
+    assert suite().variant == f"{tables}, random teachers"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"families": {"a": Part(Teachers(), -1.0)}}, "data.families.a.weight is -1.0"),
+        ({"families": {"a": Part(Teachers(), 0.0)}}, "data.families has no family with a weight above 0"),
+        ({"episodes_per_task": 0}, "data.episodes_per_task is 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings, sentence):
+    with pytest.raises(InvalidInputError, match=sentence):
+        suite(**settings)
+
+
+def test_episodes_of_several_tasks_are_refused():
+    with pytest.raises(InvalidInputError, match="belong to 2 tasks"):
+        suite(episodes_per_task=2).episodes("val", [0, 2])
+
+
+def test_the_shipped_mixture_is_balanced():
+    rows = yaml.safe_load((FOLDER / "everyday.yaml").read_text())["data"]["init_args"]["families"]
+    weights = {name: row["weight"] for name, row in rows.items()}
+    assert sum(weights.values()) == pytest.approx(1)
+    assert max(weights.values()) <= 0.2
+    assert weights["grus"] >= 0.1 and weights["transformers"] >= 0.1
+    assert weights["normalised_cnns"] + weights["residual_mlps"] >= 0.1
+    held_out = [name for name, weight in weights.items() if not weight]
+    assert held_out == ["lstms", "row_transformers", "completions", "batch_normalised_mlps"]
+    settings = [row["family"] for row in rows.values()]
+    assert all(settings.count(one) == 1 for one in settings)

