@@ -236,3 +236,18 @@ def test_newton_schulz_both_ways():
     torch.testing.assert_close(orthogonal._iterate_gram(unit), orthogonal._iterate(unit), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(orthogonalize_(1e-30 * matrices), got)
     assert not orthogonalize_(torch.zeros(1, 2, 3)).any()
+
+
+@pytest.mark.parametrize("shape", [(10, 12), (12, 10), (10, 40)])
+def test_parts_of_large_matrices_are_orthogonalized_by_themselves(shape):
+    matrix = torch.randn(1, *shape)
+    parts = matrix.split([4, 3, 3], 1 if shape[0] == 10 else 2)
+    got = orthogonalize_(matrix.clone(), block=4)
+    own = [orthogonalize_(part.contiguous()) for part in parts]
+    torch.testing.assert_close(got, torch.cat(own, 1 if shape[0] == 10 else 2))
+
+
+def test_a_part_whose_gradient_has_vanished_does_not_move():
+    matrix = torch.cat([torch.randn(1, 3, 8), 1e-9 * torch.randn(1, 3, 8)], 1)
+    got = orthogonalize_(matrix, block=3)
+    assert got[:, :3].any() and not got[:, 3:].any()

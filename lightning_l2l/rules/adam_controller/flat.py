@@ -145,7 +145,7 @@ class FlatController(UpdateRule):
                 by_shape.setdefault(shape, []).append(place)
         for shape, places in by_shape.items():
             matrices = torch.cat([mixed[:, place.coordinates].unflatten(1, shape) for place in places])
-            directions = orthogonalize_(matrices, self.rule.spectral_limit)
+            directions = orthogonalize_(matrices, self.rule.spectral_limit, self.rule.block)
             for place, direction in zip(places, directions.split(len(mixed)), strict=True):
                 result[:, place.coordinates] = direction.flatten(1)
         return result

@@ -42,9 +42,10 @@ class ControllerNetwork(UpdateRule):
         every: int = 4,
         all_sides: bool = False,
         spectral_limit: int | None = None,
+        block: int | None = 128,
     ) -> None:
         super().__init__()
-        for name, value in {"hidden": hidden, "every": every, "spectral_limit": spectral_limit}.items():
+        for name, value in {"hidden": hidden, "every": every, "spectral_limit": spectral_limit, "block": block}.items():
             if value is not None:
                 require_positive(name, value)
         known = get_args(Direction)
@@ -56,6 +57,7 @@ class ControllerNetwork(UpdateRule):
         self.every = every
         self.all_sides = all_sides
         self.spectral_limit = spectral_limit
+        self.block = block
         self.W1 = nn.Parameter(torch.randn(FEATURES, hidden) / math.sqrt(FEATURES))
         self.b1 = nn.Parameter(torch.zeros(hidden))
         self.W2 = nn.Parameter(torch.zeros(hidden, len(self.outputs)))

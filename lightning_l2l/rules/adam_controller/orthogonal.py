@@ -9,6 +9,7 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the quintic that Muon iterates (K. 
 ITERATIONS = 5
 RMS = 0.3  # of the result
 WIDE = 3  # sides' ratio above which iterating on the Gram matrix is faster
+VANISHED = 1e-6  # share of a matrix's norm below which a part of it counts as zero
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -21,7 +22,7 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
     return shape[0], columns
 
 
-def orthogonalize_(matrices: Tensor, spectral_limit: int | None = None) -> Tensor:
+def orthogonalize_(matrices: Tensor, spectral_limit: int | None = None, block: int | None = None) -> Tensor:
     """Moves all singular values of matrices near to each other, and scales each matrix to a root mean square of .3.
 
     A matrix of zeros stays one. Nothing underflows, however small the numbers are.
@@ -29,6 +30,8 @@ def orthogonalize_(matrices: Tensor, spectral_limit: int | None = None) -> Tenso
     Args:
         matrices: [matrices, rows, columns], contiguous; they are overwritten.
         spectral_limit: the larger side beyond which the spectral norm, .3 √(larger side), does not grow.
+        block: the largest smaller side of what is computed as one matrix. A larger one is split along that side, and
+            each part is treated as a matrix of its own, which takes time in proportion to the matrix's size.
 
     Returns:
         The results, [matrices, rows, columns].
@@ -40,11 +43,22 @@ def orthogonalize_(matrices: Tensor, spectral_limit: int | None = None) -> Tenso
     rows /= largest.clamp(min=tiny)  # so that squares do not underflow
     rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=tiny)
     wide = matrices.mT.contiguous() if tall else matrices
-    wide = _iterate_gram(wide) if wide.shape[2] > WIDE * wide.shape[1] else _iterate(wide)
-    size = torch.linalg.vector_norm(wide.flatten(1), dim=1)[:, None, None] / rows.shape[1] ** 0.5
     held = 1.0 if spectral_limit is None else min(1.0, (spectral_limit / wide.shape[2]) ** 0.5)
-    wide *= RMS * held / size.clamp(min=tiny)
+    if block is not None and wide.shape[1] > block:
+        parts = wide.tensor_split(-(-wide.shape[1] // block), 1)
+        wide = torch.cat([_orthogonal(part, RMS * held) for part in parts], 1)
+    else:
+        wide = _orthogonal(wide, RMS * held)
     return wide.mT if tall else wide
+
+
+def _orthogonal(x: Tensor, rms: float) -> Tensor:
+    """Orthogonalises parts of matrices of norm 1; a part that has almost nothing of that norm becomes zero."""
+    norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    x = x / norm.clamp(min=VANISHED)
+    x = _iterate_gram(x) if x.shape[2] > WIDE * x.shape[1] else _iterate(x)
+    size = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) / (x.shape[1] * x.shape[2]) ** 0.5
+    return x * torch.where(norm > VANISHED, rms / size.clamp(min=torch.finfo(x.dtype).tiny), 0.0)
 
 
 def _iterate(x: Tensor) -> Tensor:

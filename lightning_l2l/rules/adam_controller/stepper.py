@@ -103,7 +103,7 @@ class ControllerStepper(Stepper):
             mixed = torch.empty(len(numbers), *shape, dtype=self.dtype, device=self.device)
             for number, matrix in zip(numbers, mixed, strict=True):
                 torch.lerp(due[number].state["m9"].reshape(shape), due[number].grad.reshape(shape), 0.1, out=matrix)
-            results = orthogonalize_(mixed, self.rule.spectral_limit)
+            results = orthogonalize_(mixed, self.rule.spectral_limit, self.rule.block)
             for number, result in zip(numbers, results, strict=True):
                 directions[number] = result
         return directions
