@@ -11,7 +11,6 @@ CONFIGS = sorted(path.name for path in FOLDER.glob("*.yaml") if not path.stem.en
 RUN = Path("runs/quadratic/version_0")
 EXACT = "{class_path: lightning_l2l.meta_gradients.Exact}"
 LINEARIZED = "{class_path: lightning_l2l.meta_gradients.Linearized, init_args: {hessian_every: 2}}"
-STAGGERED = f"{{class_path: lightning_l2l.meta_gradients.Staggered, init_args: {{meta_gradient: {EXACT}}}}}"
 HALF_EXACT = f"--model.stages=[{{}}, {{meta_gradient: {EXACT}}}]"  # the second half of the epochs
 
 TINY = [
@@ -49,7 +48,6 @@ OWN_DATA = [  # what own_workload.yaml leaves to its user
 TINY_OWN = [
     *("--data.horizon=10", "--model.unroll=5", "--data.episodes_per_batch=2", "--data.train_episodes=4"),
     *("--data.val_episodes=1", "--data.batch_size=8", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"),
-    f"--model.stages=[{{horizon: [5, 10], meta_gradient: {STAGGERED}}}]",
 ]
 
 UPON = {  # configs that are given after another

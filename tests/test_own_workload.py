@@ -65,15 +65,18 @@ def test_a_fit_begins_with_a_trained_rule_goes_on_and_is_exported(begun):
 
 
 def test_a_fit_that_is_continued_is_that_of_one_go(begun):
-    fit("--ckpt_path=pretrained:begun.safetensors", "--trainer.max_epochs=1")
-    fit("--ckpt_path=last")
-    fit("--ckpt_path=pretrained:begun.safetensors")
+    """To the bit where the rate does not fall with the time, which is never the same."""
+    begin = ("--ckpt_path=pretrained:begun.safetensors", "--model.final_learning_rate=null")
+    fit(*begin, "--trainer.max_epochs=1")
+    fit("--ckpt_path=last", begin[1])
+    fit(*begin)
     in_one_go = Path("runs/own_workload/version_1/checkpoints/last.ckpt")
     assert same(weights(CHECKPOINTS / "last.ckpt"), weights(in_one_go))
 
 
-def test_a_time_limit_ends_a_fit_with_a_validated_rule(begun):
-    fit("--ckpt_path=pretrained:begun.safetensors", "--trainer.max_epochs=1000", "--trainer.max_time=00:00:00:01")
+def test_a_time_limit_ends_a_fit_with_a_low_rate_and_a_validated_rule(begun):
+    fit("--ckpt_path=pretrained:begun.safetensors", "--trainer.max_epochs=1000", "--trainer.max_time=00:00:00:02")
     last = torch.load(CHECKPOINTS / "last.ckpt", weights_only=True)
-    assert 0 < last["global_step"] and last["epoch"] < 900
+    assert last["global_step"] > 0 and last["epoch"] < 900
+    assert last["optimizer_states"][0]["param_groups"][0]["lr"] < 0.002  # of 0.003 at the start
     assert (CHECKPOINTS / "best.ckpt").is_file()

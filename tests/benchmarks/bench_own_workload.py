@@ -60,7 +60,7 @@ def fitted(settings: dict) -> object:
     limit = f"--trainer.max_time=00:{SECONDS // 3600:02}:{SECONDS // 60 % 60:02}:{SECONDS % 60:02}"
     steps = [f"--data.horizon={STEPS}", "--trainer.accelerator=cpu"]
     main(["fit", "--config", "own_workload.yaml", "--config", "mine.yaml", *given, limit, *steps])
-    checkpoint = "runs/own_workload/version_0/checkpoints/last.ckpt"
+    checkpoint = "runs/own_workload/version_0/checkpoints/best.ckpt"
     main(["export", "--ckpt_path", checkpoint, "--output", "mine.safetensors"])
     return load_rule("mine.safetensors")
 

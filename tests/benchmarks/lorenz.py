@@ -15,7 +15,7 @@ class Lorenz(Source):
     def load(self) -> TensorExamples:
         """Simulates them."""
         count = sum(PARTS)
-        state = np.random.default_rng(0).standard_normal((count, 3)) + [0, 0, 25]
+        state = np.array([0, 0, 25]) + np.random.default_rng(0).standard_normal((count, 3))
         before = simulate(state, 10.0)
         examples = np.stack([before, simulate(before, 0.5)])
         examples = (examples - before.mean(0)) / before.std(0)
