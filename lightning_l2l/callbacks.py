@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, ProgressBar, Timer
 from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
@@ -117,7 +117,10 @@ class Interrupt(Callback):
 
 
 class MetaProgressBar(ProgressBar):
-    """One bar over all meta-batches of training, or all batches of a test or a prediction, with the time left."""
+    """One bar over all meta-batches of training, or all batches of a test or a prediction, with the time left.
+
+    Where ``trainer.max_time`` ends training, nobody knows how many meta-batches there will be: it counts them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,12 +132,9 @@ class MetaProgressBar(ProgressBar):
         self.enabled = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        batches = int(trainer.num_training_batches)
-        self._open(
-            "meta-training",
-            batches * (trainer.max_epochs or 1),
-            trainer.fit_loop.total_batch_idx + 1,
-        )
+        limited = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        total = None if limited else int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+        self._open("meta-training", total, trainer.fit_loop.total_batch_idx + 1)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self._advance(trainer, {"meta_loss": "train/meta_loss", "val": monitor_of(trainer.lightning_module)})
@@ -160,7 +160,7 @@ class MetaProgressBar(ProgressBar):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()
 
-    def _open(self, name: str, total: int, initial: int) -> None:
+    def _open(self, name: str, total: int | None, initial: int) -> None:
         self._close()
         self.bar = tqdm(
             desc=name,

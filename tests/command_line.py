@@ -40,6 +40,16 @@ TINY_SUITE = [
     *("--trainer.max_epochs=2", "--trainer.accelerator=cpu"),
 ]
 
+OWN_DATA = [  # what own_workload.yaml leaves to its user
+    "--data.network={class_path: lightning_l2l.optimizees.MLP, init_args: {inputs: 13, hidden_sizes: [4], classes: 3}}",
+    "--data.loss=torch.nn.CrossEntropyLoss",
+    "--data.source={class_path: lightning_l2l.optimizees.Table, init_args: {name: wine}}",
+]
+TINY_OWN = [
+    *("--data.horizon=10", "--model.unroll=5", "--data.episodes_per_batch=2", "--data.train_episodes=4"),
+    *("--data.val_episodes=1", "--data.batch_size=8", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"),
+]
+
 UPON = {  # configs that are given after another
     **{f"mnist_{name}.yaml": "mnist.yaml" for name in ("scaled", "transfer", "sweep")},
     "everyday_test.yaml": "mnist.yaml",
@@ -49,7 +59,8 @@ UPON = {  # configs that are given after another
 
 def given(config: str) -> list[str]:
     """The flags that give a config."""
-    return [*(["--config", UPON[config]] if config in UPON else []), "--config", config]
+    own_data = OWN_DATA if config == "own_workload.yaml" else []
+    return [*(["--config", UPON[config]] if config in UPON else []), "--config", config, *own_data]
 
 
 def tiny(command: str, *flags: str, config: str = "quadratic.yaml") -> list[str]:
@@ -60,6 +71,7 @@ def tiny(command: str, *flags: str, config: str = "quadratic.yaml") -> list[str]
         "cifar10": TINY_CIFAR,
         "neural_art": TINY_ART,
         "everyday": TINY_SUITE,
+        "own_workload": TINY_OWN,
     }
     small = kinds[UPON.get(config, config)[:-5]]
     return [command, *given(config), *small, *flags]

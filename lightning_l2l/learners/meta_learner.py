@@ -3,11 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -34,7 +34,8 @@ class MetaLearner(LightningModule):
         rule: the update rule to learn.
         unroll: K, steps between two meta-steps; must divide the horizon.
         learning_rate: of Adam on φ at the start.
-        final_learning_rate: of Adam on φ at the end, approached along half a cosine; null keeps it constant.
+        final_learning_rate: of Adam on φ at the end, approached along half a cosine over the epochs, or over
+            ``trainer.max_time`` where that ends first; null keeps it constant.
         gradient_clip: largest norm of the meta-gradient; it is scaled down to it.
         loss_weights: w_t, the weights of the losses: uniform, last, linear or a list of one for each step of the
             horizon (see ``WeightedSum``); null is uniform, as in the paper.
@@ -124,10 +125,20 @@ class MetaLearner(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam on φ, its learning rate decayed once a meta-batch."""
         optimizer = torch.optim.Adam(self.rule.parameters(), lr=self.learning_rate)
+        end = self.final_learning_rate / self.learning_rate
+        schedule = LambdaLR(optimizer, lambda meta_batch: cosine_decay(self._progress(meta_batch), end))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}}
+
+    def _progress(self, meta_batch: int) -> float:
+        """How much of meta-training is over, 0 to 1: of its epochs or of ``trainer.max_time``, whichever ends first."""
         # Lightning's own estimate would start the loader before a checkpoint can tell it where to resume
         meta_batches = (self.trainer.max_epochs or 1) * self.datamodule.train_batches(self.trainer.world_size)
-        decay = cosine_decay(meta_batches, self.final_learning_rate / self.learning_rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, decay)}}
+        progress = meta_batch / meta_batches
+        for timer in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(timer, Timer) and (remaining := timer.time_remaining()) is not None:
+                elapsed = timer.time_elapsed()
+                progress = max(progress, elapsed / max(elapsed + remaining, 1e-9))
+        return self.trainer.strategy.broadcast(progress)  # clocks differ, but all processes need the same rate
 
     def on_after_batch_transfer(self, batch: Episodes, dataloader_idx: int) -> Episodes:
         """Casts the episodes to the rule's floating-point type."""
@@ -221,11 +232,6 @@ class MetaLearner(LightningModule):
             meta_gradient.load_state_dict(state)
 
 
-def cosine_decay(steps: float, end: float) -> Callable[[int], float]:
-    """Half a cosine from 1 at step 0 to ``end`` at ``steps``, and ``end`` from there on."""
-
-    def factor(step: int) -> float:
-        progress = min(1.0, step / steps)
-        return end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2
-
-    return factor
+def cosine_decay(progress: float, end: float) -> float:
+    """Half a cosine from 1 at progress 0 to ``end`` at progress 1, and ``end`` from there on."""
+    return end + (1 - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.errors import InvalidInputError, require_positive
 from lightning_l2l.optimizees.loader import EpisodeLoader
+from lightning_l2l.optimizees.relative import UNIT_EPISODES, RelativeEpisodes, mean_first_loss
 from lightning_l2l.optimizees.scaled import scaled_at_random
 
 Split = Literal["train", "val", "tune", "test"]
@@ -40,6 +41,9 @@ class EpisodeDataModule(LightningDataModule, ABC):
             test episodes, by its own factor e^u with u drawn from U[-random_scaling, random_scaling] (random scaling,
             arXiv:1703.03633, where each coordinate has its own). A rule that has seen gradients of all sizes does
             better on networks of another depth; 0, as in the paper, rescales nothing.
+        relative_loss: divide the losses of the training and validation episodes, but not of the tuning and test
+            episodes, by the mean first loss of eight fixed runs. The meta-losses ``LogLoss`` and ``Regret`` then fit
+            losses of any size. They must be positive.
     """
 
     variant_name = ""
@@ -54,6 +58,7 @@ class EpisodeDataModule(LightningDataModule, ABC):
         test_episodes: int = 100,
         seed: int = 0,
         random_scaling: float = 0.0,
+        relative_loss: bool = False,
     ) -> None:
         super().__init__()
         self.horizon = horizon
@@ -64,6 +69,8 @@ class EpisodeDataModule(LightningDataModule, ABC):
         self.test_episodes = test_episodes
         self.seed = seed
         self.random_scaling = random_scaling
+        self.relative_loss = relative_loss
+        self._unit: float | None = None
         for key in (
             "horizon",
             "episodes_per_batch",
@@ -148,7 +155,17 @@ class EpisodeDataModule(LightningDataModule, ABC):
         if split == "train" and self.trainer is not None:  # an epoch's episodes follow the last epoch's
             numbers = [self.trainer.current_epoch * self.train_episodes + number for number in numbers]
         episodes = self.episodes(split, numbers)
-        if not self.random_scaling or split not in ("train", "val"):
+        if split not in ("train", "val"):
+            return episodes
+        if self.relative_loss:
+            episodes = RelativeEpisodes(episodes.theta, episodes, self._first_loss())
+        if not self.random_scaling:
             return episodes
         randoms = [self.random(split, number).spawn(1)[0] for number in numbers]
         return scaled_at_random(episodes, self.random_scaling, randoms)
+
+    def _first_loss(self) -> float:
+        if self._unit is None:
+            runs = self.episodes("tune", range(UNIT_EPISODES))
+            self._unit = mean_first_loss(runs, f"data.relative_loss is true for {self.description}")
+        return self._unit

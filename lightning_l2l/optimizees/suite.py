@@ -17,11 +17,10 @@ from lightning_l2l.errors import InvalidInputError, require_positive
 from lightning_l2l.optimizees.base import EpisodeDataModule, Split
 from lightning_l2l.optimizees.families.base import Family
 from lightning_l2l.optimizees.reference import read_reference
-from lightning_l2l.optimizees.wrapped import WrappedEpisodes
+from lightning_l2l.optimizees.relative import UNIT_EPISODES, RelativeEpisodes, mean_first_loss
 
 GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, fill 0..1 evenly
 DRAW = 5  # distinguishes the stream that draws a task from those of ``EpisodeDataModule``
-UNIT_EPISODES = 8
 
 
 @dataclass
@@ -39,30 +38,18 @@ class Part:
 
 
 @dataclass(eq=False)
-class SuiteEpisodes(WrappedEpisodes):
+class SuiteEpisodes(RelativeEpisodes):
     """Episodes of one task, with losses in units of the task's mean first loss, so that tasks can be compared.
 
     Attributes:
         numbers: of the episodes, [N].
-        unit: the mean first loss.
         reached: what a stored Adam reaches after steps 1 to T, in these units, [T]; None if there is no table.
         draw: makes the episodes of any numbers.
     """
 
     numbers: Tensor
-    unit: float
     reached: np.ndarray | None
     draw: Callable[[Sequence[int]], "SuiteEpisodes"]
-
-    def loss(self, theta: Tensor, step: int) -> Tensor:
-        return self.episodes.loss(theta, step) / self.unit
-
-    def value_and_grad(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        losses, grad = self.episodes.value_and_grad(theta, step)
-        return losses / self.unit, grad / self.unit
-
-    def hessian_product(self, theta: Tensor, step: int, vector: Tensor) -> Tensor:
-        return self.episodes.hessian_product(theta, step, vector) / self.unit
 
     def reference(self, step: int, count: int) -> Tensor | None:
         if self.reached is None:
@@ -190,21 +177,14 @@ class Suite(EpisodeDataModule):
         episodes = self.tasks[task].episodes(split, numbers)
         draw = partial(self.episodes, split)
         return SuiteEpisodes(
-            episodes.theta, episodes, torch.tensor(numbers), self.unit(task), self.reached.get(task), draw
+            episodes.theta, episodes, self.unit(task), torch.tensor(numbers), self.reached.get(task), draw
         )
 
     def unit(self, task: str) -> float:
         """The mean loss of the task at the start of a few fixed runs, by which its losses are divided."""
         if task not in self._units:
             episodes = self.tasks[task].episodes("tune", range(UNIT_EPISODES))
-            with torch.no_grad():
-                unit = float(episodes.loss(episodes.theta, 0).mean())
-            if not 0 < unit < math.inf:
-                raise InvalidInputError(
-                    f"data.families has the task {task}, whose mean first loss is {unit}: give tasks that start at a "
-                    "positive loss."
-                )
-            self._units[task] = unit
+            self._units[task] = mean_first_loss(episodes, f"data.families has the task {task}")
         return self._units[task]
 
     def tuning_batches(self) -> list[Episodes]:
