@@ -12,7 +12,7 @@ from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.guard import all_finite
 from lightning_l2l.rules import Grouped, Layout, UpdateRule, layout_of
 from lightning_l2l.rules.base import full_precision
-from lightning_l2l.rules.fast.stepper import KeptState, Stepper, make_stepper
+from lightning_l2l.rules.fast.stepper import KeptState, Stepper, flat, make_stepper
 from lightning_l2l.rules.files import load_rule
 from lightning_l2l.watched_optimizer import WatchedOptimizer
 
@@ -23,10 +23,10 @@ class LearnedOptimizer(WatchedOptimizer):
     Use it as any optimizer of ``torch.optim``: with ``zero_grad`` and ``step``, learning-rate schedulers,
     ``torch.amp.GradScaler``, DDP, or returned by a LightningModule's ``configure_optimizers``.
 
-    A coordinatewise rule, such as the paper's LSTM, steps each parameter tensor by itself. Any other rule sees all
-    parameters of a param group as one vector, and their shapes; a parameter without a gradient has a zero gradient in
-    it and does not move. A rule that sees the loss needs ``step(closure)``. A rule with a learned start needs
-    ``start()`` before the first gradient.
+    A coordinatewise rule, such as the paper's LSTM, steps each parameter tensor by itself; ``AdamController`` steps
+    those of a param group together. Any other rule sees all parameters of a param group as one vector, and their
+    shapes; a parameter without a gradient has a zero gradient in it and does not move. A rule that sees the loss needs
+    ``step(closure)``. A rule with a learned start needs ``start()`` before the first gradient.
 
     **Gradients.** Parameters whose ``grad`` is None are skipped, and keep their state. If any gradient is not finite,
     the whole step is skipped: no parameter and no state changes, and ``skipped_steps`` counts it. A learned rule was
@@ -174,7 +174,9 @@ class LearnedOptimizer(WatchedOptimizer):
         number_of = dict(zip((p for group in self.param_groups for p in group["params"]), ids, strict=True))
         for unit in (unit for group in self.param_groups for unit in self._units(group["params"])):
             if (number := number_of[unit[0]]) in state_dict["state"]:
-                self.state[unit[0]] = self._stepper(unit).adopt(state_dict["state"][number], flat(unit).detach())
+                stepper = self._stepper(unit)
+                state = stepper.adopt(state_dict["state"][number], stepper.joined(unit).detach())
+                self.state[unit[0]] = state
                 self._to_start.difference_update(unit)
 
     def _step_group(self, group: dict[str, Any], loss: float | None, share: float) -> None:
@@ -187,9 +189,9 @@ class LearnedOptimizer(WatchedOptimizer):
             if not any(moving):
                 continue
             stepper = self._stepper(unit)
-            simple = len(unit) == 1 and first.is_contiguous()
-            vector = flat([first.detach()] if simple else unit)
-            grad = flat([torch.zeros_like(p) if p.grad is None else p.grad for p in unit])
+            simple = stepper.keeps_shapes or (len(unit) == 1 and first.is_contiguous())
+            vector = stepper.joined([first.detach()] if simple else unit)
+            grad = stepper.joined([torch.zeros_like(p) if p.grad is None else p.grad for p in unit])
             state = self.state[first]
             if not state:
                 state = self.state[first] = stepper.init(vector)
@@ -199,20 +201,20 @@ class LearnedOptimizer(WatchedOptimizer):
                 at_once.setdefault(stepper, []).append((vector, grad, state))
                 continue
             with full_precision(vector):
-                stepper.step([(vector, grad, state)], factor, seen_loss(loss, stepper))
+                stepper.step([(vector, grad, state)], factor, loss)
             for p, part in zip(unit, vector.split([p.numel() for p in unit]), strict=True):
                 if p.grad is not None:
                     p.copy_(part.view_as(p))
         for stepper, work in at_once.items():
             with full_precision(work[0][0]):
-                stepper.step(work, factor, seen_loss(loss, stepper))
+                stepper.step(work, factor, loss)
 
     def _units(self, params: list[Tensor]) -> list[list[Tensor]]:
         """Groups parameters that are stepped as one vector; its state is kept under the first of them."""
         units: dict[Any, list[Tensor]] = {}
         for p in params:
             name = self._rule_of[p]
-            units.setdefault(p if self._rules[name].coordinatewise else name, []).append(p)
+            units.setdefault(p if by_itself(self._rules[name]) else name, []).append(p)
         return list(units.values())
 
     def _stepped(self) -> Iterator[tuple[Stepper, KeptState, list[Tensor]]]:
@@ -222,7 +224,7 @@ class LearnedOptimizer(WatchedOptimizer):
     def _stepper(self, unit: list[Tensor]) -> Stepper:
         first, name = unit[0], self._rule_of[unit[0]]
         rule = self._rules[name]
-        vector = None if rule.coordinatewise else tuple(unit)
+        vector = None if by_itself(rule) else tuple(unit)
         key = name, first.device, torch.promote_types(first.dtype, torch.float32), vector
         if key not in self._steppers:
             rule = rule if vector is None else rule.bind(self._layout(vector))
@@ -285,16 +287,6 @@ class LearnedOptimizer(WatchedOptimizer):
         return {p: names[own] for p, own in zip(group["params"], groups, strict=True)}
 
 
-def flat(tensors: list[Tensor]) -> Tensor:
-    """Flattens and concatenates tensors; a single contiguous tensor is not copied."""
-    if len(tensors) > 1:
-        return torch.cat([tensor.reshape(-1) for tensor in tensors])
-    row = tensors[0].contiguous()
-    return row if row.ndim == 1 else row.view(-1)
-
-
-def seen_loss(loss: float | Tensor | None, stepper: Stepper) -> Tensor | None:
-    """A closure's loss as a rule sees it, [1]."""
-    if loss is None or "loss" not in stepper.rule.sees:
-        return None
-    return torch.as_tensor(loss).detach().to(stepper.device, stepper.dtype).reshape(1)
+def by_itself(rule: UpdateRule) -> bool:
+    """Whether each parameter tensor has a state of its own."""
+    return rule.coordinatewise or rule.tensorwise

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_l2l.optimizees import ModuleTraining, Table
 from lightning_l2l.optimizees.module_episodes import unflatten
 from lightning_l2l.optimizees.networks import stacked
 
@@ -48,6 +49,25 @@ def test_networks_side_by_side_equal_each_alone(name):
         alone = outputs_and_derivatives(run, theta[n], inputs[n])
         for a, b in zip(together, alone, strict=True):
             torch.testing.assert_close(a[n], b)
+
+
+def test_a_network_or_loss_that_cannot_run_side_by_side_is_not_run_so():
+    class Mixed(nn.CrossEntropyLoss):  # over all episodes
+        def forward(self, outputs, targets):
+            return super().forward(outputs, targets).mean()
+
+    def batching(network, loss):
+        data = ModuleTraining(network, loss, Table("iris"), batch_size=4, horizon=2)
+        data.setup()
+        return data.batching
+
+    tied = stacked.Stacked(stacked.Linear(4, 4), stacked.Linear(4, 4), stacked.Linear(4, 3))
+    tied[1].weight = tied[0].weight
+    assert batching(stacked.Stacked(stacked.Linear(4, 3)), nn.CrossEntropyLoss()) == "stacked"
+    assert batching(stacked.Stacked(nn.Linear(4, 3)), nn.CrossEntropyLoss()) == "losses"
+    assert batching(stacked.Stacked(stacked.Linear(4, 3)), Mixed()) == "losses"
+    assert batching(tied, nn.CrossEntropyLoss()) == "losses"
+    assert tied[1].weight is tied[0].weight and isinstance(tied[0].weight, nn.Parameter)
 
 
 @pytest.mark.parametrize(("own", "torchs"), [(stacked.GRU, nn.GRU), (stacked.LSTM, nn.LSTM)])

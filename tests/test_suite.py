@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
+from command_line import FOLDER
 from small_problem import STEPS, LearnedMomentum, meta_gradient, meta_loss
 
 from lightning_l2l.errors import InvalidInputError
@@ -141,3 +143,16 @@ def test_what_cannot_be_is_refused(settings, sentence):
 def test_episodes_of_several_tasks_are_refused():
     with pytest.raises(InvalidInputError, match="belong to 2 tasks"):
         suite(episodes_per_task=2).episodes("val", [0, 2])
+
+
+def test_the_shipped_mixture_is_balanced():
+    rows = yaml.safe_load((FOLDER / "everyday.yaml").read_text())["data"]["init_args"]["families"]
+    weights = {name: row["weight"] for name, row in rows.items()}
+    assert sum(weights.values()) == pytest.approx(1)
+    assert max(weights.values()) <= 0.2
+    assert weights["grus"] >= 0.1 and weights["transformers"] >= 0.1
+    assert weights["normalised_cnns"] + weights["residual_mlps"] >= 0.1
+    held_out = [name for name, weight in weights.items() if not weight]
+    assert held_out == ["lstms", "row_transformers", "completions", "batch_normalised_mlps"]
+    settings = [row["family"] for row in rows.values()]
+    assert all(settings.count(one) == 1 for one in settings)

@@ -123,8 +123,10 @@ def fastest_batching(trial: ModuleEpisodes) -> Batching:
             f"data.loss of what data.network makes has no gradient ({first_line(error)}): give a network and a loss "
             "that can be differentiated."
         ) from error
-    if getattr(trial.network, "stacked", False) and _stacks(trial):
-        return "stacked"
+    if getattr(trial.network, "stacked", False):
+        with suppress(*FAILURES):
+            if _stacks(trial):
+                return "stacked"
     batchings: tuple[Batching, ...] = ("losses", "gradients")
     for batching in batchings:
         with suppress(*FAILURES):

@@ -45,5 +45,5 @@ class CharRNNs(Family):
         return {describe(row): self._task(row, **settings) for row in MODELS}
 
     def _task(self, row: Model, **settings: Any) -> ModuleTraining:
-        network = recurrent(VOCABULARY, row.embedding, row.hidden, row.layers, self.cell)  # type: ignore[arg-type]
+        network = recurrent(VOCABULARY, row.embedding, row.hidden, row.layers, self.cell)
         return ModuleTraining(network, EachPlace(), StandardLibrary(row.length), row.batch_size, **settings)

@@ -24,21 +24,21 @@ class Convolutional(NamedTuple):
 
 
 PLAIN = [
-    Convolutional("MNIST", 14, (4, 8), "relu", 16),
-    Convolutional("MNIST", 14, (8,), "tanh", 16),
-    Convolutional("MNIST", 14, (4, 8, 8), "relu", 16),
+    Convolutional("MNIST", 14, (4, 8), "relu", 8),
+    Convolutional("MNIST", 14, (8,), "tanh", 8),
+    Convolutional("MNIST", 14, (4, 8, 8), "relu", 8),
     Convolutional("MNIST", 7, (8, 8), "gelu", 16, squared=True),
-    Convolutional("FashionMNIST", 14, (6, 8), "gelu", 16),
-    Convolutional("FashionMNIST", 14, (4, 12), "relu", 16),
-    Convolutional("FashionMNIST", 7, (12,), "relu", 32),
+    Convolutional("FashionMNIST", 14, (6, 8), "gelu", 8),
+    Convolutional("FashionMNIST", 14, (4, 12), "relu", 8),
+    Convolutional("FashionMNIST", 7, (12,), "relu", 16),
 ]
 NORMALISED = [
-    Convolutional("MNIST", 14, (4, 8), "relu", 16, normalised=True),
+    Convolutional("MNIST", 14, (4, 8), "relu", 8, normalised=True),
     Convolutional("MNIST", 7, (8, 12), "gelu", 16, normalised=True),
-    Convolutional("MNIST", 14, (6,), "relu", 16, normalised=True, squared=True),
-    Convolutional("FashionMNIST", 14, (4, 4, 8), "relu", 16, normalised=True),
-    Convolutional("FashionMNIST", 14, (8,), "tanh", 16, normalised=True),
-    Convolutional("FashionMNIST", 7, (8, 8), "relu", 32, normalised=True),
+    Convolutional("MNIST", 14, (6,), "relu", 8, normalised=True, squared=True),
+    Convolutional("FashionMNIST", 14, (4, 4, 8), "relu", 8, normalised=True),
+    Convolutional("FashionMNIST", 14, (8,), "tanh", 8, normalised=True),
+    Convolutional("FashionMNIST", 7, (8, 8), "relu", 16, normalised=True),
 ]
 
 

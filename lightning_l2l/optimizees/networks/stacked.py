@@ -132,10 +132,8 @@ class Attention(nn.Module):
         self.outputs = Linear(width, width)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        split = (
-            self.inputs(inputs).unflatten(-1, (3, self.heads, -1)).transpose(-4, -2)
-        )  # [.., B, heads, 3, L, D / heads]
-        query, key, value = split.unbind(-3)
+        split = self.inputs(inputs).unflatten(-1, (3, self.heads, -1)).transpose(-4, -2)
+        query, key, value = split.unbind(-3)  # each [.., B, heads, L, D / heads]
         scores = query @ key.mT * query.shape[-1] ** -0.5
         if self.causal:
             length = scores.shape[-1]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_l2l.rules.adam_controller.network import CONTROLS, ControllerNetwork
-from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape, orthogonalized, spectral_factor
+from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape, orthogonalize_
 from lightning_l2l.rules.adam_controller.statistics import (
     SHAPE,
     SHARED,
@@ -61,10 +61,11 @@ class FlatController(UpdateRule):
         return FlatController(self.rule, self.layout, overwrite=True)
 
     def init(self, theta: Tensor) -> ControllerState:
-        means = theta.new_zeros(5, *theta.shape).unbind()
+        m9, m99, v99, v999, orthogonal = theta.new_zeros(5, *theta.shape).unbind()
         tensors = theta.new_zeros(len(theta), len(self.places))
         memory = Memory(tensors, tensors, theta.new_zeros(*tensors.shape, SHARED))
-        return ControllerState(0, *means, theta.new_zeros(len(theta), CONTROLS - 1, theta.shape[1]), memory)
+        controls = theta.new_zeros(len(theta), CONTROLS - 1, theta.shape[1])
+        return ControllerState(0, m9, m99, v99, v999, orthogonal, controls, memory)
 
     def update(  # type: ignore[override]
         self, grad: Tensor, state: ControllerState, theta: Tensor
@@ -106,8 +107,12 @@ class FlatController(UpdateRule):
         of_m9, of_grad, of_m99, mixture, epsilon = state.controls.unbind(1)
         direction = of_m9 * state.m9
         direction.addcmul_(of_grad, grad, value=b9).addcmul_(of_m99, state.m99, value=b9 / b99)
-        square = torch.lerp(state.v999, state.v99 * (b999 / b99), mixture)
-        root = square.clamp(min=torch.finfo(square.dtype).tiny).sqrt().add(epsilon, alpha=b999**0.5)
+        root = torch.lerp(state.v999, state.v99 * (b999 / b99), mixture)
+        tiny = torch.finfo(root.dtype).tiny
+        if self.overwrite:
+            root.clamp_(min=tiny).sqrt_().add_(epsilon, alpha=b999**0.5)
+        else:
+            root = root.clamp(min=tiny).sqrt().add(epsilon, alpha=b999**0.5)
         return torch.addcdiv(state.orthogonal, direction, root, value=-(b999**0.5) / b9)
 
     def _means(self, last: Tensor, grad: Tensor, theta: Tensor, state: ControllerState, orthogonal: Tensor) -> Means:
@@ -140,7 +145,7 @@ class FlatController(UpdateRule):
                 by_shape.setdefault(shape, []).append(place)
         for shape, places in by_shape.items():
             matrices = torch.cat([mixed[:, place.coordinates].unflatten(1, shape) for place in places])
-            directions = orthogonalized(matrices) * spectral_factor(shape, self.rule.spectral_limit)
+            directions = orthogonalize_(matrices, self.rule.spectral_limit)
             for place, direction in zip(places, directions.split(len(mixed)), strict=True):
                 result[:, place.coordinates] = direction.flatten(1)
         return result

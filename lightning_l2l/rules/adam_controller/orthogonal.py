@@ -1,5 +1,7 @@
 """Orthogonalised directions for matrices, by the Newton–Schulz iteration of Muon."""
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -19,28 +21,29 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
     return shape[0], columns
 
 
-def spectral_factor(shape: tuple[int, int], limit: int | None) -> float:
-    """What keeps O's spectral norm, .3 √(larger side), from growing beyond a larger side of ``limit``."""
-    return 1.0 if limit is None else min(1.0, (limit / max(*shape, 1)) ** 0.5)
-
-
-def orthogonalized(matrices: Tensor) -> Tensor:
+def orthogonalize_(matrices: Tensor, spectral_limit: int | None = None) -> Tensor:
     """Moves all singular values of matrices near to each other, and scales each matrix to a root mean square of .3.
 
     A matrix of zeros stays one. Nothing underflows, however small the numbers are.
 
     Args:
-        matrices: [matrices, rows, columns].
+        matrices: [matrices, rows, columns], contiguous; they are overwritten.
+        spectral_limit: the larger side beyond which the spectral norm, .3 √(larger side), does not grow.
+
+    Returns:
+        The results, [matrices, rows, columns].
     """
     tall = matrices.shape[1] > matrices.shape[2]
     rows = matrices.flatten(1)
     tiny = torch.finfo(rows.dtype).tiny
-    rows = rows / rows.abs().amax(1, keepdim=True).clamp(min=tiny)  # so that squares do not underflow
-    rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=tiny)
-    wide = rows.view_as(matrices).mT.contiguous() if tall else rows.view_as(matrices)
+    largest = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True))
+    rows /= largest.clamp(min=tiny)  # so that squares do not underflow
+    rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=tiny)
+    wide = matrices.mT.contiguous() if tall else matrices
     wide = _iterate_gram(wide) if wide.shape[2] > WIDE * wide.shape[1] else _iterate(wide)
     size = torch.linalg.vector_norm(wide.flatten(1), dim=1)[:, None, None] / rows.shape[1] ** 0.5
-    wide = wide * (RMS / size.clamp(min=tiny))
+    held = 1.0 if spectral_limit is None else min(1.0, (spectral_limit / wide.shape[2]) ** 0.5)
+    wide *= RMS * held / size.clamp(min=tiny)
     return wide.mT if tall else wide
 
 
@@ -57,11 +60,10 @@ def _iterate_gram(x: Tensor) -> Tensor:
     """As ``_iterate``: X is multiplied only once, by the product of all factors aI + bA + cA², which commute."""
     a, b, c = COEFFICIENTS
     gram = x @ x.mT
-    product = None
-    for iteration in range(ITERATIONS):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = factor if product is None else factor @ product
-        if iteration < ITERATIONS - 1:
-            gram = factor @ gram @ factor
-    return product @ x
+    factors: list[Tensor] = []
+    for _ in range(ITERATIONS):
+        if factors:
+            gram = factors[-1] @ gram @ factors[-1]
+        factors.append(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
+        factors[-1].diagonal(dim1=-2, dim2=-1).add_(a)
+    return reduce(torch.matmul, factors) @ x

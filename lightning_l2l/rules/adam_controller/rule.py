@@ -2,11 +2,14 @@
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from lightning_l2l.rules.adam_controller.flat import FlatController
 from lightning_l2l.rules.adam_controller.network import ControllerNetwork
+from lightning_l2l.rules.adam_controller.stepper import ControllerStepper
 from lightning_l2l.rules.base import Layout, State, UpdateRule, layout_of
+from lightning_l2l.rules.fast.stepper import Stepper
 
 
 class AdamController(ControllerNetwork):
@@ -56,5 +59,9 @@ class AdamController(ControllerNetwork):
         """The state where all of θ is one tensor, as long as no layout is bound."""
         return self.bind(layout_of({"theta": theta.shape[1:]})).init(theta)
 
-    def update(self, grad: Tensor, state: State, theta: Tensor) -> tuple[Tensor, State]:  # type: ignore[override]
+    def update(self, grad: Tensor, state: State, theta: Tensor) -> tuple[Tensor, State]:
         return self.bind(layout_of({"theta": theta.shape[1:]})).update(grad, state, theta=theta)
+
+    def stepper(self, device: torch.device, dtype: torch.dtype, in_bfloat16: bool) -> Stepper:
+        """Steps the tensors of a group together, each with a state and a clock of its own."""
+        return ControllerStepper(self, device, dtype)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +33,13 @@ class Stepper:
         dtype: the floating-point type in which steps are computed.
         in_bfloat16: whether states are kept in bfloat16 from one step to the next.
         count: coordinates of a θ that the rule can be tried on; one that is coordinatewise takes any number.
+
+    Attributes:
+        keeps_shapes: whether it takes each θ and gradient in the parameter's shape, instead of [P]. It then steps a
+            ``tensorwise`` rule.
     """
+
+    keeps_shapes: ClassVar[bool] = False
 
     def __init__(
         self, rule: UpdateRule, device: torch.device, dtype: torch.dtype, in_bfloat16: bool = False, count: int = 1
@@ -45,6 +51,10 @@ class Stepper:
         first = self.rule.init(torch.zeros(1, count).to(device, dtype))
         self.structure = pytree.tree_structure(first)
         self.names = list(named_leaves(first))
+
+    def joined(self, tensors: list[Tensor]) -> Tensor:
+        """Parameters that are stepped as one, or their gradients, as ``step`` takes them."""
+        return tensors[0] if self.keeps_shapes else flat(tensors)
 
     def init(self, theta: Tensor) -> KeptState:
         """Returns the state before the first step from θ, [P]."""
@@ -62,19 +72,22 @@ class Stepper:
                 kept[name][..., part] = value
         return kept
 
-    def step(self, work: Sequence[Work], factor: float, loss: Tensor | None = None) -> None:
+    def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None) -> None:
         """Takes one step of each θ.
 
         Args:
             work: θ, ∇_t and the state of each, as ``init`` or ``adopt`` returned it.
             factor: of the step.
-            loss: f(θ_t), [1], for a rule that sees it.
+            loss: f(θ_t), one number, for a rule that sees it.
         """
+        seen = None
+        if "loss" in self.rule.sees:
+            seen = torch.as_tensor(loss).detach().to(self.device, self.dtype).reshape(1)
         for theta, grad, state in work:
             before = dict(state)
             for part in self.parts(theta):
                 now = [self._open(before[name], part, len(theta)) for name in self.names]
-                values = {"theta": theta[None, part].to(self.dtype), "loss": loss}
+                values = {"theta": theta[None, part].to(self.dtype), "loss": seen}
                 update, after = self.rule.update(
                     grad[None, part].to(self.dtype),
                     pytree.tree_unflatten(now, self.structure),
@@ -134,6 +147,14 @@ def make_stepper(
     """Returns the fastest stepper for a copy of the rule; see ``Stepper`` for the arguments."""
     rule = deepcopy(rule).requires_grad_(False).to(device, dtype)
     return rule.stepper(device, dtype, in_bfloat16) or Stepper(rule, device, dtype, in_bfloat16, count)
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    """Flattens and concatenates tensors; a single contiguous tensor is not copied."""
+    if len(tensors) > 1:
+        return torch.cat([tensor.reshape(-1) for tensor in tensors])
+    row = tensors[0].contiguous()
+    return row if row.ndim == 1 else row.view(-1)
 
 
 def named_leaves(state: State) -> KeptState:

@@ -1,0 +1,212 @@
+"""AdamController by LearnedOptimizer: the same steps, tensor by tensor and in place."""
+
+import copy
+import io
+
+import pytest
+import torch
+from conftest import skip
+from test_adam_controller import controller
+from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from lightning_l2l import LearnedOptimizer
+from lightning_l2l.rules import AdamController, layout_of
+from lightning_l2l.rules.adam_controller import stepper
+from lightning_l2l.rules.adam_controller.arithmetic import Arithmetic, KernelArithmetic, arithmetic
+
+NETWORKS = {
+    "mlp": lambda: nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 9), nn.Tanh(), nn.Linear(9, 3)),
+    "conv": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)
+    ),
+}
+
+
+@pytest.fixture(params=["kernel", "torch"])
+def way(request, monkeypatch):
+    """Both ways of touching every coordinate."""
+    if request.param == "torch":
+        monkeypatch.setattr(stepper, "arithmetic", lambda *_: Arithmetic())
+    elif not isinstance(arithmetic(torch.device("cpu"), torch.float32), KernelArithmetic):
+        skip("there is no C++ compiler")
+    return request.param
+
+
+def network(name="mlp", dtype=torch.float32):
+    torch.manual_seed(1)
+    return NETWORKS[name]().to(dtype)
+
+
+def loss(model, step):
+    random = torch.Generator().manual_seed(step)
+    dtype = next(model.parameters()).dtype
+    inputs, targets = (torch.randn(16, size, generator=random).to(dtype) for size in (6, 3))
+    return (model(inputs) - targets).square().mean()
+
+
+def train(model, optimizer, steps, factor=1.0):
+    for step in steps:
+        optimizer.zero_grad()
+        (factor * loss(model, step)).backward()
+        optimizer.step()
+
+
+@torch.no_grad()
+def by_hand(rule, model, steps):
+    """What ``train`` should do to θ, by the rule on flat θ."""
+    model = copy.deepcopy(model)
+    bound = rule.bind(layout_of({name: p.shape for name, p in model.named_parameters()}))
+    theta = parameters_to_vector(model.parameters())[None]
+    state = bound.init(theta)
+    for step in steps:
+        with torch.enable_grad():
+            grads = torch.autograd.grad(loss(model, step), list(model.parameters()))
+        update, state = bound.update(parameters_to_vector(grads)[None], state, theta=theta)
+        theta = theta + update
+        vector_to_parameters(theta[0], model.parameters())
+    return theta[0]
+
+
+def theta(model):
+    return parameters_to_vector(model.parameters()).detach().clone()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_steps_are_those_on_flat_parameters(way, name):
+    rule, model = controller(0.1), network(name)
+    want = by_hand(rule, model, range(30))
+    train(model, LearnedOptimizer(model.parameters(), rule), range(30))
+    torch.testing.assert_close(theta(model), want, rtol=1e-4, atol=2e-5)
+
+
+def test_double_precision_is_exact():
+    rule, model = controller().double(), network(dtype=torch.double)
+    want = by_hand(rule, model, range(30))
+    train(model, LearnedOptimizer(model.parameters(), rule), range(30))
+    torch.testing.assert_close(theta(model), want, rtol=1e-7, atol=1e-9)
+
+
+def test_channels_last_and_strided_parameters(way):
+    rule, model = controller(), nn.Conv2d(3, 4, 3)
+    other = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    other.bias = nn.Parameter(torch.empty(8)[::2].copy_(model.bias.detach()))
+    inputs = torch.randn(4, 3, 8, 8)
+    for m in (model, other):
+        optimizer = LearnedOptimizer(m.parameters(), rule)
+        for _ in range(6):
+            optimizer.zero_grad()
+            m(inputs).square().mean().backward()
+            optimizer.step()
+    assert not other.weight.is_contiguous() and not other.bias.is_contiguous()
+    torch.testing.assert_close(other.weight.contiguous(), model.weight, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(other.bias, model.bias, rtol=1e-3, atol=1e-5)
+
+
+def test_the_state_is_twenty_bytes_a_coordinate_under_its_own_parameter(way):
+    p, q = torch.randn(40, 50).requires_grad_(), torch.randn(2000).requires_grad_()
+    p.grad, q.grad = torch.randn(40, 50), torch.randn(2000)
+    optimizer = LearnedOptimizer([p, q], controller())
+    optimizer.step()
+    for parameter, size in ((p, 20), (q, 16)):
+        values = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
+        assert sum(value.numel() * value.element_size() for value in values) < size * 2000 + 100
+
+
+def test_a_frozen_tensor_stays_out_and_one_thawed_late_begins_at_its_first_step(way):
+    rule, model = controller(), network()
+    model[0].requires_grad_(False)
+    rest = model[2:]
+    hidden = copy.deepcopy(rest)
+    optimizer = LearnedOptimizer(model.parameters(), rule)
+    train(model, optimizer, range(5))
+    alone = LearnedOptimizer(hidden.parameters(), rule)
+    for step in range(5):
+        alone.zero_grad()
+        loss(nn.Sequential(*model[:2], *hidden), step).backward()
+        alone.step()
+    assert torch.equal(theta(rest), theta(hidden))
+    assert not optimizer.state[model[0].weight]
+    model[0].requires_grad_(True)
+    train(model, optimizer, range(5, 7))
+    assert optimizer.state[model[0].weight]["step"] == 2
+    assert optimizer.state[model[2].weight]["step"] == 7
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_small_steps_add_up_in_any_precision(way, dtype):
+    p = torch.ones(4, 4, dtype=dtype, requires_grad=True)
+    optimizer = LearnedOptimizer([p], AdamController(), lr=0.02)  # steps of 6e-5, which half precision rounds away
+    for _ in range(500):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    torch.testing.assert_close(p.float(), torch.full((4, 4), 0.97), rtol=5e-3, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_state_dict_continues_to_the_next_bit(way, dtype):
+    rule, model = controller(), network(dtype=dtype)
+    optimizer = LearnedOptimizer(model.parameters(), rule)
+    train(model, optimizer, range(10))
+    file = io.BytesIO()
+    torch.save([optimizer.state_dict(), model.state_dict()], file)
+    file.seek(0)
+    saved, weights = torch.load(file, weights_only=True)
+    other = network(dtype=dtype)
+    other.load_state_dict(weights)
+    resumed = LearnedOptimizer(other.parameters(), rule)
+    resumed.load_state_dict(saved)
+    train(model, optimizer, range(10, 16))
+    train(other, resumed, range(10, 16))
+    assert torch.equal(theta(model), theta(other))
+
+
+def test_a_state_of_other_shapes_is_refused():
+    model = network()
+    optimizer = LearnedOptimizer(model.parameters(), controller())
+    train(model, optimizer, range(2))
+    others = [torch.zeros(2, requires_grad=True) for _ in model.parameters()]
+    with pytest.raises(ValueError, match="loaded state dict has"):
+        LearnedOptimizer(others, controller()).load_state_dict(optimizer.state_dict())
+
+
+def test_the_scale_of_the_loss_and_a_skipped_step_do_not_matter(way):
+    rule, model, scaled = controller(0.1), network(), network()
+    train(model, LearnedOptimizer(model.parameters(), rule), range(20))
+    optimizer = LearnedOptimizer(scaled.parameters(), rule)
+    train(scaled, optimizer, range(10), factor=1e4)
+    train(scaled, optimizer, range(1), factor=float("nan"))
+    assert optimizer.skipped_steps == 1
+    train(scaled, optimizer, range(10, 20), factor=1e4)
+    torch.testing.assert_close(theta(scaled), theta(model), rtol=1e-3, atol=1e-4)
+
+
+def test_empty_and_single_number_parameters(way):
+    ps = [torch.ones(shape, requires_grad=True) for shape in ((), (1,), (1, 1), (0, 3), (3, 1))]
+    optimizer = LearnedOptimizer(ps, controller())
+    for _ in range(9):
+        for p in ps:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert all(p.isfinite().all() for p in ps)
+
+
+def test_groups_have_rates_of_their_own(way):
+    model, still = network(), network()
+    groups = [{"params": model[0].parameters()}, {"params": model[2:].parameters(), "lr": 0.0}]
+    train(model, LearnedOptimizer(groups, controller()), range(3))
+    assert torch.equal(theta(model[2:]), theta(still[2:]))
+    assert not torch.equal(theta(model[0]), theta(still[0]))
+
+
+def test_cores_share_the_work(monkeypatch):
+    rule, results = controller(directions=["gradient"]), []
+    for threads in (1, 2):
+        p = torch.linspace(-1, 1, 300_000).reshape(500, 600).requires_grad_()
+        optimizer = LearnedOptimizer([p], rule)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        for step in range(3):
+            p.grad = torch.randn(500, 600, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+        results.append(p.detach())
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
