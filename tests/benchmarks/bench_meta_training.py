@@ -6,10 +6,14 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 
-from benchmarks.workloads import HORIZON, UNROLL, Bare, Plain, classification, lstm, lstm_operations
+from benchmarks.workloads import HORIZON, UNROLL, Bare, Plain, classification, family_batches, lstm, lstm_operations
 from lightning_l2l.callbacks import MetaProgressBar
 from lightning_l2l.learners import MetaLearner
+from lightning_l2l.meta_gradients import Exact, Plan
+from lightning_l2l.meta_losses import LogLoss
 from lightning_l2l.optimizees import Quadratics
+from lightning_l2l.rules import AdamController
+from lightning_l2l.unroll import learning_curves
 
 COORDINATES = 15_910
 
@@ -98,3 +102,30 @@ def test_growth_with_coordinates(against):
             small.train()
 
     against(large.train, small_steps, time.process_time, UNROLL, 3, must=1.15, stretch=1.0)
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["ImageMLPs", "ImageCNNs", "Autoencoders", "Tables", "Teachers", "CharRNNs", "CharTransformers", "ResidualMLPs"],
+)
+def test_everyday_tasks(against, benchmark, family):
+    """A second-order episode-step on everyday tasks beside one without a meta-gradient, CPU seconds of one thread.
+
+    Of each kind, a CPU second must do 4,000 and 11,000 (stretch: 10,000 and 30,000).
+    """
+    torch.set_num_threads(1)
+    batches, rule, plan = family_batches(family, HORIZON), AdamController(), Plan(LogLoss(), HORIZON, HORIZON // 2)
+
+    def second_order() -> None:
+        for episodes in batches:
+            for truncation in Exact(episode_clip=1.0).truncations(rule, episodes, plan):
+                truncation.objective.backward()
+                del truncation
+
+    def forward() -> None:
+        for episodes in batches:
+            learning_curves(rule, episodes, HORIZON)
+
+    against(second_order, forward, time.process_time, HORIZON * sum(map(len, batches)), 3)
+    info = benchmark.extra_info
+    info |= {"second order / s": 1 / info["seconds"], "forward / s": 1 / info["reference"]}

@@ -18,6 +18,8 @@ COLUMNS = (
     "stretch",
     "floor",
     "times the floor",
+    "second order / s",
+    "forward / s",
 )
 
 
@@ -80,4 +82,4 @@ def pytest_terminal_summary(terminalreporter, config):
     for bench in session.benchmarks:
         numbers = [bench.extra_info.get(column) for column in COLUMNS]
         table.add_row(escape(bench.name), *("" if number is None else f"{number:.3g}" for number in numbers))
-    Console(width=170).print(table)
+    Console(width=200).print(table)

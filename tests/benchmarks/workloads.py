@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.meta_gradients import FirstOrder, Plan
 from lightning_l2l.meta_losses import WeightedSum
-from lightning_l2l.optimizees import MLP, ImageClassification
+from lightning_l2l.optimizees import MLP, ImageClassification, families
 from lightning_l2l.optimizees.sources.images import LabelledImages
 from lightning_l2l.rules import CoordinatewiseLSTM, UpdateRule
 from lightning_l2l.unroll import learning_curves
@@ -25,6 +25,13 @@ def classification(episodes: int, horizon: int = HORIZON, units: int = 20) -> Im
         images, torch.randint(10, (60_000,)), {"train": (0, 50_000), "val": (50_000, 60_000)}, "noise"
     )
     return data
+
+
+def family_batches(family: str, horizon: int, tasks: int = 3, episodes: int = 32) -> list[Episodes]:
+    """Episodes side by side of the first, the last and tasks between them of an everyday family."""
+    all_tasks = list(getattr(families, family)().tasks(horizon=horizon, seed=0).values())
+    chosen = [all_tasks[round(n * (len(all_tasks) - 1) / (tasks - 1))] for n in range(tasks)]
+    return [task.episodes("train", range(episodes)) for task in chosen]
 
 
 class Bare:

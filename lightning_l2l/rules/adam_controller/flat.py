@@ -27,7 +27,7 @@ class ControllerState(NamedTuple):
     v99: Tensor  # [N, P]
     v999: Tensor  # [N, P]
     orthogonal: Tensor  # −lr a_O O, [N, P], until the network runs again
-    controls: Tensor  # of each coordinate's tensor, [N, 5, P], likewise
+    controls: tuple[Tensor, ...]  # five numbers of each coordinate's tensor, each [N, P], likewise
     memory: Memory
 
 
@@ -64,7 +64,7 @@ class FlatController(UpdateRule):
         m9, m99, v99, v999, orthogonal = theta.new_zeros(5, *theta.shape).unbind()
         tensors = theta.new_zeros(len(theta), len(self.places))
         memory = Memory(tensors, tensors, theta.new_zeros(*tensors.shape, SHARED))
-        controls = theta.new_zeros(len(theta), CONTROLS - 1, theta.shape[1])
+        controls = theta.new_zeros(CONTROLS - 1, *theta.shape).unbind()
         return ControllerState(0, m9, m99, v99, v999, orthogonal, controls, memory)
 
     def update(  # type: ignore[override]
@@ -97,14 +97,13 @@ class FlatController(UpdateRule):
             memory, own, sizes = remember(means, state.memory, t, self.rule.every)
             everyone = memory.shared.mean(-2, keepdim=True)
             inputs = features(memory.shared, everyone, own, self._shapes(grad), t)
-        controls = self._spread(self.rule.controls(inputs, sizes))
-        orthogonal = controls[:, -1] * -orthogonal
-        return state._replace(orthogonal=orthogonal, controls=controls[:, :-1], memory=memory)
+        *controls, factor = self._spread(self.rule.controls(inputs, sizes)).unbind()
+        return state._replace(orthogonal=factor * -orthogonal, controls=tuple(controls), memory=memory)
 
     def _step(self, grad: Tensor, state: ControllerState) -> Tensor:
         """The step by the last controls, with bias corrections folded into few products of long tensors."""
         b9, b99, b999 = bias_corrections(state.step)
-        of_m9, of_grad, of_m99, mixture, epsilon = state.controls.unbind(1)
+        of_m9, of_grad, of_m99, mixture, epsilon = state.controls
         direction = of_m9 * state.m9
         direction.addcmul_(of_grad, grad, value=b9).addcmul_(of_m99, state.m99, value=b9 / b99)
         root = torch.lerp(state.v999, state.v99 * (b999 / b99), mixture)
@@ -129,10 +128,11 @@ class FlatController(UpdateRule):
         means = torch.stack(sums, -1) / products.new_tensor(self.sizes) if sums else products
         return Means(*means.unbind())
 
-    def _spread(self, numbers: Tensor) -> Tensor:
-        """Repeats each tensor's numbers [..., tensors] for its coordinates, [..., P]."""
-        parts = [numbers[..., n : n + 1].expand(*numbers.shape[:-1], size) for n, size in enumerate(self.sizes)]
-        return torch.cat(parts, -1) if parts else numbers
+    def _spread(self, controls: Tensor) -> Tensor:
+        """Repeats each tensor's controls [N, 6, tensors] for its coordinates, [6, N, P]."""
+        columns = controls.movedim(0, 1).split(1, -1)  # one of no tensors, too
+        parts = [column.expand(-1, -1, size) for column, size in zip(columns, self.sizes or [0], strict=True)]
+        return torch.cat(parts, -1)
 
     def _orthogonalized(self, mixed: Tensor) -> Tensor:
         """O of every matrix, [N, P]; matrices of one shape are computed together."""

@@ -63,6 +63,7 @@ class ControllerNetwork(UpdateRule):
         self.W2 = nn.Parameter(torch.zeros(hidden, len(self.outputs)))
         self.b2 = nn.Parameter(torch.zeros(len(self.outputs)))
         self.Wl = nn.Parameter(torch.zeros(FEATURES, len(self.outputs)))
+        self.register_buffer("scales", torch.tensor([OUTPUTS[name] for name in self.outputs]), persistent=False)
 
     def due(self, t: int) -> bool:
         """Whether the network runs at step t, counted from 1."""
@@ -80,9 +81,9 @@ class ControllerNetwork(UpdateRule):
             factor of O, [..., 6, tensors].
         """
         hidden = torch.tanh(inputs @ self.W1 + self.b1.unsqueeze(-2))
-        numbers = (hidden @ self.W2 + inputs @ self.Wl + self.b2.unsqueeze(-2)).unbind(-1)
-        out = {name: OUTPUTS[name] * number for name, number in zip(self.outputs, numbers, strict=True)}
-        zero = torch.zeros_like(numbers[0])
+        numbers = (hidden @ self.W2 + inputs @ self.Wl + self.b2.unsqueeze(-2)) * self.scales
+        out = dict(zip(self.outputs, numbers.unbind(-1), strict=True))
+        zero = torch.zeros_like(sizes.theta)
         mean = out["mean"].clamp(-6, 1).exp()
         gradient, slow_mean = out.get("gradient", zero), out.get("slow_mean", zero)
         orthogonal = out.get("orthogonal", zero)
