@@ -17,7 +17,6 @@ from lightning_l2l.meta_gradients.base import (
     Truncation,
     gradient_objective,
     refuse_shared_phi,
-    update_size,
 )
 from lightning_l2l.rules import State, UpdateRule
 from lightning_l2l.rules.base import full_precision
@@ -75,8 +74,9 @@ class Evolution(MetaGradient):
             state, before = run.state
             noise, credited = (before, before) if run.step == 0 else self.noise(before)
             copies = self._side_by_side(episodes)
-            end, trajectory = unroll(perturbed(rule, noise), copies, run._replace(state=state), plan.unroll)
-            losses = plan.loss(trajectory.losses, run.step, copies).view(2, -1)
+            own = run._replace(state=state)
+            end, curves, size = losses_only(perturbed(rule, noise), copies, own, plan.unroll)
+            losses = plan.loss(curves, run.step, copies).view(2, -1)
             finite = losses.isfinite().all(0)
             with full_precision(noise):
                 differences = torch.where(finite, losses[0] - losses[1], 0)
@@ -85,7 +85,7 @@ class Evolution(MetaGradient):
             end = end._replace(state=Perturbed(end.state, credited))
             meta_loss = losses[:, finite].mean()
         objective = gradient_objective(rule, estimate)
-        return Truncation(end, trajectory.losses, update_size(trajectory), meta_loss, objective, (~finite).sum())
+        return Truncation(end, curves, size, meta_loss, objective, (~finite).sum())
 
     @abstractmethod
     def noise(self, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,6 +166,20 @@ def perturbed(rule: UpdateRule, noise: Tensor) -> PerEpisode:
     """The rule with φ + ε in the first M episodes and φ − ε in the other M, for ε [M, D]."""
     phi = parameters_to_vector(rule.parameters())
     return PerEpisode.of_rows(rule, torch.cat([phi + noise, phi - noise]))
+
+
+def losses_only(rule: UpdateRule, episodes: Episodes, run: Run, steps: int) -> tuple[Run, Tensor, Tensor]:
+    """Takes K steps as ``unroll`` does, without keeping the θ and gradients of whole runs in memory.
+
+    Returns:
+        Where the runs stand now, f(θ_{t+1}) .. f(θ_{t+K}), [K, N], and the root mean square of the updates, [].
+    """
+    losses, sizes = [], []
+    for _ in range(steps):
+        run, trajectory = unroll(rule, episodes, run, 1)
+        losses.append(trajectory.losses)
+        sizes.append(trajectory.update_sizes)
+    return run, torch.cat(losses), torch.cat(sizes).square().mean().sqrt()
 
 
 def first_half_twice(tensor: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.learners.stages import Stage, Stages
 from lightning_l2l.meta_gradients import ES, NRES, PES, Exact, FirstOrder, Linearized, MetaGradient, Staggered
 from lightning_l2l.meta_losses import LogLoss
@@ -65,11 +66,11 @@ class Method(NamedTuple):
 
 METHODS = {
     "first order": Method(FirstOrder, 50),
-    "exact, K = 20": Method(partial(Exact, episode_clip=1.0), 20),
-    "exact, K = 50": Method(partial(Exact, episode_clip=1.0), 50),
+    "exact (K = 20)": Method(partial(Exact, episode_clip=1.0), 20),
+    "exact (K = 50)": Method(partial(Exact, episode_clip=1.0), 50),
     "linearized": Method(Linearized, 50),
     "truncated ES": Method(ES, 50, True),
-    "ES, whole runs": Method(ES, None, True),
+    "ES (whole runs)": Method(ES, None, True),
     "PES": Method(PES, 50, True),
     "NRES": Method(NRES, 50, True),
 }
@@ -258,6 +259,8 @@ def compare(
         markdown: file of the table.
     """
     torch.set_num_threads(1)
+    if unknown := set(estimators or ()) - METHODS.keys():
+        raise InvalidInputError(f"estimators has {', '.join(unknown)}: give some of {', '.join(METHODS)}.")
     rows, finished = Rows(results), []
     for name in estimators or METHODS:
         pairs = product(rates, sigmas if METHODS[name].has_sigma else (0.0,))

@@ -35,6 +35,8 @@ class ControllerNetwork(UpdateRule):
         directions: see ``AdamController`` for all arguments.
     """
 
+    scales: Tensor  # of the outputs
+
     def __init__(
         self,
         directions: list[Direction] | None = None,
