@@ -1,10 +1,12 @@
 """Rivals by class path, and those with code of our own."""
 
 import sys
+from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
 import torch
+from conftest import skip
 from torch import nn
 
 from lightning_l2l.errors import InvalidInputError
@@ -95,7 +97,8 @@ def test_the_extra_rivals_train(class_path):
     from lightning_l2l.evaluation.suite.candidates import candidate
     from lightning_l2l.evaluation.suite.training import evaluating
 
-    pytest.importorskip("dog" if class_path.endswith("LDoG") else class_path.partition(".")[0])
+    if find_spec("dog" if class_path.endswith("LDoG") else class_path.partition(".")[0]) is None:
+        skip("the rivals are an extra: uv sync --extra rivals")
     network = nn.Linear(3, 2)
     optimizer = candidate(Rival(class_path)).make(network)
     inputs = torch.randn(8, 3)
