@@ -228,7 +228,8 @@ def table(results: list[list[Row]], horizon: int) -> str:
         steps, *losses, cosines = (torch.tensor(column, dtype=torch.double) for column in columns)
         cells = [f"{loss.mean():.3f} ({loss.min():.3f} to {loss.max():.3f})" for loss in losses]
         sigma = f"{chosen.sigma:g}" if chosen.sigma else ""
-        cells = [chosen.estimator, f"{chosen.rate:g}", sigma, f"{steps.mean():,.0f}", *cells, f"{cosines.mean():.2f}"]
+        cells = [chosen.estimator, f"{chosen.rate:g}", sigma, f"{steps.mean():,.0f}", *cells]
+        cells.append(f"{cosines.nanmean():.2f}")  # not of seeds without time for a meta-step
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
