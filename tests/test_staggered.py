@@ -5,6 +5,7 @@ import torch
 from forks import QUADRATICS, checkpoint, train_race_kill_and_resume
 from small_problem import LearnedMomentum, LearnedStart
 
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.meta_gradients import ES, NRES, PES, Exact, FirstOrder, Plan, Staggered
 from lightning_l2l.meta_losses import WeightedSum
 from lightning_l2l.optimizees import Quadratics
@@ -80,6 +81,17 @@ def test_restored_runs_go_on_to_the_bit(inner, kind):
     assert train(whole, rule, numbers[5:]) == train(resumed, again, numbers[5:])
     for key, value in rule.state_dict().items():
         assert value.isfinite().all() and torch.equal(value, again.state_dict()[key])
+
+
+def test_runs_of_another_version_are_refused():
+    before, rule = Staggered(FirstOrder(), batches=3), LearnedMomentum().double()
+    train(before, rule, range(4))
+    state = before.state_dict()
+    state["runs"][0]["run"].append(torch.zeros(1))
+    after = Staggered(FirstOrder(), batches=3)
+    after.load_state_dict(state)
+    with pytest.raises(InvalidInputError, match="ckpt_path has runs in progress whose states hold"):
+        train(after, rule, range(4))
 
 
 def test_a_stages_end_releases_its_runs():

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lightning_l2l.episodes import Episodes
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.unroll import Run
 
 
@@ -30,7 +31,16 @@ def unpack_run(packed: dict[str, Any], like: Run) -> Run:
     Args:
         packed: what ``pack`` returned.
         like: a run of the same rule and meta-gradient on the unpacked episodes, such as one that has just begun.
+
+    Raises:
+        InvalidInputError: the rule's state had another form when they were packed.
     """
     device = like.theta.device
     leaves = [leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in packed["run"]]
-    return pytree.tree_unflatten(leaves, pytree.tree_structure(like))
+    form = pytree.tree_structure(like)
+    if len(leaves) != form.num_leaves:
+        raise InvalidInputError(
+            f"ckpt_path has runs in progress whose states hold {len(leaves)} values, but here they hold "
+            f"{form.num_leaves}: another version wrote it, so export its rule and start from that."
+        )
+    return pytree.tree_unflatten(leaves, form)
