@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.reference import write_reference
-from lightning_l2l.optimizees import EpisodeDataModule, Suite
+from lightning_l2l.evaluation.suite.problems import make_data
+from lightning_l2l.optimizees import Suite
 from lightning_l2l.seeds import settings_of
 from lightning_l2l.terminal import ShortParser
 
@@ -33,9 +33,7 @@ def main(arguments: list[str], run: Callable[[list[str]], object]) -> None:
     if not settings["class_path"].endswith(".Suite"):
         raise InvalidInputError(f"data is {settings['class_path']}, but only a Suite has a table: give a Suite.")
     settings["init_args"] |= {"reference": None, "episodes_per_task": EPISODES}
-    reader = ArgumentParser(exit_on_error=False)
-    reader.add_subclass_arguments(EpisodeDataModule, "data", required=True)
-    suite = reader.instantiate_classes(reader.parse_object({"data": settings})).data
+    suite = make_data(settings)
     assert isinstance(suite, Suite)
     with tqdm(desc="reference", total=len(suite.tasks), dynamic_ncols=True) as bar:
         write_reference(suite, own.output, lambda task: bar.update())

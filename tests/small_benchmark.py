@@ -2,6 +2,9 @@
 
 import yaml
 
+from lightning_l2l.errors import InvalidInputError, first_line
+from lightning_l2l.evaluation.suite.problems import Problem
+
 
 def problem(seed: int = 5, **settings) -> dict:
     """An MLP on scikit-learn's wine table."""
@@ -32,3 +35,20 @@ def write(name: str, problems: dict, **others) -> str:
     with open(f"{name}_problems.yaml", "w") as file:
         yaml.safe_dump({"problems": problems, **others}, file)
     return f"{name}_problems.yaml"
+
+
+def available(problems: list[Problem]) -> tuple[list[Problem], dict[str, str]]:
+    """Loads the data of each problem.
+
+    Returns:
+        Those whose data is there or could be fetched, and why the others are skipped, by name.
+    """
+    there, skipped = [], {}
+    for problem in problems:
+        try:
+            problem.data.prepare_data()
+            problem.data.setup("test")
+            there.append(problem)
+        except InvalidInputError as error:
+            skipped[problem.name] = first_line(error)
+    return there, skipped

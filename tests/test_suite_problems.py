@@ -5,9 +5,10 @@ import pytest
 import torch
 import yaml
 from command_line import FOLDER
+from small_benchmark import available
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.evaluation.suite.problems import available, read_problems
+from lightning_l2l.evaluation.suite.problems import read_problems
 from lightning_l2l.optimizees import Images, ModuleTraining
 from lightning_l2l.optimizees.sources.images import part_images
 

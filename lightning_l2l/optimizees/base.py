@@ -141,10 +141,10 @@ class EpisodeDataModule(LightningDataModule, ABC):
         return [self.tuning_episodes_batch()]
 
     def _loader(self, split: Split, count: int) -> DataLoader:
-        return self._deal(range(count), self.episodes_per_batch, partial(self._collate, split))
+        return self._loader_of(range(count), self.episodes_per_batch, partial(self._collate, split))
 
-    def _deal(self, numbers: range, batch_size: int, collate: Callable[[Sequence[int]], Episodes]) -> DataLoader:
-        """A loader that deals numbers to the processes in turn."""
+    def _loader_of(self, numbers: range, batch_size: int, collate: Callable[[Sequence[int]], Episodes]) -> DataLoader:
+        """A loader of numbers, which the processes take in turn."""
         sampler: DistributedSampler | None = None
         if self.trainer is not None and self.trainer.world_size > 1:  # in order: Lightning's own would shuffle
             processes, rank = self.trainer.world_size, self.trainer.global_rank

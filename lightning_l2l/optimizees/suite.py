@@ -193,10 +193,10 @@ class Suite(EpisodeDataModule):
         return [self.episodes("tune", range(first, first + size)) for first in range(0, self.tuning_episodes, size)]
 
     def _loader(self, split: Split, count: int) -> DataLoader:
-        """Deals whole batches to the processes, since the episodes of a batch share a task."""
+        """Splits whole batches between the processes, since the episodes of a batch share a task."""
         size = self._side_by_side(split)
 
         def collate(batches: Sequence[int]) -> Episodes:
             return self._collate(split, range(batches[0] * size, (batches[0] + 1) * size))
 
-        return self._deal(range(count // size), 1, collate)
+        return self._loader_of(range(count // size), 1, collate)

@@ -152,7 +152,8 @@ class Benchmark(Callback):
                 entry.records[problem.name] = records
                 if "lr" in one.settings:
                     entry.rates[problem.name] = one.settings["lr"]
-        return [Paired(entry, entries[entry.length, adam().name]) for _, entry in _in_order(entries)]
+        in_order = sorted(entries.values(), key=lambda entry: entry.length)
+        return [Paired(entry, entries[entry.length, adam().name]) for entry in in_order]
 
     def _own(self, learner: LightningModule) -> list[Candidate]:
         rule = rule_of(learner)
@@ -214,10 +215,6 @@ def killable() -> Iterator[None]:
 def full_name(rival: Rival) -> str:
     """What tables call a rival."""
     return f"{rival.name} × cosine" if rival.cosine else rival.name
-
-
-def _in_order(entries: dict[tuple[int, str], Entry]) -> list[tuple[tuple[int, str], Entry]]:
-    return sorted(entries.items(), key=lambda item: item[0][0])
 
 
 def read_file(path: str) -> dict[str, Any]:

@@ -109,13 +109,17 @@ class Paired:
                 found[name] = float(records[:, -1, 4].mean()), other
         return found
 
+    def published_in_words(self, published: dict[str, dict[int, float]]) -> str:
+        """On how many problems the smoothed loss is below the published one; empty if none has one."""
+        beside = self.beside_published(published).values()
+        return f"below {sum(own < other for own, other in beside)} of {len(beside)}" if beside else ""
+
 
 def rows(pair: Paired, published: dict[str, dict[int, float]]) -> list[dict[str, object]]:
     """The rows of an optimizer in the file: its summary, and one for each problem."""
     entry, total = pair.entry, pair.score
     ratios, held_out = pair.ratios(), pair.held_out_ratios()
     beside = pair.beside_published(published)
-    below = sum(own < other for own, other in beside.values())
     found: list[dict[str, object]] = [
         {
             "problem": ALL,
@@ -128,7 +132,7 @@ def rows(pair: Paired, published: dict[str, dict[int, float]]) -> list[dict[str,
             "diverged": pair.diverged(),
             "held_out_ratio": geometric_mean(held_out),
             "seconds_ratio": pair.seconds_ratio(),
-            "published": f"below {below} of {len(beside)}" if beside else "",
+            "published": pair.published_in_words(published),
         }
     ]
     for name, values in ratios.items():

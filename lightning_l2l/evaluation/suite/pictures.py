@@ -37,8 +37,7 @@ def table(pairs: Sequence[Paired], published: dict[str, dict[int, float]], skipp
 
 
 def _cells(one: Paired, published: dict[str, dict[int, float]]) -> list[str]:
-    total, beside = one.score, one.beside_published(published)
-    below = sum(own < other for own, other in beside.values())
+    total = one.score
     return [
         f"{total.mean:.3g}",
         f"{total.low:.3g} – {total.high:.3g}",
@@ -47,7 +46,7 @@ def _cells(one: Paired, published: dict[str, dict[int, float]]) -> list[str]:
         str(one.diverged()),
         f"{geometric_mean(one.held_out_ratios()):.3g}",
         f"{one.seconds_ratio():.3g}",
-        f"below {below} of {len(beside)}" if beside else "",
+        one.published_in_words(published),
     ]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_l2l.errors import InvalidInputError, first_line
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees import EpisodeDataModule, ModuleTraining
 
 
@@ -34,15 +34,10 @@ def read_problems(problems: dict[str, Any], root: str | None = None) -> list[Pro
     Raises:
         InvalidInputError: names the problem, and what is wrong with its settings.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(EpisodeDataModule, "data", required=True)
     found = []
     for name, settings in problems.items():
         try:
-            given = parser.parse_object({"data": settings})
-            if root is not None:
-                set_roots(given, root)
-            data = parser.instantiate_classes(given).data
+            data = make_data(settings, root)
         except InvalidInputError as error:
             raise InvalidInputError(f"benchmark.problems has {name}: {error}") from None
         except Exception as error:  # of the parser
@@ -57,25 +52,18 @@ def read_problems(problems: dict[str, Any], root: str | None = None) -> list[Pro
     return found
 
 
+def make_data(settings: dict[str, Any], root: str | None = None) -> EpisodeDataModule:
+    """Makes a DataModule from its class path and settings; see ``read_problems`` for ``root``."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(EpisodeDataModule, "data", required=True)
+    given = parser.parse_object({"data": settings})
+    if root is not None:
+        set_roots(given, root)
+    return parser.instantiate_classes(given).data
+
+
 def set_roots(settings: Namespace, root: str) -> None:
     """Sets every ``root`` in parsed settings, at any depth."""
     for key in list(settings.keys()):
         if key.rpartition(".")[2] == "root":
             settings[key] = root
-
-
-def available(problems: list[Problem]) -> tuple[list[Problem], dict[str, str]]:
-    """Loads the data of each problem.
-
-    Returns:
-        Those whose data is there or could be fetched, and why the others are skipped, by name.
-    """
-    there, skipped = [], {}
-    for problem in problems:
-        try:
-            problem.data.prepare_data()
-            problem.data.setup("test")
-            there.append(problem)
-        except InvalidInputError as error:
-            skipped[problem.name] = first_line(error)
-    return there, skipped

@@ -4,12 +4,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from lightning_l2l.optimizees.base import EpisodeDataModule
-from lightning_l2l.optimizees.families.base import Family, describe
+from lightning_l2l.optimizees.families.base import Family, ImageFamily
 from lightning_l2l.optimizees.module_training import ModuleTraining
 from lightning_l2l.optimizees.networks.sequences import EachPlace, MeanOfPlaces, transformer
 from lightning_l2l.optimizees.networks.stacked import Embedding, Linear, Stacked
-from lightning_l2l.optimizees.sources.small_images import Name, SmallImages, found_images
+from lightning_l2l.optimizees.sources.small_images import Name, SmallImages
 from lightning_l2l.optimizees.sources.standard_library import VOCABULARY, StandardLibrary
 
 
@@ -52,33 +51,22 @@ ROW_MODELS = [
 class CharTransformers(Family):
     """Causal attention of width 16 to 32 in one or two blocks, on 8 to 16 characters."""
 
+    rows = MODELS
     data = (StandardLibrary().found,)
 
-    def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:
-        return {describe(row): self._task(row, **settings) for row in MODELS}
-
-    def _task(self, row: Model, **settings: Any) -> ModuleTraining:
+    def task(self, row: Model, **settings: Any) -> ModuleTraining:
         characters = Embedding(VOCABULARY, row.width)
         layers = transformer(characters, row.length, row.width, row.heads, row.blocks, causal=True)
         network = Stacked(*layers, Linear(row.width, VOCABULARY))
         return ModuleTraining(network, EachPlace(), StandardLibrary(row.length), row.batch_size, **settings)
 
 
-class RowTransformers(Family):
-    """Attention over the rows of an image, averaged before the readout.
+class RowTransformers(ImageFamily):
+    """Attention over the rows of an image, averaged before the readout."""
 
-    Args:
-        root: folder of datasets (see ``SmallImages``).
-    """
+    rows = ROW_MODELS
 
-    def __init__(self, root: str = "data") -> None:
-        self.root = root
-        self.data = found_images(root)
-
-    def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:
-        return {describe(row): self._task(row, **settings) for row in ROW_MODELS}
-
-    def _task(self, row: RowModel, **settings: Any) -> ModuleTraining:
+    def task(self, row: RowModel, **settings: Any) -> ModuleTraining:
         rows = Stacked(nn.Unflatten(-1, (row.size, row.size)), Linear(row.size, row.width))
         layers = transformer(rows, row.size, row.width, row.heads, row.blocks, causal=False)
         network = Stacked(*layers, MeanOfPlaces(), Linear(row.width, 10))

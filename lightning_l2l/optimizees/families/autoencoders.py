@@ -4,11 +4,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from lightning_l2l.optimizees.base import EpisodeDataModule
-from lightning_l2l.optimizees.families.base import Family, dense, describe
+from lightning_l2l.optimizees.families.base import ImageFamily
 from lightning_l2l.optimizees.module_training import ModuleTraining
-from lightning_l2l.optimizees.networks.stacked import Stacked
-from lightning_l2l.optimizees.sources.small_images import Name, SmallImages, found_images
+from lightning_l2l.optimizees.networks.mlp import dense
+from lightning_l2l.optimizees.networks.stacked import Linear, Stacked
+from lightning_l2l.optimizees.sources.small_images import Name, SmallImages
 
 
 class Reconstruction(NamedTuple):
@@ -38,24 +38,16 @@ AUTOENCODERS = [
 ]
 
 
-class Autoencoders(Family):
+class Autoencoders(ImageFamily):
     """Perceptrons that reconstruct images through a code of 2 to 64 units.
 
     Outputs pass a sigmoid before the squared error or the binary cross-entropy, except where they are called linear.
-
-    Args:
-        root: folder of datasets (see ``SmallImages``).
     """
 
-    def __init__(self, root: str = "data") -> None:
-        self.root = root
-        self.data = found_images(root)
+    rows = AUTOENCODERS
 
-    def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:
-        return {describe(row): self._task(row, **settings) for row in AUTOENCODERS}
-
-    def _task(self, row: Reconstruction, **settings: Any) -> ModuleTraining:
-        layers = dense((row.size**2, *row.hidden, row.size**2), row.activation)
+    def task(self, row: Reconstruction, **settings: Any) -> ModuleTraining:
+        layers = dense((row.size**2, *row.hidden, row.size**2), row.activation, Linear)
         loss = nn.BCEWithLogitsLoss() if row.loss == "cross-entropy" else nn.MSELoss()
         layers += [nn.Sigmoid()] if row.loss == "squared error" else []
         source = SmallImages(row.images, row.size, root=self.root)

@@ -2,41 +2,51 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
-from torch import nn
-
 from lightning_l2l.optimizees.base import EpisodeDataModule
-from lightning_l2l.optimizees.networks.stacked import Linear
-
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "sigmoid": nn.Sigmoid, "none": nn.Identity}
+from lightning_l2l.optimizees.sources.small_images import found_images
 
 
 class Family(ABC):
     """A finite list of tasks of one kind.
 
     Attributes:
+        rows: the settings of each task, named tuples that ``describe`` gives different names.
         data: the data sets that it uses, in words.
     """
 
+    rows: Sequence[Any] = ()
     data: tuple[str, ...] = ()
 
-    @abstractmethod
     def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:
-        """Makes the tasks by name, such as ``ModuleTraining``; examples are loaded when episodes are drawn.
+        """Makes the tasks by name; examples are loaded when episodes are drawn.
 
         Args:
             settings: of ``EpisodeDataModule``: a horizon and a seed.
         """
+        return {describe(row): self.task(row, **settings) for row in self.rows}
+
+    @abstractmethod
+    def task(self, row: Any, **settings: Any) -> EpisodeDataModule:
+        """Makes one task, such as a ``ModuleTraining``.
+
+        Args:
+            row: its own settings.
+            settings: see ``tasks``.
+        """
 
 
-def dense(sizes: Sequence[int], activation: str) -> list[nn.Module]:
-    """The layers of a perceptron, with activations between them."""
-    layers: list[nn.Module] = []
-    for size, next_size in pairwise(sizes):
-        layers += [Linear(size, next_size), ACTIVATIONS[activation]()]
-    return layers[:-1]
+class ImageFamily(Family):
+    """Tasks on MNIST and Fashion-MNIST, or what stands in for them.
+
+    Args:
+        root: folder of datasets (see ``SmallImages``).
+    """
+
+    def __init__(self, root: str = "data") -> None:
+        self.root = root
+        self.data = found_images(root)
 
 
 def describe(task: NamedTuple) -> str:

@@ -2,8 +2,7 @@
 
 from typing import Any, Literal, NamedTuple
 
-from lightning_l2l.optimizees.base import EpisodeDataModule
-from lightning_l2l.optimizees.families.base import Family, describe
+from lightning_l2l.optimizees.families.base import Family
 from lightning_l2l.optimizees.module_training import ModuleTraining
 from lightning_l2l.optimizees.networks.sequences import EachPlace, recurrent
 from lightning_l2l.optimizees.sources.standard_library import VOCABULARY, StandardLibrary
@@ -36,14 +35,12 @@ class CharRNNs(Family):
         cell: GRU or LSTM.
     """
 
+    rows = MODELS
     data = (StandardLibrary().found,)
 
     def __init__(self, cell: Literal["GRU", "LSTM"] = "GRU") -> None:
         self.cell = cell
 
-    def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:
-        return {describe(row): self._task(row, **settings) for row in MODELS}
-
-    def _task(self, row: Model, **settings: Any) -> ModuleTraining:
+    def task(self, row: Model, **settings: Any) -> ModuleTraining:
         network = recurrent(VOCABULARY, row.embedding, row.hidden, row.layers, self.cell)
         return ModuleTraining(network, EachPlace(), StandardLibrary(row.length), row.batch_size, **settings)

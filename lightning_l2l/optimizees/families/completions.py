@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from lightning_l2l.optimizees.base import EpisodeDataModule
-from lightning_l2l.optimizees.families.base import Family, dense, describe
+from lightning_l2l.optimizees.families.base import ImageFamily
 from lightning_l2l.optimizees.module_training import ModuleTraining
-from lightning_l2l.optimizees.networks.stacked import Stacked
+from lightning_l2l.optimizees.networks.mlp import dense
+from lightning_l2l.optimizees.networks.stacked import Linear, Stacked
 from lightning_l2l.optimizees.sources.base import Source
-from lightning_l2l.optimizees.sources.small_images import Name, SmallImages, found_images
+from lightning_l2l.optimizees.sources.small_images import Name, SmallImages
 from lightning_l2l.optimizees.sources.tensors import TensorExamples
 
 
@@ -33,22 +33,13 @@ COMPLETIONS = [
 ]
 
 
-class Completions(Family):
-    """Regressions of many outputs, by squared error.
+class Completions(ImageFamily):
+    """Regressions of many outputs, by squared error."""
 
-    Args:
-        root: folder of datasets (see ``SmallImages``).
-    """
+    rows = COMPLETIONS
 
-    def __init__(self, root: str = "data") -> None:
-        self.root = root
-        self.data = found_images(root)
-
-    def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:
-        return {describe(row): self._task(row, **settings) for row in COMPLETIONS}
-
-    def _task(self, row: Completion, **settings: Any) -> ModuleTraining:
-        layers = dense((row.size**2 // 2, *row.hidden, row.size**2 // 2), row.activation)
+    def task(self, row: Completion, **settings: Any) -> ModuleTraining:
+        layers = dense((row.size**2 // 2, *row.hidden, row.size**2 // 2), row.activation, Linear)
         layers += [nn.Sigmoid()] if row.squashed else []
         source = Halves(SmallImages(row.images, row.size, root=self.root))
         return ModuleTraining(Stacked(*layers), nn.MSELoss(), source, row.batch_size, **settings)

@@ -4,11 +4,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from lightning_l2l.optimizees.base import EpisodeDataModule
-from lightning_l2l.optimizees.families.base import ACTIVATIONS, Family, describe
+from lightning_l2l.optimizees.families.base import ImageFamily
 from lightning_l2l.optimizees.module_training import ModuleTraining
+from lightning_l2l.optimizees.networks.mlp import ACTIVATIONS
 from lightning_l2l.optimizees.networks.stacked import BatchNorm, Conv2d, Linear, Stacked
-from lightning_l2l.optimizees.sources.small_images import Name, SmallImages, found_images
+from lightning_l2l.optimizees.sources.small_images import Name, SmallImages
 
 
 class Convolutional(NamedTuple):
@@ -42,7 +42,7 @@ NORMALISED = [
 ]
 
 
-class ImageCNNs(Family):
+class ImageCNNs(ImageFamily):
     """One to three convolutions of 4 to 12 channels and a linear layer.
 
     Args:
@@ -51,14 +51,10 @@ class ImageCNNs(Family):
     """
 
     def __init__(self, normalised: bool = False, root: str = "data") -> None:
+        super().__init__(root)
         self.rows = NORMALISED if normalised else PLAIN
-        self.root = root
-        self.data = found_images(root)
 
-    def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:
-        return {describe(row): self._task(row, **settings) for row in self.rows}
-
-    def _task(self, row: Convolutional, **settings: Any) -> ModuleTraining:
+    def task(self, row: Convolutional, **settings: Any) -> ModuleTraining:
         loss = nn.MSELoss() if row.squared else nn.CrossEntropyLoss()
         source = SmallImages(row.images, row.size, flat=False, one_hot=row.squared, root=self.root)
         return ModuleTraining(_network(row), loss, source, row.batch_size, **settings)

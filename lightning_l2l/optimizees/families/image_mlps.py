@@ -4,11 +4,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from lightning_l2l.optimizees.base import EpisodeDataModule
-from lightning_l2l.optimizees.families.base import Family, dense, describe
+from lightning_l2l.optimizees.families.base import ImageFamily
 from lightning_l2l.optimizees.module_training import ModuleTraining
-from lightning_l2l.optimizees.networks.stacked import Stacked
-from lightning_l2l.optimizees.sources.small_images import Name, SmallImages, found_images
+from lightning_l2l.optimizees.networks.mlp import dense
+from lightning_l2l.optimizees.networks.stacked import Linear, Stacked
+from lightning_l2l.optimizees.sources.small_images import Name, SmallImages
 
 
 class Classifier(NamedTuple):
@@ -55,7 +55,7 @@ LARGE = [
 ]
 
 
-class ImageMLPs(Family):
+class ImageMLPs(ImageFamily):
     """Perceptrons of 1 to 3 layers, 4 to 64 units wide, on MNIST and Fashion-MNIST.
 
     Pixels are positive in most tasks, as users have them.
@@ -66,15 +66,11 @@ class ImageMLPs(Family):
     """
 
     def __init__(self, large: bool = False, root: str = "data") -> None:
-        self.classifiers = LARGE if large else SMALL
-        self.root = root
-        self.data = found_images(root)
+        super().__init__(root)
+        self.rows = LARGE if large else SMALL
 
-    def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:
-        return {describe(one): self._task(one, **settings) for one in self.classifiers}
-
-    def _task(self, one: Classifier, **settings: Any) -> ModuleTraining:
-        network = Stacked(*dense((one.size**2, *one.hidden, 10), one.activation))
-        loss = nn.MSELoss() if one.squared else nn.CrossEntropyLoss()
-        source = SmallImages(one.images, one.size, centred=one.centred, one_hot=one.squared, root=self.root)
-        return ModuleTraining(network, loss, source, one.batch_size, **settings)
+    def task(self, row: Classifier, **settings: Any) -> ModuleTraining:
+        network = Stacked(*dense((row.size**2, *row.hidden, 10), row.activation, Linear))
+        loss = nn.MSELoss() if row.squared else nn.CrossEntropyLoss()
+        source = SmallImages(row.images, row.size, centred=row.centred, one_hot=row.squared, root=self.root)
+        return ModuleTraining(network, loss, source, row.batch_size, **settings)

@@ -4,12 +4,12 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from lightning_l2l.optimizees.base import EpisodeDataModule
-from lightning_l2l.optimizees.families.base import ACTIVATIONS, Family, describe
+from lightning_l2l.optimizees.families.base import ImageFamily
 from lightning_l2l.optimizees.module_training import ModuleTraining
+from lightning_l2l.optimizees.networks.mlp import ACTIVATIONS
 from lightning_l2l.optimizees.networks.stacked import BatchNorm, LayerNorm, Linear, Residual, Stacked
 from lightning_l2l.optimizees.sources.base import Source
-from lightning_l2l.optimizees.sources.small_images import SmallImages, found_images
+from lightning_l2l.optimizees.sources.small_images import SmallImages
 from lightning_l2l.optimizees.sources.tables import Table
 
 Norm = Literal["layer", "batch"]
@@ -40,7 +40,7 @@ ROWS = [
 ]
 
 
-class ResidualMLPs(Family):
+class ResidualMLPs(ImageFamily):
     """Blocks x + W₂ a(W₁ norm(x)) of width 12 to 24 between two linear layers, on 7 × 7 images and tables.
 
     Args:
@@ -48,15 +48,14 @@ class ResidualMLPs(Family):
         root: folder of datasets (see ``SmallImages``).
     """
 
+    rows = ROWS
+
     def __init__(self, norm: Norm = "layer", root: str = "data") -> None:
+        super().__init__(root)
         self.norm = norm
-        self.root = root
-        self.data = *found_images(root), *(f"scikit-learn {name}" for name in SIZES)
+        self.data = *self.data, *(f"scikit-learn {name}" for name in SIZES)
 
-    def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:
-        return {describe(row): self._task(row, **settings) for row in ROWS}
-
-    def _task(self, row: Row, **settings: Any) -> ModuleTraining:
+    def task(self, row: Row, **settings: Any) -> ModuleTraining:
         inputs, outputs = SIZES.get(row.data, (49, 10))
         source: Source
         if row.data in SIZES:

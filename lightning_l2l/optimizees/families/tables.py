@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from lightning_l2l.optimizees.base import EpisodeDataModule
-from lightning_l2l.optimizees.families.base import Family, dense, describe
+from lightning_l2l.optimizees.families.base import Family
 from lightning_l2l.optimizees.module_training import ModuleTraining
-from lightning_l2l.optimizees.networks.stacked import Stacked
+from lightning_l2l.optimizees.networks.mlp import dense
+from lightning_l2l.optimizees.networks.stacked import Linear, Stacked
 from lightning_l2l.optimizees.sources.tables import Name, Table
 
 SIZES = {"breast_cancer": (30, 2), "digits": (64, 10), "iris": (4, 3), "linnerud": (3, 3)}  # inputs and outputs
@@ -41,13 +41,11 @@ ROWS = [
 class Tables(Family):
     """Linear models and perceptrons on standardised columns: cross-entropy, or squared error for linnerud."""
 
+    rows = ROWS
     data = tuple(f"scikit-learn {name}" for name in SIZES)
 
-    def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:
-        return {describe(row): self._task(row, **settings) for row in ROWS}
-
-    def _task(self, row: Row, **settings: Any) -> ModuleTraining:
+    def task(self, row: Row, **settings: Any) -> ModuleTraining:
         inputs, outputs = SIZES[row.table]
-        network = Stacked(*dense((inputs, *row.hidden, outputs), row.activation))
+        network = Stacked(*dense((inputs, *row.hidden, outputs), row.activation, Linear))
         loss = nn.MSELoss() if row.table == "linnerud" else nn.CrossEntropyLoss()
         return ModuleTraining(network, loss, Table(row.table), row.batch_size, **settings)

@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from lightning_l2l.optimizees.base import EpisodeDataModule
-from lightning_l2l.optimizees.families.base import Family, dense, describe
+from lightning_l2l.optimizees.families.base import Family
 from lightning_l2l.optimizees.module_training import ModuleTraining
-from lightning_l2l.optimizees.networks.stacked import Stacked
+from lightning_l2l.optimizees.networks.mlp import dense
+from lightning_l2l.optimizees.networks.stacked import Linear, Stacked
 from lightning_l2l.optimizees.sources.teachers import Teacher
 
 
@@ -60,14 +60,11 @@ class Teachers(Family):
     data = ("random teachers",)
 
     def __init__(self, linear: bool = False) -> None:
-        self.students = REGRESSIONS if linear else STUDENTS
+        self.rows = REGRESSIONS if linear else STUDENTS
         self.linear = linear
 
-    def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:
-        return {describe(row): self._task(row, seed, **settings) for seed, row in enumerate(self.students)}
-
-    def _task(self, row: Student, teacher: int, **settings: Any) -> ModuleTraining:
-        network = Stacked(*dense((row.inputs, *row.hidden, row.outputs), row.activation))
+    def task(self, row: Student, **settings: Any) -> ModuleTraining:
+        network = Stacked(*dense((row.inputs, *row.hidden, row.outputs), row.activation, Linear))
         source = Teacher(
             row.inputs,
             row.outputs,
@@ -75,6 +72,6 @@ class Teachers(Family):
             linear=self.linear,
             condition=row.condition,
             noise=row.noise_in_percent / 100,
-            seed=teacher,
+            seed=self.rows.index(row),  # another teacher for each task
         )
         return ModuleTraining(network, LOSSES[row.loss](), source, row.batch_size, **settings)

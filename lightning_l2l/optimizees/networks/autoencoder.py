@@ -1,11 +1,9 @@
 """A small autoencoder."""
 
-from itertools import pairwise
-
 from torch import Tensor, nn
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.optimizees.networks.mlp import ACTIVATIONS, Activation
+from lightning_l2l.optimizees.networks.mlp import Activation, dense
 
 
 class Autoencoder(nn.Module):
@@ -32,10 +30,8 @@ class Autoencoder(nn.Module):
                 "there must be a code: give positive sizes."
             )
         sizes = [inputs, *hidden_sizes, *hidden_sizes[-2::-1], inputs]
-        layers: list[nn.Module] = []
-        for size, next_size in pairwise(sizes):
-            layers += [nn.Linear(size, next_size), ACTIVATIONS[activation]()]
-        self.layers = nn.Sequential(*layers[:-1], *([nn.Sigmoid()] if sigmoid_output else []))
+        layers = dense(sizes, activation)
+        self.layers = nn.Sequential(*layers, *([nn.Sigmoid()] if sigmoid_output else []))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the reconstruction, in the shape of the inputs."""

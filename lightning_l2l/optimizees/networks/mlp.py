@@ -1,5 +1,6 @@
 """The paper's small classifier (arXiv:1606.04474, section 3.2)."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from lightning_l2l.errors import InvalidInputError
 
 Activation = Literal["sigmoid", "relu", "tanh", "gelu"]
-ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
+ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "none": nn.Identity}
 
 
 class MLP(nn.Sequential):
@@ -33,11 +34,22 @@ class MLP(nn.Sequential):
             raise InvalidInputError(
                 f"inputs, hidden_sizes and classes are {[*sizes, classes]}, but layers need at least one unit each."
             )
-        hidden: list[nn.Module] = []
-        for size, next_size in pairwise(sizes):
-            hidden += [nn.Linear(size, next_size), ACTIVATIONS[activation]()]
-        super().__init__(nn.Flatten(), *hidden, nn.Linear(sizes[-1], classes))
+        super().__init__(nn.Flatten(), *dense([*sizes, classes], activation))
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the logits of a batch of images, [B, classes]."""
         return super().forward(images)
+
+
+def dense(sizes: Sequence[int], activation: str, linear: type[nn.Linear] = nn.Linear) -> list[nn.Module]:
+    """The layers of a perceptron, with activations between them.
+
+    Args:
+        sizes: units of each layer, the inputs first and the outputs last.
+        activation: one of ``ACTIVATIONS``.
+        linear: the class of the layers.
+    """
+    layers: list[nn.Module] = []
+    for size, next_size in pairwise(sizes):
+        layers += [linear(size, next_size), ACTIVATIONS[activation]()]
+    return layers[:-1]

@@ -93,6 +93,11 @@ class Examples(Source):
         ranges = dict(zip(("train", "val", "test"), zip([0, *ends], ends, strict=False), strict=True))
         return self._with({name: tensor[order] for name, tensor in self.tensors().items()} | {"ranges": ranges})
 
+    def in_sixths(self) -> Self:
+        """Splits all rows anew at random: a sixth each for validation and test, the rest to train on."""
+        sixth = len(self) // 6
+        return self.parted((len(self) - 2 * sixth, sixth, sixth))
+
     def part(self, name: str) -> np.ndarray:
         """Numbers of the rows of a part."""
         return np.arange(*self.ranges[name])

@@ -33,6 +33,5 @@ class PhotographMatrix(Source):
         grey = torch.from_numpy(load_sample_image(f"{self.name}.jpg").mean(2)).float()
         places = torch.cartesian_prod(*map(torch.arange, grey.shape))
         values = ((grey - grey.mean()) / grey.std()).reshape(-1)
-        count = len(values)
-        entries = TensorExamples(places, values, {}, f"scikit-learn's photograph {self.name}, {tuple(grey.shape)}")
-        return entries.parted((count - 2 * (count // 6), count // 6, count // 6))
+        source = f"scikit-learn's photograph {self.name}, {tuple(grey.shape)}"
+        return TensorExamples(places, values, {}, source).in_sixths()

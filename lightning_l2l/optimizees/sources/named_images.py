@@ -102,9 +102,8 @@ def load_whole(path: Path, label: str) -> LabelledImages:
             f"data.source is {path}, where images has shape {pixels.shape} and {label} {labels.shape}: images must be "
             "[M, H, W] with one integer label each."
         )
-    count = len(pixels)
     tensors = torch.from_numpy(pixels)[:, None], torch.from_numpy(labels.astype(np.int64))
-    return LabelledImages(*tensors, {}, path.name).parted((count - 2 * (count // 6), count // 6, count // 6))
+    return LabelledImages(*tensors, {}, path.name).in_sixths()
 
 
 def in_file_order(images: LabelledImages, share: float) -> LabelledImages:

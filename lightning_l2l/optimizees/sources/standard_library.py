@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lightning_l2l.optimizees.sources.base import Source
-from lightning_l2l.optimizees.sources.text import TextWindows
+from lightning_l2l.optimizees.sources.text import TextWindows, window_ranges
 
 MODULES = ("argparse", "ast", "dataclasses", "difflib", "inspect", "pathlib", "subprocess", "tarfile", "typing")
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz_.,:()[]='\"#-0"  # 0 stands for all digits, and one number more for the rest
@@ -21,7 +21,7 @@ VOCABULARY = len(ALPHABET) + 1
 class StandardLibrary(Source):
     """The sources of nine modules of the running Python, in lower case, as 42 different characters.
 
-    Five sixths of the text are for training, and a twelfth each for validation and test.
+    They are split as ``Text`` splits a file.
 
     Args:
         length: L, characters in a window; the targets are the characters that follow each of them.
@@ -37,10 +37,7 @@ class StandardLibrary(Source):
     def load(self) -> TextWindows:
         """Reads the modules."""
         characters = _characters()
-        count = len(characters)
-        ends = [0, count - 2 * (count // 12), count - count // 12, count]
-        parts = zip(("train", "val", "test"), ends, ends[1:], strict=False)
-        ranges = {part: (first, end - self.length) for part, first, end in parts}
+        ranges = window_ranges(len(characters), self.length)
         return TextWindows(characters, self.length, ranges, f"{self.found}, {self.length} characters in a window")
 
 

@@ -42,8 +42,7 @@ class Table(Source):
         targets = torch.as_tensor(answers, dtype=torch.float64).view(len(inputs), -1)
         if self.name not in REGRESSIONS:
             targets = torch.as_tensor(answers, dtype=torch.int64)
-        rows = len(inputs)
-        table = TensorExamples(inputs, targets, {}, self.name).parted((rows - 2 * (rows // 6), rows // 6, rows // 6))
+        table = TensorExamples(inputs, targets, {}, self.name).in_sixths()
         assert table.targets is not None
         train = slice(*table.ranges["train"])
         table.inputs = _standardised(table.inputs, train)

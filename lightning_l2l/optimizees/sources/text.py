@@ -92,8 +92,18 @@ def split_text(text: str, length: int, name: str, key: str) -> TextWindows:
         )
     codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     vocabulary, characters = np.unique(codes, return_inverse=True)
-    ends = [0, len(text) - 2 * (len(text) // 12), len(text) - len(text) // 12, len(text)]
-    parts = zip(("train", "val", "test"), ends, ends[1:], strict=False)
-    ranges = {part: (first, end - length) for part, first, end in parts}
     source = f"{name}, {len(vocabulary)} different characters, {length} in a window"
-    return TextWindows(torch.from_numpy(characters.astype(np.int64)), length, ranges, source)
+    numbers = torch.from_numpy(characters.astype(np.int64))
+    return TextWindows(numbers, length, window_ranges(len(text), length), source)
+
+
+def window_ranges(count: int, length: int) -> dict[str, tuple[int, int]]:
+    """The starts of the windows of each part of a text, as ``Text`` splits it.
+
+    Args:
+        count: characters in the text.
+        length: L, characters in a window.
+    """
+    ends = [0, count - 2 * (count // 12), count - count // 12, count]
+    parts = zip(("train", "val", "test"), ends, ends[1:], strict=False)
+    return {part: (first, end - length) for part, first, end in parts}
