@@ -121,6 +121,16 @@ def test_horizons_of_a_range_are_drawn_log_uniformly():
     assert drawn == [stages.plan(0, data, meta_batch).horizon for meta_batch in range(2000)]
 
 
+def test_an_unroll_as_long_as_the_longest_run_is_any_whole_run():
+    data = Quadratics(horizon=80)
+    stages = Stages([Stage(horizon=(7, 80), unroll=80)], 5, WeightedSum())
+    stages.check(data)
+    plans = [stages.plan(0, data, meta_batch) for meta_batch in range(2000)]
+    assert all(plan.unroll == plan.horizon for plan in plans)
+    assert {plan.horizon for plan in plans} >= set(range(7, 30))
+    assert max(plan.horizon for plan in plans) in (79, 80) and min(plan.horizon for plan in plans) == 7
+
+
 def test_a_resumed_run_draws_the_same_horizons(monkeypatch):
     horizons = horizons_of(monkeypatch)
     flags = ["--data.train_episodes=16", "--trainer.max_epochs=2", "--model.stages=[{horizon: [5, 10], unroll: 5}]"]

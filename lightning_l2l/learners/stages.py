@@ -22,7 +22,8 @@ class Stage:
         share: of the epochs, relative to the shares of the other rows.
         horizon: steps of a run; null is the data's horizon. Two numbers are a range, from which each meta-batch draws
             its horizon log-uniformly, rounded to a multiple of ``unroll``.
-        unroll: K, steps between two meta-steps, at most the horizon; null is ``model.unroll``.
+        unroll: K, steps between two meta-steps; null is ``model.unroll``. If no run is longer, a truncation is a whole
+            run.
         meta_gradient: how ∂L/∂φ is estimated; null is the paper's, ``FirstOrder``.
     """
 
@@ -40,6 +41,11 @@ class Cut(NamedTuple):
     unroll: int
     horizon_key: str
     unroll_key: str
+
+    @property
+    def whole(self) -> bool:
+        """Whether each truncation is a whole run."""
+        return self.unroll == self.longest
 
 
 class Stages:
@@ -76,8 +82,9 @@ class Stages:
         if cut.shortest < cut.longest:
             ratio = math.log(cut.longest / cut.shortest)
             drawn = cut.shortest * math.exp(data.random_of_meta_batch(meta_batch).random() * ratio)
-            horizon = cut.unroll * min(max(round(drawn / cut.unroll), 1), cut.longest // cut.unroll)
-        return Plan(self.meta_loss, horizon, cut.unroll)
+            unit = 1 if cut.whole else cut.unroll
+            horizon = unit * min(max(round(drawn / unit), 1), cut.longest // unit)
+        return Plan(self.meta_loss, horizon, min(cut.unroll, horizon))
 
     def check(self, data: EpisodeDataModule) -> None:
         """Refuses rows that the data's horizon does not allow.
@@ -93,7 +100,7 @@ class Stages:
                         f"{cut.horizon_key} is {horizon}, but data.horizon is {data.horizon}: give a positive number "
                         "that is not above it, or two, the smaller one first."
                     )
-                if horizon % cut.unroll:
+                if horizon % cut.unroll and not cut.whole:
                     raise InvalidInputError(
                         f"{cut.horizon_key} is {horizon}, which {cut.unroll_key}={cut.unroll} does not divide: make "
                         "the horizon a multiple of the unroll."
