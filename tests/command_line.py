@@ -53,6 +53,7 @@ TINY_OWN = [
 UPON = {  # configs that are given after another
     **{f"mnist_{name}.yaml": "mnist.yaml" for name in ("scaled", "transfer", "sweep")},
     "everyday_test.yaml": "mnist.yaml",
+    **{f"everyday_{name}.yaml": "everyday.yaml" for name in ("beyond", "polish")},
     **{f"{name}.yaml": "cifar10.yaml" for name in ("cifar10_momenta", "cifar5", "cifar2")},
 }
 

@@ -12,7 +12,7 @@ from lightning_l2l.evaluation.suite.problems import read_problems
 from lightning_l2l.optimizees import Images, ModuleTraining
 from lightning_l2l.optimizees.sources.images import part_images
 
-FILES = ("everyday_problems", "everyday_open_problems")
+FILES = ("everyday_problems", "everyday_open_problems", "everyday_beyond_problems")
 PUBLISHED = 5  # of the test problems, the first in the file
 
 
@@ -61,14 +61,15 @@ def test_seeds_are_apart_and_starts_are_torchs_own():
 
 
 def test_the_test_problems_are_enough():
-    tests, opened = (problems_in(file) for file in FILES)
+    tests, opened, beyond = (problems_in(file) for file in FILES)
     assert len(tests) >= 15 and len(opened) == 8
     starts = [one["init_args"]["network"]["class_path"].rpartition(".")[2] for one in tests.values()]
     assert [name == "TruncatedNormalStart" for name in starts] == [True] * PUBLISHED + [False] * (
         len(tests) - PUBLISHED
     )
     pairs = [
-        str((one["init_args"]["network"], one["init_args"]["source"])) for one in (*tests.values(), *opened.values())
+        str((one["init_args"]["network"], one["init_args"]["source"]))
+        for one in (*tests.values(), *opened.values(), *beyond.values())
     ]
     assert len(set(pairs)) == len(pairs)
 
