@@ -3,6 +3,7 @@
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,6 +14,8 @@ from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.meta_gradients import Exact, kept_runs
 from lightning_l2l.optimizees import Part, Suite
 from lightning_l2l.optimizees.families import Tables, Teachers
+from lightning_l2l.optimizees.suite import SMALLEST_UNIT
+from lightning_l2l.optimizees.trained_starts import draw_steps
 from lightning_l2l.rules import SGD
 from lightning_l2l.unroll import start
 
@@ -62,6 +65,35 @@ def test_losses_are_in_units_of_the_mean_first_loss():
     vector = torch.randn_like(grads)
     product = episodes.hessian_product(episodes.theta, 0, vector)
     torch.testing.assert_close(episodes.episodes.hessian_product(episodes.theta, 0, vector) / episodes.unit, product)
+
+
+def test_runs_may_begin_with_trained_parameters():
+    fresh, trained = (batches(suite(trained_starts=share)) for share in (0.0, 1.0))
+    for before, after in zip(fresh, trained, strict=True):
+        loss = after.episodes.loss(after.theta, 0).mean()
+        assert after.numbers.equal(before.numbers) and loss < before.episodes.loss(before.theta, 0).mean()
+        assert after.unit == pytest.approx(max(loss.item(), SMALLEST_UNIT * before.unit))
+        again = after.restored(after.kept())
+        assert again.theta.equal(after.theta) and again.unit == after.unit
+
+
+def test_a_share_of_the_meta_batches_begins_with_trained_parameters():
+    steps = [draw_steps(0.3, 400, np.random.default_rng(number)) for number in range(1000)]
+    assert sum(map(bool, steps)) == pytest.approx(300, abs=45)  # three standard deviations
+    assert min(filter(None, steps)) == pytest.approx(20, abs=2) and max(steps) == 400
+    data = suite(trained_starts=0.5)
+    begun = [not torch.equal(batch.theta, batch.episodes.theta) for batch in batches(data)]
+    assert 0 < sum(begun) < len(begun)
+    assert torch.equal(*(data.episodes("val", range(8)).theta for data in (data, suite())))
+
+
+def test_a_trained_start_is_compared_with_its_own_loss(tmp_path):
+    steps, tasks = np.array([1, STEPS]), list(suite().tasks)
+    table = {"tasks": tasks, "steps": steps, "losses": np.full((len(tasks), 2), 0.1), "data": suite().description}
+    np.savez(tmp_path / "table.npz", **table)
+    for share, expected in ((0.0, 0.1), (1.0, 1.0)):
+        batch = batches(suite(trained_starts=share, reference=str(tmp_path / "table.npz")))[0]
+        torch.testing.assert_close(batch.reference(0, STEPS), torch.full((STEPS, 4), expected))
 
 
 def test_processes_share_the_batches_of_one():
@@ -133,6 +165,7 @@ def test_what_data_it_uses_is_said():
         ({"families": {"a": Part(Teachers(), -1.0)}}, "data.families.a.weight is -1.0"),
         ({"families": {"a": Part(Teachers(), 0.0)}}, "data.families has no family with a weight above 0"),
         ({"episodes_per_task": 0}, "data.episodes_per_task is 0"),
+        ({"trained_starts": 1.5}, "data.trained_starts is 1.5"),
     ],
 )
 def test_what_cannot_be_is_refused(settings, sentence):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,11 @@ from lightning_l2l.optimizees.base import EpisodeDataModule, Split
 from lightning_l2l.optimizees.families.base import Family
 from lightning_l2l.optimizees.reference import read_reference
 from lightning_l2l.optimizees.relative import UNIT_EPISODES, RelativeEpisodes, mean_first_loss
+from lightning_l2l.optimizees.trained_starts import draw_steps, trained
 
 GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, fill 0..1 evenly
-DRAW = 5  # distinguishes the stream that draws a task from those of ``EpisodeDataModule``
+DRAW, BEFORE = 5, 6  # distinguish the streams of a meta-batch from those of ``EpisodeDataModule``
+SMALLEST_UNIT = 0.01  # of a trained start, in units of the task, so that converged runs do not outweigh all others
 
 
 @dataclass
@@ -43,7 +45,8 @@ class SuiteEpisodes(RelativeEpisodes):
 
     Attributes:
         numbers: of the episodes, [N].
-        reached: what a stored Adam reaches after steps 1 to T, in these units, [T]; None if there is no table.
+        reached: what a stored Adam reaches after steps 1 to T, in these units, [T], or what a trained start has
+            reached; None if there is no table.
         draw: makes the episodes of any numbers.
     """
 
@@ -86,6 +89,9 @@ class Suite(EpisodeDataModule):
         reference: a table of what Adam reaches on each task, with which meta-losses compare: the path of an .npz that
             ``python -m lightning_l2l reference`` made, or the name of one of the package's own. null compares with
             nothing.
+        trained_starts: share of the meta-batches of training whose runs begin with trained parameters, those of Adam
+            after 20 to 500 steps. Their losses are in units of the first one, and compare with it where there is a
+            table.
     """
 
     def __init__(
@@ -98,8 +104,12 @@ class Suite(EpisodeDataModule):
         seed: int = 0,
         random_scaling: float = 0.0,
         reference: str | None = None,
+        trained_starts: float = 0.0,
     ) -> None:
         require_positive("data.episodes_per_task", episodes_per_task)
+        if not 0 <= trained_starts <= 1:
+            raise InvalidInputError(f"data.trained_starts is {trained_starts}: give a share from 0 to 1.")
+        self.trained_starts = trained_starts
         self.families = families
         self.episodes_per_task = episodes_per_task
         self._check_weights()
@@ -174,11 +184,24 @@ class Suite(EpisodeDataModule):
                 f"give some of {self._side_by_side(split)} consecutive ones."
             )
         (task,) = tasks
-        episodes = self.tasks[task].episodes(split, numbers)
+        inner = self.tasks[task].episodes(split, numbers)
         draw = partial(self.episodes, split)
-        return SuiteEpisodes(
-            episodes.theta, episodes, self.unit(task), torch.tensor(numbers), self.reached.get(task), draw
+        episodes = SuiteEpisodes(
+            inner.theta, inner, self.unit(task), torch.tensor(numbers), self.reached.get(task), draw
         )
+        if split != "train" or not self.trained_starts:
+            return episodes
+        random = np.random.default_rng([self.seed, BEFORE, numbers[0] // self.episodes_per_batch])
+        steps = draw_steps(self.trained_starts, self.horizon, random)
+        return self._trained(episodes, steps) if steps else episodes
+
+    def _trained(self, episodes: SuiteEpisodes, steps: int) -> SuiteEpisodes:
+        """The same episodes from where Adam is after some steps."""
+        theta = trained(episodes, steps)
+        first = float(episodes.loss(theta, 0).mean())
+        unit = max(first, SMALLEST_UNIT)
+        reached = None if episodes.reached is None else np.full(self.horizon, first / unit)
+        return replace(episodes, theta=theta, unit=episodes.unit * unit, reached=reached)
 
     def unit(self, task: str) -> float:
         """The mean loss of the task at the start of a few fixed runs, by which its losses are divided."""
