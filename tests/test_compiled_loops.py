@@ -1,0 +1,43 @@
+"""``torch.compile`` in a training loop: of the model, and of the step."""
+
+import pytest
+import torch
+from own_loop import theta
+from test_everyday_loops import adam_controller, batch, network, squared_error
+
+from lightning_l2l import LearnedOptimizer
+
+
+@pytest.mark.parametrize(("part", "backend"), [("model", "aot_eager"), ("step", "eager")])
+def test_the_steps_are_those_without_compilation(part, backend):
+    """With backends that need no compiler; names then begin with ``_orig_mod``, which changes nothing."""
+    thetas = []
+    for compiled in (False, True):
+        torch.compiler.reset()
+        model = network()
+        named = torch.compile(model, backend=backend) if compiled and part == "model" else model
+        optimizer = LearnedOptimizer(named.named_parameters(), adam_controller())
+        step = torch.compile(optimizer.step, backend=backend) if compiled and part == "step" else optimizer.step
+        for number in range(3):
+            optimizer.zero_grad()
+            squared_error(named, batch(number)).backward()
+            step()
+        thetas.append(theta(model))
+    torch.testing.assert_close(*thetas, rtol=1e-6, atol=1e-7)
+
+
+def test_a_state_dict_goes_from_a_compiled_model_to_a_plain_one():
+    model = network()
+    compiled = torch.compile(model, backend="eager")
+    optimizer = LearnedOptimizer(compiled.named_parameters(), adam_controller())
+    squared_error(compiled, batch(0)).backward()
+    optimizer.step()
+    plain = network()
+    plain.load_state_dict(model.state_dict())
+    resumed = LearnedOptimizer(plain.named_parameters(), adam_controller())
+    resumed.load_state_dict(optimizer.state_dict())
+    for m, o in ((compiled, optimizer), (plain, resumed)):
+        o.zero_grad()
+        squared_error(m, batch(1)).backward()
+        o.step()
+    assert torch.equal(theta(model), theta(plain))
