@@ -41,6 +41,11 @@ class LearnedOptimizer(WatchedOptimizer):
     whole tensors, so it works, but what a rule sees of other tensors is of those of the same process. Parameters that
     are parts of tensors are refused: those of ``fully_shard``, and of FSDP unless the rule is coordinatewise.
 
+    **Compilation.** ``torch.compile`` the model as you like, but not ``step``: it would only take longer.
+
+    **Trained weights.** Until a rule has seen a few gradients it knows little of them: warm ``lr`` up over 100 steps,
+    from 1 / 100, where weights are worth keeping.
+
     **State.** The paper's LSTM keeps 80 numbers per coordinate: 320 bytes, or 160 with ``bfloat16_state``. Running
     means, such as a rule's ``momenta``, stay in float32 even then: 8 bytes each. ``state_dict`` holds them as plain
     tensors, and loading it continues bit for bit; it holds the rule's name but not the rule, so give the same rule
@@ -66,7 +71,7 @@ class LearnedOptimizer(WatchedOptimizer):
 
     Raises:
         ValueError: a setting is invalid, the rule cannot be found or does not fit the parameters, or parameters are
-            complex or integers.
+            complex, integers or parts of tensors.
         RuntimeError: raised by ``step`` for a sparse gradient.
 
     Example:

@@ -61,9 +61,7 @@ class ControllerStepper(Stepper):
         adopted = self.copy(state, self.init(theta))
         return {**adopted, "controls": list(adopted["controls"])}
 
-    def step(
-        self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None, decay: float = 0.0
-    ) -> None:
+    def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None, decay: float = 0.0) -> None:
         """Takes one step of each tensor, as in ``Stepper``; θ and its gradient are in any shape."""
         steps = [OneStep(opened(theta, state), ordered(grad, state), state) for theta, grad, state in work]
         if decay:

@@ -72,9 +72,7 @@ class Stepper:
                 kept[name][..., part] = value
         return kept
 
-    def step(
-        self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None, decay: float = 0.0
-    ) -> None:
+    def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None, decay: float = 0.0) -> None:
         """Takes one step of each θ.
 
         Args:

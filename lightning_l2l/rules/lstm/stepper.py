@@ -33,9 +33,7 @@ class CompiledStepper(Stepper):
         state = self.kernel.init(theta.new_empty(len(theta), dtype=self.kept_dtype))
         return self._kept(state._replace(momenta=state.momenta.to(self.dtype)))
 
-    def step(
-        self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None, decay: float = 0.0
-    ) -> None:
+    def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None, decay: float = 0.0) -> None:
         direct = []
         for theta, grad, state in work:
             if theta.dtype == grad.dtype == self.dtype:
