@@ -2,7 +2,7 @@
 
     LONG_RUN_RULE=mine.safetensors uv run pytest -n 0 -s tests/benchmarks/bench_long_run.py
 
-Two CPU minutes; the loss is a minibatch's of 16 examples, so a tenth of the run may be a fifth above the best one before.
+Two CPU minutes. Losses are of minibatches of 16, so a tenth of the run may be a fifth above the best one before it.
 """
 
 import os
