@@ -1,5 +1,6 @@
 """A learned update rule as a ``torch.optim.Optimizer``, for any training loop."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from typing import Any
@@ -8,17 +9,17 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.guard import all_finite
-from lightning_l2l.rules import Grouped, Layout, UpdateRule, layout_of
+from lightning_l2l.named_rules import NamedRules
+from lightning_l2l.rules import Layout, UpdateRule, layout_of
 from lightning_l2l.rules.base import full_precision
 from lightning_l2l.rules.fast.stepper import KeptState, Stepper, flat, make_stepper
-from lightning_l2l.rules.files import load_rule
+from lightning_l2l.sharding import check_whole
 from lightning_l2l.watched_optimizer import WatchedOptimizer
 
 
 class LearnedOptimizer(WatchedOptimizer):
-    """Steps parameters by a learned update rule: θ ← θ + lr · scale · g (arXiv:1606.04474, section 2).
+    """Steps parameters by a learned update rule: θ ← (1 − lr λ) θ + lr · scale · g (arXiv:1606.04474, section 2).
 
     Use it as any optimizer of ``torch.optim``: with ``zero_grad`` and ``step``, learning-rate schedulers,
     ``torch.amp.GradScaler``, DDP, or returned by a LightningModule's ``configure_optimizers``.
@@ -33,7 +34,17 @@ class LearnedOptimizer(WatchedOptimizer):
     trained on gradients of a minibatch's mean loss: do not give it gradients of a sum, or otherwise scaled ones.
 
     **Precision.** Steps are computed in float32, in float64 for float64 parameters; half-precision parameters are
-    rounded once, at the end.
+    rounded once, at the end. ``AdamController`` keeps what that takes from them, two bytes each, so that small steps
+    and weight decay add up; other rules lose steps, and decay, of less than half the distance to the next number.
+
+    **Many processes.** With DDP all processes take the steps of one. In a ``ZeroRedundancyOptimizer`` a process steps
+    whole tensors, so it works, but what a rule sees of other tensors is of those of the same process. Parameters that
+    are parts of tensors are refused: those of ``fully_shard``, and of FSDP unless the rule is coordinatewise.
+
+    **Compilation.** ``torch.compile`` the model as you like, but not ``step``: it would only take longer.
+
+    **Trained weights.** Until a rule has seen a few gradients it knows little of them: warm ``lr`` up over 100 steps,
+    from 1 / 100, where weights are worth keeping.
 
     **State.** The paper's LSTM keeps 80 numbers per coordinate: 320 bytes, or 160 with ``bfloat16_state``. Running
     means, such as a rule's ``momenta``, stay in float32 even then: 8 bytes each. ``state_dict`` holds them as plain
@@ -42,13 +53,17 @@ class LearnedOptimizer(WatchedOptimizer):
 
     Args:
         params: parameters, named parameters or param groups, as every optimizer of ``torch.optim`` takes them. A group
-            may have a ``rule``, ``lr`` and ``scale`` of its own.
+            may have a ``rule``, ``lr``, ``scale`` and ``weight_decay`` of its own.
         rule: an ``UpdateRule``; the name of a trained one in this package, such as ``mnist``; or the path of a file
             that ``python -m lightning_l2l export`` or ``lightning_l2l.pretrained.save_rule`` wrote. A ``Grouped`` rule
             chooses a parameter's rule by its name if ``params`` is ``model.named_parameters()``; otherwise each group
             names one of its rules: ``{"params": ..., "rule": "conv"}``.
         lr: factor of every step, which learning-rate schedulers change; 1 takes the steps as learned.
         scale: a further factor, which schedulers leave alone.
+        weight_decay: λ, the part of θ that each step at lr = 1 removes, beside the rule's step and before it, as in
+            AdamW (arXiv:1711.05101). AdamW's own unit is another: there, a weight decay of .01 at a learning rate of
+            .001 removes 1e-5 a step, so give 1e-5 here. Schedulers of ``lr`` change it alike; ``scale`` and a guard's
+            safe steps leave it alone. What does not step, for lack of a gradient or of a finite one, does not decay.
         bfloat16_state: keep the state in bfloat16, which halves its memory and leaves three digits of precision.
         guard: take safe steps for a while if the loss diverges; ``lightning_l2l.guard.Guard`` describes when, and which
             steps. It needs ``step(closure)``, or ``observe(loss)`` before each step.
@@ -56,7 +71,7 @@ class LearnedOptimizer(WatchedOptimizer):
 
     Raises:
         ValueError: a setting is invalid, the rule cannot be found or does not fit the parameters, or parameters are
-            complex or integers.
+            complex, integers or parts of tensors.
         RuntimeError: raised by ``step`` for a sparse gradient.
 
     Example:
@@ -73,30 +88,35 @@ class LearnedOptimizer(WatchedOptimizer):
         lr: float | Tensor = 1.0,
         *,
         scale: float = 1.0,
+        weight_decay: float = 0.0,
         bfloat16_state: bool = False,
         guard: bool = False,
         diagnose_every: int = 0,
     ) -> None:
         self.bfloat16_state = bfloat16_state
         self.skipped_steps = 0
-        self._rules: dict[str, UpdateRule] = {}  # by their names in the groups
+        self._rules = NamedRules()
         self._rule_of: dict[Tensor, str] = {}
         self._steppers: dict[tuple, Stepper] = {}
         self._to_start: set[Tensor] = set()  # parameters that have yet to move to their rule's learned start
-        super().__init__(params, {"rule": self._register(rule), "lr": lr, "scale": scale}, guard, diagnose_every)
+        settings = {"rule": self._rules.register(rule), "lr": lr, "scale": scale, "weight_decay": weight_decay}
+        super().__init__(params, settings, guard, diagnose_every)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; see ``torch.optim.Optimizer.add_param_group``."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            for name in ("lr", "scale"):
-                if not group[name] >= 0:
+            for name, largest in (("lr", math.inf), ("scale", math.inf), ("weight_decay", 1)):
+                if not 0 <= group[name] <= largest:
                     raise ValueError(f"Invalid {'learning rate' if name == 'lr' else name}: {group[name]}")
             if any(not p.is_floating_point() for p in group["params"]):
                 raise ValueError("LearnedOptimizer does not support complex or integer parameters")
-            group["rule"] = self._register(group["rule"])
-            self._rule_of |= self._assign(group)
+            group["rule"] = self._rules.register(group["rule"])
+            rule_of = self._rules.assign(group)
+            for p, name in rule_of.items():
+                check_whole(p, self._rules[name].coordinatewise)
+            self._rule_of |= rule_of
         except ValueError:
             self.param_groups.pop()
             raise
@@ -182,7 +202,7 @@ class LearnedOptimizer(WatchedOptimizer):
     def _step_group(self, group: dict[str, Any], loss: float | None, share: float) -> None:
         """Steps the parameters of a group that have a gradient, most of them in place and in one call."""
         at_once: dict[Stepper, list[tuple]] = {}
-        factor = float(group["lr"]) * group["scale"] * share
+        factor, decay = float(group["lr"]) * group["scale"] * share, float(group["lr"]) * group["weight_decay"]
         for unit in self._units(group["params"]):
             first = unit[0]
             moving = [p.grad is not None and p.numel() > 0 for p in unit]
@@ -201,13 +221,13 @@ class LearnedOptimizer(WatchedOptimizer):
                 at_once.setdefault(stepper, []).append((vector, grad, state))
                 continue
             with full_precision(vector):
-                stepper.step([(vector, grad, state)], factor, loss)
+                stepper.step([(vector, grad, state)], factor, loss, decay)
             for p, part in zip(unit, vector.split([p.numel() for p in unit]), strict=True):
                 if p.grad is not None:
                     p.copy_(part.view_as(p))
         for stepper, work in at_once.items():
             with full_precision(work[0][0]):
-                stepper.step(work, factor, loss)
+                stepper.step(work, factor, loss, decay)
 
     def _units(self, params: list[Tensor]) -> list[list[Tensor]]:
         """Groups parameters that are stepped as one vector; its state is kept under the first of them."""
@@ -248,43 +268,8 @@ class LearnedOptimizer(WatchedOptimizer):
         self._steppers = {}
         self._rule_of = {}
         for group in self.param_groups:
-            self._rule_of |= self._assign(group)
-
-    def _register(self, rule: UpdateRule | str | PathLike) -> str:
-        """Finds a rule and returns the name under which it is registered."""
-        if isinstance(rule, UpdateRule):
-            label, number = rule.label, 1
-            while self._rules.setdefault(label, rule) is not rule:
-                number += 1
-                label = f"{rule.label} {number}"
-            return label
-        name = str(rule)
-        if name not in self._rules:
-            grouped = [known for known in self._rules.values() if isinstance(known, Grouped) and name in known.rules]
-            try:
-                self._rules[name] = grouped[0].rules[name] if grouped else load_rule(name)  # type: ignore[assignment]
-            except InvalidInputError as error:
-                raise ValueError(str(error)) from error
-        return name
-
-    def _assign(self, group: dict[str, Any]) -> dict[Tensor, str]:
-        """The name of the rule that steps each parameter of a group."""
-        rule = self._rules[group["rule"]]
-        if not isinstance(rule, Grouped):
-            return dict.fromkeys(group["params"], group["rule"])
-        by_hand = f"groups of parameters that each name one of {', '.join(rule.rules)} as rule"
-        if "param_names" not in group:
-            raise ValueError(
-                f"rule {group['rule']} has one rule for each of {', '.join(rule.rules)}: give "
-                f"model.named_parameters() instead of model.parameters(), or {by_hand}"
-            )
-        try:
-            groups = [rule.group_of(name, f"give {by_hand}") for name in group["param_names"]]
-        except InvalidInputError as error:
-            raise ValueError(str(error)) from error
-        names = {own: f"{group['rule']}.{own}" for own in groups}
-        self._rules |= {name: rule.rules[own] for own, name in names.items()}  # type: ignore[misc]
-        return {p: names[own] for p, own in zip(group["params"], groups, strict=True)}
+            group.setdefault("weight_decay", 0.0)  # groups that were saved before there was any
+            self._rule_of |= self._rules.assign(group)
 
 
 def by_itself(rule: UpdateRule) -> bool:

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lightning_l2l import LearnedOptimizer
-from lightning_l2l.rules import Adam, PerCoordinateMLP
+from lightning_l2l.rules import Adam, AdamController, PerCoordinateMLP
 
 
 def per_coordinate_mlp() -> PerCoordinateMLP:
@@ -20,7 +20,20 @@ def per_coordinate_mlp() -> PerCoordinateMLP:
     return rule
 
 
-RULES = {"Adam": lambda: Adam(0.01, eps=1e-16), "PerCoordinateMLP": per_coordinate_mlp}
+def adam_controller() -> AdamController:
+    """Likewise; a linear path and an output layer of small random numbers change each of its controls."""
+    torch.manual_seed(0)
+    rule = AdamController()
+    for parameter in (rule.W2, rule.b2, rule.Wl):
+        nn.init.normal_(parameter, std=0.1)
+    return rule
+
+
+RULES = {
+    "Adam": lambda: Adam(0.01, eps=1e-16),
+    "PerCoordinateMLP": per_coordinate_mlp,
+    "AdamController": adam_controller,
+}
 
 
 @pytest.fixture(params=RULES)

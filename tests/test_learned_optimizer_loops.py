@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,44 +76,12 @@ def test_a_lightning_module_trains_and_resumes(tmp_path):
     assert not torch.equal(results[0], torch.cat([tensor.flatten() for tensor in start.values()]))
 
 
-DDP = """
-import sys, time, torch, torch.distributed as dist
-from torch import nn
-from lightning_l2l import LearnedOptimizer
-from lightning_l2l.rules import CoordinatewiseLSTM
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-torch.manual_seed(0)
-model, rule, inputs = nn.Linear(6, 3), CoordinatewiseLSTM(hidden_size=5), torch.randn(4, 8, 6)
-alone = nn.Linear(6, 3)
-alone.load_state_dict(model.state_dict())
-model = nn.parallel.DistributedDataParallel(model)
-optimizers = [LearnedOptimizer(m.parameters(), rule) for m in (model, alone)]
-for batch in inputs:
-    for m, optimizer, part in zip((model, alone), optimizers, (batch[4 * rank : 4 * rank + 4], batch)):
-        optimizer.zero_grad()
-        m(part).square().mean().backward()
-        optimizer.step()
-for p, q in zip(model.parameters(), alone.parameters()):
-    torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
-both = [torch.empty_like(p) for _ in range(2)]
-dist.all_gather(both, p.detach())
-assert torch.equal(*both)
-guarded = LearnedOptimizer(model.parameters(), rule, guard=True)
-for number in range(3):
-    guarded.observe(float("nan") if rank == 1 and number == 1 else rank)
-    guarded.step()
-dist.all_gather(both, p.detach())
-assert torch.equal(*both) and guarded.guard.triggers == 1 and guarded.guard.since == 2
-dist.barrier()  # neither leaves while the other still talks to it
-dist.destroy_process_group()
-time.sleep(1)  # gloo's thread lets go of the last tensors, which aborts a process whose interpreter is gone by then
-"""
-
-
 @pytest.mark.usefixtures("many_processes")
 def test_two_processes_step_as_one(tmp_path):
-    """Gradients of DDP are averaged, so both take the steps that one takes on the whole batch; so are losses."""
-    command = [sys.executable, "-c", DDP]
+    """Gradients of DDP are averaged, so both take the steps that one takes on the whole batch; so are losses.
+
+    In a ``ZeroRedundancyOptimizer`` both agree as well, on steps that see the tensors of one process each.
+    """
+    command = [sys.executable, str(Path(__file__).with_name("two_processes.py"))]
     processes = [subprocess.Popen([*command, str(rank), str(tmp_path / "meet")]) for rank in range(2)]
     assert [process.wait(timeout=300) for process in processes] == [0, 0]

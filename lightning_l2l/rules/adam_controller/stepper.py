@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_l2l.rules.adam_controller.arithmetic import OneStep, arithmetic, dot, factors_of
 from lightning_l2l.rules.adam_controller.network import ControllerNetwork
 from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape, orthogonalize_
+from lightning_l2l.rules.adam_controller.remainder import exact, round_into
 from lightning_l2l.rules.adam_controller.statistics import (
     SHARED,
     Means,
@@ -23,8 +24,8 @@ class ControllerStepper(Stepper):
     """Takes the steps of ``AdamController`` on parameter tensors in their shapes, without concatenating them.
 
     A tensor's state holds four running means and, for matrices, the last −lr a_O O: 20 bytes a coordinate in float32.
-    Half-precision parameters are stepped in float32, and what rounding took from them is kept in a ``remainder`` of
-    their own type, two bytes more, so that small steps add up.
+    Half-precision parameters are stepped in float32, and what rounding took from them is kept in a ``remainder``, two
+    bytes more, so that small steps add up.
 
     Each tensor has a clock of its own, and means over tensors are over those that are stepped together: a frozen one is
     not among them, and one that is thawed late begins at its own first step.
@@ -49,7 +50,7 @@ class ControllerStepper(Stepper):
         if self.rule.orthogonal and matrix_shape(theta.shape):
             state["orthogonal"] = torch.zeros_like(theta, dtype=self.dtype)
         if theta.dtype != self.dtype:
-            state["remainder"] = torch.zeros_like(theta)
+            state["remainder"] = torch.zeros_like(theta, dtype=torch.int16)
         memory = torch.zeros(2 + SHARED, dtype=self.dtype, device=self.device)
         return {**state, "memory": memory, "controls": [], "step": 0}
 
@@ -60,9 +61,11 @@ class ControllerStepper(Stepper):
         adopted = self.copy(state, self.init(theta))
         return {**adopted, "controls": list(adopted["controls"])}
 
-    def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None) -> None:
+    def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None, decay: float = 0.0) -> None:
         """Takes one step of each tensor, as in ``Stepper``; θ and its gradient are in any shape."""
         steps = [OneStep(opened(theta, state), ordered(grad, state), state) for theta, grad, state in work]
+        if decay:
+            torch._foreach_mul_([one.theta for one in steps], 1 - decay)
         for one in steps:
             one.state["step"] += 1
         due = [number for number, one in enumerate(steps) if self.rule.due(one.state["step"])]
@@ -111,24 +114,23 @@ class ControllerStepper(Stepper):
 
 def opened(theta: Tensor, state: KeptState) -> Tensor:
     """θ in the type and order of its state, with what rounding took from it before."""
-    if theta.dtype == state["m9"].dtype and theta.stride() == state["m9"].stride():
-        return theta
-    copy = torch.empty_like(state["m9"]).copy_(theta)
-    return copy.add_(state["remainder"]) if "remainder" in state else copy
+    if "remainder" in state:
+        theta = exact(theta, state["remainder"], state["m9"].dtype)
+    return ordered(theta, state)
 
 
-def ordered(grad: Tensor, state: KeptState) -> Tensor:
-    """A gradient in the type and order of the state."""
-    same = grad.dtype == state["m9"].dtype and grad.stride() == state["m9"].stride()
-    return grad if same else torch.empty_like(state["m9"]).copy_(grad)
+def ordered(tensor: Tensor, state: KeptState) -> Tensor:
+    """A tensor in the type and order of the state."""
+    same = tensor.dtype == state["m9"].dtype and tensor.stride() == state["m9"].stride()
+    return tensor if same else torch.empty_like(state["m9"]).copy_(tensor)
 
 
 def close(theta: Tensor, state: KeptState, moved: Tensor) -> None:
-    """Writes back what was moved, rounded, and keeps the rest."""
-    if moved is not theta:
-        theta.copy_(moved)
+    """Writes back what was moved; if that rounds it, keeps the rest."""
     if "remainder" in state:
-        state["remainder"].copy_(moved.sub_(theta))
+        round_into(theta, state["remainder"], moved)
+    elif moved is not theta:
+        theta.copy_(moved)
 
 
 def tensor_means(due: list[OneStep], sums: Tensor, directions: list[Tensor | None]) -> Means:

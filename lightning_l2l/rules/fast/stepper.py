@@ -22,7 +22,7 @@ Work = tuple[Tensor, Tensor, KeptState]
 
 
 class Stepper:
-    """Moves each θ by θ ← θ + factor · g, chunk by chunk, and overwrites its state.
+    """Moves each θ by θ ← (1 − decay) θ + factor · g, chunk by chunk, and overwrites its state.
 
     In the state of a coordinatewise rule, tensors whose last dimension is as long as θ hold one number per coordinate,
     and anything else is shared by all coordinates. A rule that is not coordinatewise sees all of θ at once.
@@ -72,13 +72,14 @@ class Stepper:
                 kept[name][..., part] = value
         return kept
 
-    def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None) -> None:
+    def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None, decay: float = 0.0) -> None:
         """Takes one step of each θ.
 
         Args:
             work: θ, ∇_t and the state of each, as ``init`` or ``adopt`` returned it.
             factor: of the step.
             loss: f(θ_t), one number, for a rule that sees it.
+            decay: the part of θ that is removed before the step.
         """
         seen = None
         if "loss" in self.rule.sees:
@@ -87,13 +88,16 @@ class Stepper:
             before = dict(state)
             for part in self.parts(theta):
                 now = [self._open(before[name], part, len(theta)) for name in self.names]
-                values = {"theta": theta[None, part].to(self.dtype), "loss": seen}
+                now_theta = theta[part].to(self.dtype)
+                if decay:
+                    now_theta = now_theta * (1 - decay)
+                values = {"theta": now_theta[None], "loss": seen}
                 update, after = self.rule.update(
                     grad[None, part].to(self.dtype),
                     pytree.tree_unflatten(now, self.structure),
                     **{name: values[name] for name in self.rule.sees},
                 )
-                theta[part] = theta[part].to(self.dtype).add(update[0], alpha=factor)  # rounded once
+                theta[part] = now_theta.add(update[0], alpha=factor)  # rounded once
                 for name, value in self._flatten(after).items():
                     if _per_coordinate(before[name], len(theta)):
                         state[name][..., part] = value

@@ -33,16 +33,18 @@ class CompiledStepper(Stepper):
         state = self.kernel.init(theta.new_empty(len(theta), dtype=self.kept_dtype))
         return self._kept(state._replace(momenta=state.momenta.to(self.dtype)))
 
-    def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None) -> None:
+    def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None, decay: float = 0.0) -> None:
         direct = []
         for theta, grad, state in work:
             if theta.dtype == grad.dtype == self.dtype:
+                if decay:
+                    theta.mul_(1 - decay)
                 direct.append((theta, grad, self._opened(state)))
                 torch.autograd.graph.increment_version(theta)  # overwritten behind autograd's back
                 continue
             width = self.kernel.block_size
             for part in self.parts(theta):
-                computed = theta[part].to(self.dtype)
+                computed = theta[part].to(self.dtype) * (1 - decay)
                 blocks = BlockState(*(tensor[part.start // width :] for tensor in self._opened(state)))
                 self.kernel.optimize(self.parameters, [(computed, grad[part].to(self.dtype), blocks)], factor)
                 theta[part] = computed  # rounded once

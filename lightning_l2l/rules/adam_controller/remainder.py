@@ -1,0 +1,33 @@
+"""What rounding takes from half-precision parameters, kept so that small steps add up."""
+
+import math
+
+import torch
+from torch import Tensor
+
+PARTS = 2**16  # of the distance between neighbouring numbers of the parameter's type; remainders are counted in them
+
+
+def exact(theta: Tensor, remainder: Tensor, dtype: torch.dtype) -> Tensor:
+    """θ with what rounding took from it, in the type of the computation.
+
+    Args:
+        theta: parameters, in half precision.
+        remainder: as ``round_into`` left it, int16.
+        dtype: the result's.
+    """
+    return (remainder * unit(theta)).add_(theta).to(dtype)
+
+
+def round_into(theta: Tensor, remainder: Tensor, moved: Tensor) -> None:
+    """Overwrites θ by its new value, rounded, and the remainder by the rest; ``moved`` is used up."""
+    theta.copy_(moved)
+    parts = moved.sub_(theta).div_(unit(theta))
+    remainder.copy_(parts.round_().clamp_(-PARTS // 2, PARTS // 2 - 1))
+
+
+def unit(theta: Tensor) -> Tensor:
+    """What one part is worth beside each number; relative to it, so weights that others overwrite stay as they are."""
+    limits = torch.finfo(theta.dtype)
+    exponent = torch.frexp(theta.float()).exponent.clamp_(min=math.frexp(limits.tiny)[1])
+    return torch.ldexp(torch.full_like(exponent, limits.eps / 2 / PARTS, dtype=torch.float32), exponent)
