@@ -18,12 +18,30 @@ from lightning_l2l.rules.fast.stepper import KeptState
 MEANS = ("m9", "m99", "v99", "v999")
 
 
-class OneStep(NamedTuple):
-    """A tensor that is stepped. All its tensors lie alike in memory."""
+class OneStep:
+    """A tensor that is stepped. All its tensors lie alike in memory.
 
-    theta: Tensor  # in the type of the computation
-    grad: Tensor
-    state: KeptState
+    Args:
+        theta: θ, in the type of the computation.
+        grad: its gradient, likewise.
+        state: its state.
+    """
+
+    def __init__(self, theta: Tensor, grad: Tensor, state: KeptState) -> None:
+        self.theta = theta
+        self.grad = grad
+        self.state = state
+        self._row: list[int] = []
+
+    @property
+    def row(self) -> list[int]:
+        """Its number of coordinates, and the addresses of all its parts, as kernel.cpp takes them."""
+        if not self._row:
+            state = self.state
+            parts = self.theta, self.grad, *(state[name] for name in MEANS), state.get("orthogonal"), state["memory"]
+            addresses = [0 if part is None else part.data_ptr() for part in parts]
+            self._row = [self.theta.numel(), *addresses]
+        return self._row
 
 
 class Factors(NamedTuple):
@@ -71,7 +89,7 @@ class Arithmetic:
         """Steps every tensor, after moving its running means on if ``average``."""
         if average:
             self._average(steps)
-        thetas, grads, states = map(list, zip(*steps, strict=True))
+        thetas, grads, states = ([getattr(one, name) for one in steps] for name in ("theta", "grad", "state"))
         m9, m99, v99, v999 = ([state[name] for state in states] for name in MEANS)
         of = Factors(*zip(*factors, strict=True))  # type: ignore[arg-type]  # a list for each
         direction = torch._foreach_mul(m9, of.m9)

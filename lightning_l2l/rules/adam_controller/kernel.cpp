@@ -17,12 +17,10 @@ struct Factors {  // of one tensor; see arithmetic.py
 };
 
 template <bool averages, bool matrix>
-void step(const Piece& piece, const Factors f) {
-    float* __restrict theta = piece.theta;
-    const float *__restrict grad = piece.grad, *__restrict orthogonal = piece.orthogonal;
-    float *__restrict m9 = piece.m9, *__restrict m99 = piece.m99;
-    float *__restrict v99 = piece.v99, *__restrict v999 = piece.v999;
-    for (int64_t i = 0; i < piece.count; ++i) {
+void step(int64_t count, float* __restrict theta, const float* __restrict grad, float* __restrict m9,
+          float* __restrict m99, float* __restrict v99, float* __restrict v999, const float* __restrict orthogonal,
+          const Factors f) {
+    for (int64_t i = 0; i < count; ++i) {
         const float g = grad[i];
         float fast = m9[i], slow = m99[i], square = v99[i], slow_square = v999[i];
         if (averages) {
@@ -42,13 +40,11 @@ constexpr int LANES = 16, SUMS = 10;
 constexpr int64_t BLOCK = 4096;  // coordinates whose sums are taken in float32
 
 // Moves the running means on, and adds up what the statistics need; see arithmetic.py for the order of the sums.
-void average(const Piece& piece, double* sums) {
-    const float *__restrict theta = piece.theta, *__restrict grad = piece.grad;
-    float *__restrict m9 = piece.m9, *__restrict m99 = piece.m99;
-    float *__restrict v99 = piece.v99, *__restrict v999 = piece.v999;
+void average(int64_t count, const float* __restrict theta, const float* __restrict grad, float* __restrict m9,
+             float* __restrict m99, float* __restrict v99, float* __restrict v999, double* sums) {
     std::fill(sums, sums + SUMS, 0.0);
-    for (int64_t begin = 0; begin < piece.count; begin += BLOCK) {
-        const int64_t end = std::min(begin + BLOCK, piece.count);
+    for (int64_t begin = 0; begin < count; begin += BLOCK) {
+        const int64_t end = std::min(begin + BLOCK, count);
         float of[SUMS][LANES] = {};
         for (int64_t first = begin; first < end; first += LANES) {
             const int lanes = end - first < LANES ? end - first : LANES;
@@ -150,7 +146,8 @@ void describe(const float* shared, const float* everyone, const float* own, cons
 
 // Sums over each piece, [pieces, 10]; the running means are moved on.
 extern "C" void average(int64_t pieces, const Piece* piece, double* sums) {
-    for (int64_t n = 0; n < pieces; ++n) average(piece[n], sums + SUMS * n);
+    for (const Piece* end = piece + pieces; piece < end; ++piece, sums += SUMS)
+        average(piece->count, piece->theta, piece->grad, piece->m9, piece->m99, piece->v99, piece->v999, sums);
 }
 
 // Sums over each piece of products with O, [pieces, 2].
@@ -162,7 +159,9 @@ extern "C" void multiply(int64_t pieces, const Piece* piece, double* sums) {
 extern "C" void step(int64_t pieces, const Piece* piece, const Factors* factors, int64_t averages) {
     const auto of_matrix = averages ? step<true, true> : step<false, true>;
     const auto of_vector = averages ? step<true, false> : step<false, false>;
-    for (int64_t n = 0; n < pieces; ++n) (piece[n].orthogonal ? of_matrix : of_vector)(piece[n], factors[n]);
+    for (const Piece* end = piece + pieces; piece < end; ++piece, ++factors)
+        (piece->orthogonal ? of_matrix : of_vector)(piece->count, piece->theta, piece->grad, piece->m9, piece->m99,
+                                                    piece->v99, piece->v999, piece->orthogonal, *factors);
 }
 
 // Statistics of the tensors of several networks: the network's inputs [networks, tensors, 22] and sizes [networks,

@@ -2,17 +2,19 @@
 
 import ctypes
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lightning_l2l.rules.adam_controller.arithmetic import MEANS, Arithmetic, Factors, OneStep
+from lightning_l2l.rules.adam_controller.arithmetic import Arithmetic, Factors, OneStep
 from lightning_l2l.rules.adam_controller.statistics import FEATURES, Sizes
 from lightning_l2l.rules.fast import machine
 from lightning_l2l.rules.fast.compiler import load_kernel
 from lightning_l2l.rules.fast.cores import map_on_cores
 
+SOURCE = Path(__file__).with_name("kernel.cpp")
 SUMS, PRODUCTS, SIZES = 10, 2, 4  # numbers of a tensor that the kernel writes
 PIECE = 65_536  # coordinates that are worth waking a thread
 FIELDS = 9  # of a piece, as kernel.cpp has them
@@ -66,15 +68,14 @@ class KernelArithmetic(Arithmetic):
     def describe(
         self, steps: list[OneStep], due: list[bool], sums: Tensor, shapes: Tensor, every: int
     ) -> tuple[Tensor, Sizes]:
-        rows = [number for one in steps for number in row_of(one)]
         t = torch.tensor([[one.state["step"] * own for one, own in zip(steps, due, strict=True)]], dtype=torch.double)
-        inputs, sizes = self.kernel.describe(rows, sums, self._sums("multiply", steps), t, shapes, every)
+        inputs, sizes = self.kernel.describe(rows_of(steps), sums, self._sums("multiply", steps), t, shapes, every)
         chosen = slice(None) if all(due) else torch.tensor(due)
         return inputs[0, chosen], Sizes(*(size[0, chosen] for size in sizes))
 
     def step(self, steps: list[OneStep], factors: list[Factors], average: bool) -> None:
         def run(numbers: list[int], rows: list[int]) -> None:
-            self.kernel.step(rows, [factor for number in numbers for factor in factors[number]], average)
+            self.kernel.step(rows, list(chain.from_iterable([factors[number] for number in numbers])), average)
 
         self._on_cores(run, steps)
         torch.autograd.graph.increment_version([one.theta for one in steps])  # overwritten behind autograd's back
@@ -92,10 +93,10 @@ class KernelArithmetic(Arithmetic):
     def _on_cores(self, function: Callable[[list[int], list[int]], object], steps: list[OneStep]) -> list:
         """Calls a function on each core with the numbers of the tensors of its pieces, and the pieces' rows."""
         if self.threads == 1:
-            return [function(list(range(len(steps))), [number for one in steps for number in row_of(one)])]
+            return [function(list(range(len(steps))), rows_of(steps))]
         pieces = []
         for number, one in enumerate(steps):
-            count, *addresses, memory = row_of(one)
+            count, *addresses, memory = one.row
             for first in range(0, count, PIECE):
                 moved = [address and address + 4 * first for address in addresses]
                 pieces.append((number, (min(PIECE, count - first), *moved, memory)))
@@ -106,13 +107,9 @@ class KernelArithmetic(Arithmetic):
         return map_on_cores(threads, function, numbers, rows)
 
 
-def row_of(one: OneStep) -> tuple[int, ...]:
-    """The piece that is a whole tensor."""
-    state, orthogonal = one.state, one.state.get("orthogonal")
-    means = [state[name].data_ptr() for name in MEANS]
-    of_orthogonal = 0 if orthogonal is None else orthogonal.data_ptr()
-    theta = one.theta
-    return theta.numel(), theta.data_ptr(), one.grad.data_ptr(), *means, of_orthogonal, state["memory"].data_ptr()
+def rows_of(steps: list[OneStep]) -> list[int]:
+    """The pieces that are whole tensors."""
+    return list(chain.from_iterable([one.row for one in steps]))
 
 
 def integers(values: list[int]) -> ctypes.Array:
@@ -127,7 +124,7 @@ def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel | None:
     """The kernel, if this machine has one for these tensors."""
     if (device.type, dtype) != ("cpu", torch.float32) or not machine.compiled():
         return None
-    library = load_kernel(Path(__file__).with_name("kernel.cpp"))
+    library = load_kernel(SOURCE)
     return library and Kernel(library)
 
 

@@ -11,6 +11,7 @@ from lightning_l2l.rules.fast import machine
 from lightning_l2l.rules.fast.compiler import load_kernel
 from lightning_l2l.rules.fast.cores import map_on_cores
 
+SOURCE = Path(__file__).with_name("orthogonal.cpp")
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the quintic that Muon iterates (K. Jordan, 2024)
 ITERATIONS = 5
 RMS = 0.3  # of the result
@@ -46,7 +47,7 @@ def orthogonalize_(matrices: Tensor, spectral_limit: int | None = None, block: i
     rms = RMS if spectral_limit is None else RMS * min(1.0, (spectral_limit / large) ** 0.5)
     parts = 1 if block is None else max(-(-small // block), 1)
     if (matrices.device.type, matrices.dtype) == ("cpu", torch.float32) and machine.compiled():
-        kernel = load_kernel(Path(__file__).with_name("orthogonal.cpp"))
+        kernel = load_kernel(SOURCE)
         if kernel is not None:
             return _by_kernel(kernel, matrices, rms, parts)
     rows = matrices.flatten(1)

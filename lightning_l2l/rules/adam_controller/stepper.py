@@ -91,12 +91,15 @@ class ControllerStepper(Stepper):
             if "orthogonal" in one.state and (shape := matrix_shape(one.theta.shape)):
                 by_shape.setdefault(shape, []).append(one)
         for shape, same in by_shape.items():
-            mixed = torch.empty(len(same), *shape, dtype=self.dtype, device=self.device)
+            kept = [one.state["orthogonal"] for one in same]
+            alone = len(same) == 1 and kept[0].is_contiguous()  # then it is computed where it is kept
+            mixed = kept[0].view(1, *shape) if alone else kept[0].new_empty(len(same), *shape)
             for one, matrix in zip(same, mixed, strict=True):
                 torch.lerp(one.state["m9"].reshape(shape), one.grad.reshape(shape), 0.1, out=matrix)
             directions = orthogonalize_(mixed, self.rule.spectral_limit, self.rule.block)
-            for one, direction in zip(same, directions, strict=True):
-                one.state["orthogonal"].copy_(direction.reshape(one.theta.shape))
+            if directions is not mixed or not alone:
+                for one, direction in zip(kept, directions, strict=True):
+                    one.copy_(direction.reshape(one.shape))
 
 
 def opened(theta: Tensor, state: KeptState) -> Tensor:
