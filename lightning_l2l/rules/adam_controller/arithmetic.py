@@ -85,12 +85,13 @@ class Arithmetic:
             sums.append(torch.stack([*last, *squares, v99.sum(), v999.sum(), adam]))
         return torch.stack(sums)
 
-    def step(self, steps: list[OneStep], factors: list[Factors], average: bool) -> None:
-        """Steps every tensor, after moving its running means on if ``average``."""
+    def step(self, steps: list[OneStep], factor: float, average: bool) -> None:
+        """Steps every tensor, θ ← θ + factor · g, after moving its running means on if ``average``."""
         if average:
             self._average(steps)
         thetas, grads, states = ([getattr(one, name) for one in steps] for name in ("theta", "grad", "state"))
         m9, m99, v99, v999 = ([state[name] for state in states] for name in MEANS)
+        factors = [factors_of(one, factor) for one in steps]
         of = Factors(*zip(*factors, strict=True))  # type: ignore[arg-type]  # a list for each
         direction = torch._foreach_mul(m9, of.m9)
         torch._foreach_add_(direction, torch._foreach_mul(grads, of.grad))

@@ -12,8 +12,24 @@ struct Piece {  // of a tensor: how many coordinates, and the addresses of all t
     float *theta, *grad, *m9, *m99, *v99, *v999, *orthogonal, *memory;
 };
 
-struct Factors {  // of one tensor; see arithmetic.py
+struct Controls {  // of a tensor, as the network gives them
+    float m9, grad, m99, mixture, epsilon, orthogonal;
+};
+
+double bias_correction(double decay, double t) { return -std::expm1(t * std::log(decay)); }
+
+// What the step is made of at step t: controls with bias corrections folded in.
+struct Factors {
     float m9, grad, m99, v99, mixture, epsilon, direction, orthogonal;
+    float of_grad, of_m99, of_epsilon;  // the corrections alone
+
+    Factors(const Controls& controls, double t, double factor) {
+        const double c9 = bias_correction(0.9, t), c99 = bias_correction(0.99, t), c999 = bias_correction(0.999, t);
+        of_grad = c9, of_m99 = c9 / c99, of_epsilon = std::sqrt(c999);
+        m9 = controls.m9, grad = controls.grad * of_grad, m99 = controls.m99 * of_m99;
+        v99 = c999 / c99, mixture = controls.mixture, epsilon = controls.epsilon * of_epsilon;
+        direction = -factor * of_epsilon / c9, orthogonal = -factor * controls.orthogonal;
+    }
 };
 
 template <bool averages, bool matrix>
@@ -34,6 +50,34 @@ void step(int64_t count, float* __restrict theta, const float* __restrict grad, 
         const float root = std::sqrt(mixed < FLT_MIN ? FLT_MIN : mixed) + f.epsilon;
         theta[i] += f.direction * direction / root + (matrix ? f.orthogonal * orthogonal[i] : 0.0f);
     }
+}
+
+// From the derivatives with respect to a step and to the running means after it, to those with respect to the running
+// means before it, which take their places, to the gradient and to the controls.
+void backward(const Piece& piece, const Piece& cotangent, const Factors f, Controls& of_controls) {
+    const float *__restrict of_step = cotangent.theta, *__restrict orthogonal = piece.orthogonal;
+    double m9 = 0, grad = 0, m99 = 0, mixture = 0, epsilon = 0, direct = 0;
+    for (int64_t i = 0; i < piece.count; ++i) {
+        const float g = piece.grad[i], fast = piece.m9[i], slow = piece.m99[i];
+        const float square = f.v99 * piece.v99[i], slow_square = piece.v999[i], incoming = of_step[i];
+        const float mixed = slow_square + f.mixture * (square - slow_square);
+        const float root = std::sqrt(mixed < FLT_MIN ? FLT_MIN : mixed), below = root + f.epsilon;
+        const float of_direction = f.direction * incoming / below;
+        const float of_below = -of_direction * (f.m9 * fast + f.grad * g + f.m99 * slow) / below;
+        const float of_mixed = mixed < FLT_MIN ? 0.0f : of_below / (2 * root);
+        m9 += of_direction * fast, grad += of_direction * g, m99 += of_direction * slow, epsilon += of_below;
+        mixture += of_mixed * (square - slow_square);
+        if (orthogonal) direct += incoming * orthogonal[i];
+        const float of_fast = cotangent.m9[i] + of_direction * f.m9, of_slow = cotangent.m99[i] + of_direction * f.m99;
+        const float of_square = cotangent.v99[i] + of_mixed * f.mixture * f.v99;
+        const float of_slow_square = cotangent.v999[i] + of_mixed * (1 - f.mixture);
+        cotangent.grad[i] = of_direction * f.grad + 0.1f * of_fast + 0.01f * of_slow +
+                            2 * g * (0.01f * of_square + 0.001f * of_slow_square);
+        cotangent.m9[i] = 0.9f * of_fast, cotangent.m99[i] = 0.99f * of_slow;
+        cotangent.v99[i] = 0.99f * of_square, cotangent.v999[i] = 0.999f * of_slow_square;
+    }
+    of_controls = {float(m9),      float(grad) * f.of_grad,       float(m99) * f.of_m99,
+                   float(mixture), float(epsilon) * f.of_epsilon, float(-direct)};
 }
 
 constexpr int LANES = 16, SUMS = 10;
@@ -88,8 +132,6 @@ void multiply(const Piece& piece, double* sums) {
 // Everything below is written out in statistics.py.
 constexpr int FEATURES = 22, SHAPE = 5, SHARED = 6, OWN = 3, SIZES = 4;
 constexpr double FIRST = 8, REFERENCE = 6, DECAY = 0.8, VANISHED = 1e-12, TINY = FLT_MIN;
-
-double bias_correction(double decay, double t) { return -std::expm1(t * std::log(decay)); }
 
 double log_ratio(double above, double below, double low, double high) {
     return std::log(std::clamp(above / std::max(TINY, below), std::exp(2 * low), std::exp(2 * high))) / 2;
@@ -155,13 +197,22 @@ extern "C" void multiply(int64_t pieces, const Piece* piece, double* sums) {
     for (int64_t n = 0; n < pieces; ++n) multiply(piece[n], sums + 2 * n);
 }
 
-// Steps pieces; averages tells whether it moves the running means on before.
-extern "C" void step(int64_t pieces, const Piece* piece, const Factors* factors, int64_t averages) {
+// Steps pieces, θ ← θ + factor · g; averages tells whether it moves the running means on before.
+extern "C" void step(int64_t pieces, const Piece* piece, const Controls* controls, const double* t, double factor,
+                     int64_t averages) {
     const auto of_matrix = averages ? step<true, true> : step<false, true>;
     const auto of_vector = averages ? step<true, false> : step<false, false>;
-    for (const Piece* end = piece + pieces; piece < end; ++piece, ++factors)
+    for (const Piece* end = piece + pieces; piece < end; ++piece)
         (piece->orthogonal ? of_matrix : of_vector)(piece->count, piece->theta, piece->grad, piece->m9, piece->m99,
-                                                    piece->v99, piece->v999, piece->orthogonal, *factors);
+                                                    piece->v99, piece->v999, piece->orthogonal,
+                                                    Factors(*controls++, *t++, factor));
+}
+
+// Derivatives of that with factor 1 and averages; θ of the cotangents is that of the step.
+extern "C" void backward(int64_t pieces, const Piece* piece, const Piece* cotangent, const Controls* controls,
+                         const double* t, Controls* of_controls) {
+    for (int64_t n = 0; n < pieces; ++n)
+        backward(piece[n], cotangent[n], Factors(controls[n], t[n], 1), of_controls[n]);
 }
 
 // Statistics of the tensors of several networks: the network's inputs [networks, tensors, 22] and sizes [networks,

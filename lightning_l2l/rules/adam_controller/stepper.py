@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_l2l.rules.adam_controller.arithmetic import OneStep, factors_of
+from lightning_l2l.rules.adam_controller.arithmetic import OneStep
 from lightning_l2l.rules.adam_controller.kernel import arithmetic
 from lightning_l2l.rules.adam_controller.network import ControllerNetwork
 from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape, orthogonalize_
@@ -63,7 +63,7 @@ class ControllerStepper(Stepper):
         due = [self.rule.due(one.state["step"]) for one in steps]
         if any(due):
             self._renew(steps, due)
-        self.arithmetic.step(steps, [factors_of(one, factor) for one in steps], average=not any(due))
+        self.arithmetic.step(steps, factor, average=not any(due))
         for (theta, _, state), one in zip(work, steps, strict=True):
             close(theta, state, one.theta)
 
