@@ -52,34 +52,6 @@ void step(int64_t count, float* __restrict theta, const float* __restrict grad, 
     }
 }
 
-// From the derivatives with respect to a step and to the running means after it, to those with respect to the running
-// means before it, which take their places, to the gradient and to the controls.
-void backward(const Piece& piece, const Piece& cotangent, const Factors f, Controls& of_controls) {
-    const float *__restrict of_step = cotangent.theta, *__restrict orthogonal = piece.orthogonal;
-    double m9 = 0, grad = 0, m99 = 0, mixture = 0, epsilon = 0, direct = 0;
-    for (int64_t i = 0; i < piece.count; ++i) {
-        const float g = piece.grad[i], fast = piece.m9[i], slow = piece.m99[i];
-        const float square = f.v99 * piece.v99[i], slow_square = piece.v999[i], incoming = of_step[i];
-        const float mixed = slow_square + f.mixture * (square - slow_square);
-        const float root = std::sqrt(mixed < FLT_MIN ? FLT_MIN : mixed), below = root + f.epsilon;
-        const float of_direction = f.direction * incoming / below;
-        const float of_below = -of_direction * (f.m9 * fast + f.grad * g + f.m99 * slow) / below;
-        const float of_mixed = mixed < FLT_MIN ? 0.0f : of_below / (2 * root);
-        m9 += of_direction * fast, grad += of_direction * g, m99 += of_direction * slow, epsilon += of_below;
-        mixture += of_mixed * (square - slow_square);
-        if (orthogonal) direct += incoming * orthogonal[i];
-        const float of_fast = cotangent.m9[i] + of_direction * f.m9, of_slow = cotangent.m99[i] + of_direction * f.m99;
-        const float of_square = cotangent.v99[i] + of_mixed * f.mixture * f.v99;
-        const float of_slow_square = cotangent.v999[i] + of_mixed * (1 - f.mixture);
-        cotangent.grad[i] = of_direction * f.grad + 0.1f * of_fast + 0.01f * of_slow +
-                            2 * g * (0.01f * of_square + 0.001f * of_slow_square);
-        cotangent.m9[i] = 0.9f * of_fast, cotangent.m99[i] = 0.99f * of_slow;
-        cotangent.v99[i] = 0.99f * of_square, cotangent.v999[i] = 0.999f * of_slow_square;
-    }
-    of_controls = {float(m9),      float(grad) * f.of_grad,       float(m99) * f.of_m99,
-                   float(mixture), float(epsilon) * f.of_epsilon, float(-direct)};
-}
-
 constexpr int LANES = 16, SUMS = 10;
 constexpr int64_t BLOCK = 4096;  // coordinates whose sums are taken in float32
 
@@ -108,6 +80,47 @@ void average(int64_t count, const float* __restrict theta, const float* __restri
         for (int k = 0; k < SUMS; ++k)
             for (int lane = 0; lane < LANES; ++lane) sums[k] += of[k][lane];
     }
+}
+
+// From the derivatives with respect to a step and to the running means after it, to those with respect to the running
+// means before it, which take their places, to the gradient and to the controls.
+template <bool matrix>
+void backward(int64_t count, const float* __restrict grad, const float* __restrict m9, const float* __restrict m99,
+              const float* __restrict v99, const float* __restrict v999, const float* __restrict orthogonal,
+              const float* __restrict of_step, float* __restrict of_grad, float* __restrict of_m9,
+              float* __restrict of_m99, float* __restrict of_v99, float* __restrict of_v999, const Factors f,
+              Controls& of_controls) {
+    double sums[6] = {};
+    for (int64_t begin = 0; begin < count; begin += BLOCK) {
+        const int64_t end = std::min(begin + BLOCK, count);
+        float of[6][LANES] = {};
+        for (int64_t first = begin; first < end; first += LANES) {
+            const int lanes = end - first < LANES ? end - first : LANES;
+            for (int lane = 0; lane < lanes; ++lane) {
+                const int64_t i = first + lane;
+                const float g = grad[i], fast = m9[i], slow = m99[i], slow_square = v999[i], step = of_step[i];
+                const float difference = f.v99 * v99[i] - slow_square, mixed = slow_square + f.mixture * difference;
+                const float root = std::sqrt(mixed < FLT_MIN ? FLT_MIN : mixed), below = root + f.epsilon;
+                const float of_direction = f.direction * step / below;
+                const float of_below = -of_direction * (f.m9 * fast + f.grad * g + f.m99 * slow) / below;
+                const float of_mixed = (mixed < FLT_MIN ? 0.0f : of_below) / (2 * root);
+                of[0][lane] += of_direction * fast, of[1][lane] += of_direction * g, of[2][lane] += of_direction * slow;
+                of[3][lane] += of_mixed * difference, of[4][lane] += of_below;
+                if (matrix) of[5][lane] += step * orthogonal[i];
+                const float of_fast = of_m9[i] + of_direction * f.m9, of_slow = of_m99[i] + of_direction * f.m99;
+                const float of_square = of_v99[i] + of_mixed * f.mixture * f.v99;
+                const float of_slow_square = of_v999[i] + of_mixed * (1 - f.mixture);
+                of_grad[i] = of_direction * f.grad + 0.1f * of_fast + 0.01f * of_slow +
+                             2 * g * (0.01f * of_square + 0.001f * of_slow_square);
+                of_m9[i] = 0.9f * of_fast, of_m99[i] = 0.99f * of_slow;
+                of_v99[i] = 0.99f * of_square, of_v999[i] = 0.999f * of_slow_square;
+            }
+        }
+        for (int k = 0; k < 6; ++k)
+            for (int lane = 0; lane < LANES; ++lane) sums[k] += of[k][lane];
+    }
+    of_controls = {float(sums[0]),          float(sums[1] * f.of_grad),    float(sums[2] * f.of_m99),
+                   float(sums[3]), float(sums[4] * f.of_epsilon), float(-sums[5])};
 }
 
 // The sums of O² and m₉ · O.
@@ -211,8 +224,12 @@ extern "C" void step(int64_t pieces, const Piece* piece, const Controls* control
 // Derivatives of that with factor 1 and averages; θ of the cotangents is that of the step.
 extern "C" void backward(int64_t pieces, const Piece* piece, const Piece* cotangent, const Controls* controls,
                          const double* t, Controls* of_controls) {
-    for (int64_t n = 0; n < pieces; ++n)
-        backward(piece[n], cotangent[n], Factors(controls[n], t[n], 1), of_controls[n]);
+    for (int64_t n = 0; n < pieces; ++n) {
+        const Piece &own = piece[n], &of = cotangent[n];
+        (own.orthogonal ? backward<true> : backward<false>)(
+            own.count, own.grad, own.m9, own.m99, own.v99, own.v999, own.orthogonal, of.theta, of.grad, of.m9, of.m99,
+            of.v99, of.v999, Factors(controls[n], t[n], 1), of_controls[n]);
+    }
 }
 
 // Statistics of the tensors of several networks: the network's inputs [networks, tensors, 22] and sizes [networks,
