@@ -267,6 +267,13 @@ def test_parts_of_large_matrices_are_orthogonalized_by_themselves(shape):
     torch.testing.assert_close(got, torch.cat(own, 1 if shape[0] == 10 else 2))
 
 
+@pytest.mark.parametrize("shape", [(3, 7, 3), (1, 10, 130), (2, 130, 200), (1, 300, 70)])
+def test_single_precision_orthogonalizes_as_double_does(shape):
+    matrices = torch.randn(shape)
+    got, want = (orthogonalize_(x, block=64).double() for x in (matrices.clone(), matrices.double()))
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
 def test_a_part_whose_gradient_has_vanished_does_not_move():
     matrix = torch.cat([torch.randn(1, 3, 8), 1e-9 * torch.randn(1, 3, 8)], 1)
     got = orthogonalize_(matrix, block=3)

@@ -1,7 +1,7 @@
 """What the controller computes of whole tensors: by a kernel, in float32 on a CPU."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class KernelArithmetic(Arithmetic):
         return map_on_cores(threads, function, numbers, rows)
 
 
-def integers(values: Any) -> ctypes.Array:
+def integers(values: Iterable[int]) -> ctypes.Array:
     """C's array of them."""
     numbers = list(values)
     return (ctypes.c_int64 * len(numbers))(*numbers)
@@ -131,7 +131,7 @@ def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel | None:
     if (device.type, dtype) != ("cpu", torch.float32) or not machine.compiled():
         return None
     library = load_kernel(SOURCE)
-    return library and Kernel(library)
+    return None if library is None else Kernel(library)
 
 
 def arithmetic(device: torch.device, dtype: torch.dtype) -> Arithmetic:

@@ -16,6 +16,7 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the quintic that Muon iterates (K. 
 ITERATIONS = 5
 RMS = 0.3  # of the result
 WIDE = 3  # sides' ratio above which iterating on the Gram matrix is faster
+WORTHWHILE = 2**19  # coordinates times smaller side that are worth waking a thread
 VANISHED = 1e-6  # share of a matrix's norm below which a part of it counts as zero
 
 
@@ -68,7 +69,8 @@ def _by_kernel(kernel: ctypes.CDLL, matrices: Tensor, rms: float, parts: int) ->
     address, at_norms = ctypes.c_void_p(matrices.data_ptr()), ctypes.c_void_p(norms.data_ptr())
     sides = [ctypes.c_long(number) for number in (*shape, parts)]
     kernel.norms(address, ctypes.c_long(count), *sides, at_norms)
-    threads = min(torch.get_num_threads(), len(norms))
+    worthwhile = matrices.numel() * min(shape) // WORTHWHILE
+    threads = max(min(torch.get_num_threads(), len(norms), worthwhile), 1)
     bounds = [ctypes.c_long(len(norms) * core // threads) for core in range(threads + 1)]
 
     def run(begin: ctypes.c_long, end: ctypes.c_long) -> None:
