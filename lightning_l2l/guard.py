@@ -139,6 +139,6 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 def _all_finite(tensors: list[Tensor]) -> bool:
     """As ``all_finite``, on one device; a finite sum proves that all numbers are finite, and is tried first."""
-    if torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors]).isfinite().all():
+    if math.isfinite(torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors]).sum().item()):
         return True
     return all(bool(tensor.isfinite().all()) for tensor in tensors)

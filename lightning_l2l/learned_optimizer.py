@@ -205,8 +205,7 @@ class LearnedOptimizer(WatchedOptimizer):
         factor, decay = float(group["lr"]) * group["scale"] * share, float(group["lr"]) * group["weight_decay"]
         for unit in self._units(group["params"]):
             first = unit[0]
-            moving = [p.grad is not None and p.numel() > 0 for p in unit]
-            if not any(moving):
+            if not any([p.grad is not None and p.numel() > 0 for p in unit]):
                 continue
             stepper = self._stepper(unit)
             simple = stepper.keeps_shapes or (len(unit) == 1 and first.is_contiguous())
@@ -234,7 +233,7 @@ class LearnedOptimizer(WatchedOptimizer):
         units: dict[Any, list[Tensor]] = {}
         for p in params:
             name = self._rule_of[p]
-            units.setdefault(p if by_itself(self._rules[name]) else name, []).append(p)
+            units.setdefault(id(p) if by_itself(self._rules[name]) else name, []).append(p)
         return list(units.values())
 
     def _stepped(self) -> Iterator[tuple[Stepper, KeptState, list[Tensor]]]:

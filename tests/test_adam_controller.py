@@ -173,6 +173,26 @@ def test_derivatives_with_statistics_held_constant():
     assert bound.constants == AdamController.constants
 
 
+def test_derivatives_by_the_kernel_are_those_by_autograd(monkeypatch):
+    layout = layout_of(SHAPES)
+    bound, grads = controller().bind(layout), gradients(14, layout).requires_grad_()
+    got, want = {}, {}
+    for results, compiled in ((got, "1"), (want, "0")):
+        monkeypatch.setenv("LIGHTNING_L2L_COMPILED", compiled)
+        theta = torch.linspace(-1, 1, grads[0].numel()).view_as(grads[0])
+        state, total = bound.init(theta), torch.zeros(())
+        results["state"] = type(state)
+        for grad in grads:
+            update, state = bound.update(grad, state, theta=theta)
+            theta = theta + update
+            total = total + theta.square().sum()
+        results["derivatives"] = torch.autograd.grad(total, [grads, *bound.parameters()])
+    if got["state"] is want["state"]:
+        skip("there is no C++ compiler")
+    for ours, reference in zip(got["derivatives"], want["derivatives"], strict=True):
+        torch.testing.assert_close(ours, reference, rtol=2e-3, atol=2e-4 * reference.abs().max().item())
+
+
 def test_dead_coordinates_have_finite_derivatives():
     layout = layout_of(SHAPES)
     bound, theta = controller().bind(layout), torch.zeros(1, int(sum(p.stop - p.start for p in layout.values())))
@@ -245,6 +265,13 @@ def test_parts_of_large_matrices_are_orthogonalized_by_themselves(shape):
     got = orthogonalize_(matrix.clone(), block=4)
     own = [orthogonalize_(part.contiguous()) for part in parts]
     torch.testing.assert_close(got, torch.cat(own, 1 if shape[0] == 10 else 2))
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 3), (1, 10, 130), (2, 130, 200), (1, 300, 70)])
+def test_single_precision_orthogonalizes_as_double_does(shape):
+    matrices = torch.randn(shape)
+    got, want = (orthogonalize_(x, block=64).double() for x in (matrices.clone(), matrices.double()))
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
 
 def test_a_part_whose_gradient_has_vanished_does_not_move():

@@ -13,7 +13,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from lightning_l2l import LearnedOptimizer
 from lightning_l2l.rules import AdamController, layout_of
 from lightning_l2l.rules.adam_controller import stepper
-from lightning_l2l.rules.adam_controller.arithmetic import Arithmetic, KernelArithmetic, arithmetic
+from lightning_l2l.rules.adam_controller.arithmetic import Arithmetic
+from lightning_l2l.rules.adam_controller.kernel import KernelArithmetic, arithmetic
 from lightning_l2l.rules.adam_controller.remainder import exact
 
 NETWORKS = {

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any, ClassVar, NamedTuple
 
@@ -38,9 +39,10 @@ def layout_of(shapes: Mapping[str, Sequence[int]]) -> Layout:
     return places
 
 
-def full_precision(tensor: Tensor) -> torch.autocast:
+def full_precision(tensor: Tensor) -> AbstractContextManager:
     """Disables autocast for the update rule: under the Trainer's mixed precision only the optimizee runs in it."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class UpdateRule(nn.Module, ABC):

@@ -1,29 +1,47 @@
-"""The part of the controller's step that touches every coordinate: by PyTorch's operations, or by a kernel."""
+"""What the controller computes of whole tensors: by PyTorch's operations, on any device."""
 
-import ctypes
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_l2l.rules.adam_controller.statistics import bias_corrections
-from lightning_l2l.rules.fast import machine
-from lightning_l2l.rules.fast.compiler import load_kernel
-from lightning_l2l.rules.fast.cores import map_on_cores
+from lightning_l2l.rules.adam_controller.statistics import (
+    Means,
+    Memory,
+    Sizes,
+    bias_corrections,
+    features,
+    remember,
+)
 from lightning_l2l.rules.fast.stepper import KeptState
 
 MEANS = ("m9", "m99", "v99", "v999")
-SUMS = 10  # of a tensor, for its statistics
-PIECE = 65_536  # coordinates that are worth waking a thread
 
 
-class OneStep(NamedTuple):
-    """A tensor that is stepped. All its tensors lie alike in memory."""
+class OneStep:
+    """A tensor that is stepped. All its tensors lie alike in memory.
 
-    theta: Tensor  # in the type of the computation
-    grad: Tensor
-    state: KeptState
+    Args:
+        theta: θ, in the type of the computation.
+        grad: its gradient, likewise.
+        state: its state.
+    """
+
+    def __init__(self, theta: Tensor, grad: Tensor, state: KeptState) -> None:
+        self.theta = theta
+        self.grad = grad
+        self.state = state
+        self._row: list[int] = []
+
+    @property
+    def row(self) -> list[int]:
+        """Its number of coordinates, and the addresses of all its parts, as kernel.cpp takes them."""
+        if not self._row:
+            state = self.state
+            parts = self.theta, self.grad, *(state[name] for name in MEANS), state.get("orthogonal"), state["memory"]
+            addresses = [0 if part is None else part.data_ptr() for part in parts]
+            self._row = [self.theta.numel(), *addresses]
+        return self._row
 
 
 class Factors(NamedTuple):
@@ -41,14 +59,16 @@ class Factors(NamedTuple):
 
 def factors_of(one: OneStep, factor: float) -> Factors:
     """The factors of a tensor's next step, θ ← θ + factor · g."""
-    m9, grad, m99, mixture, epsilon, _ = one.state["controls"]
+    m9, grad, m99, mixture, epsilon, orthogonal = one.state["controls"]
     b9, b99, b999 = bias_corrections(one.state["step"])
     root = b999**0.5
-    return Factors(m9, grad * b9, m99 * b9 / b99, b999 / b99, mixture, epsilon * root, -factor * root / b9, factor)
+    return Factors(
+        m9, grad * b9, m99 * b9 / b99, b999 / b99, mixture, epsilon * root, -factor * root / b9, -factor * orthogonal
+    )
 
 
 class Arithmetic:
-    """Operations on lists of tensors, on any device."""
+    """Operations on lists of tensors."""
 
     def average(self, steps: list[OneStep]) -> Tensor:
         """Moves the running means on and returns the sums of each tensor, [tensors, 10].
@@ -65,12 +85,13 @@ class Arithmetic:
             sums.append(torch.stack([*last, *squares, v99.sum(), v999.sum(), adam]))
         return torch.stack(sums)
 
-    def step(self, steps: list[OneStep], factors: list[Factors], average: bool) -> None:
-        """Steps every tensor, after moving its running means on if ``average``."""
+    def step(self, steps: list[OneStep], factor: float, average: bool) -> None:
+        """Steps every tensor, θ ← θ + factor · g, after moving its running means on if ``average``."""
         if average:
             self._average(steps)
-        thetas, grads, states = map(list, zip(*steps, strict=True))
+        thetas, grads, states = ([getattr(one, name) for one in steps] for name in ("theta", "grad", "state"))
         m9, m99, v99, v999 = ([state[name] for state in states] for name in MEANS)
+        factors = [factors_of(one, factor) for one in steps]
         of = Factors(*zip(*factors, strict=True))  # type: ignore[arg-type]  # a list for each
         direction = torch._foreach_mul(m9, of.m9)
         torch._foreach_add_(direction, torch._foreach_mul(grads, of.grad))
@@ -80,10 +101,36 @@ class Arithmetic:
         torch._foreach_sqrt_(root)
         torch._foreach_add_(root, of.epsilon)
         torch._foreach_addcdiv_(thetas, direction, root, of.direction)
-        matrices = [one for one in steps if "orthogonal" in one.state]
-        if matrices:
-            orthogonal = [one.state["orthogonal"] for one in matrices]
-            torch._foreach_add_([one.theta for one in matrices], orthogonal, alpha=factors[0].orthogonal)
+        for one, own in zip(steps, factors, strict=True):
+            if "orthogonal" in one.state:
+                one.theta.add_(one.state["orthogonal"], alpha=own.orthogonal)
+
+    def describe(
+        self, steps: list[OneStep], due: list[bool], sums: Tensor, shapes: Tensor, every: int
+    ) -> tuple[Tensor, Sizes]:
+        """What the network sees of the tensors for which it is due; what they remember is renewed.
+
+        Args:
+            steps: all tensors that are stepped, with the O of this step.
+            due: for which of them the network runs.
+            sums: see ``average``, [tensors, 10].
+            shapes: see ``shape_features``, [tensors, 5].
+            every: see ``AdamController``.
+
+        Returns:
+            The inputs of those that are due, [due, 22], and what the outputs refer to.
+        """
+        chosen = [one for one, own in zip(steps, due, strict=True) if own]
+        rows = torch.tensor(due, device=sums.device)
+        t = sums.new_tensor([one.state["step"] for one in chosen])
+        kept = torch.stack([one.state["memory"] for one in chosen])
+        last = Memory(kept[:, 0], kept[:, 1], kept[:, 2:])
+        memory, own, sizes = remember(tensor_means(chosen, sums[rows]), last, t, every)
+        kept = torch.cat([memory.agreement[:, None], memory.reference[:, None], memory.shared], 1)
+        for one, row in zip(chosen, kept, strict=True):
+            one.state["memory"].copy_(row)
+        everyone = torch.stack([one.state["memory"] for one in steps])[:, 2:].mean(0, keepdim=True)
+        return features(memory.shared, everyone, own, shapes[rows], t), sizes
 
     def _average(self, steps: list[OneStep]) -> None:
         grads = [one.grad for one in steps]
@@ -92,74 +139,21 @@ class Arithmetic:
             torch._foreach_lerp_([one.state[name] for one in steps], new, weight)
 
 
-class KernelArithmetic(Arithmetic):
-    """One pass over memory, in float32 on a CPU."""
-
-    def __init__(self, kernel: ctypes.CDLL, threads: int) -> None:
-        self.kernel = kernel
-        self.threads = threads
-
-    def average(self, steps: list[OneStep]) -> Tensor:
-        pieces = self._pieces(steps)
-        threads = min(self.threads, len(pieces))
-        sums = torch.zeros(len(steps), SUMS, dtype=torch.double)
-
-        def run(core: int) -> tuple[Tensor, Tensor]:
-            own = pieces[core::threads]
-            result = torch.empty(len(own), SUMS, dtype=torch.double)
-            self.kernel.average(*arrays([piece[:-1] for piece in own]), ctypes.c_void_p(result.data_ptr()))
-            return torch.tensor([number for number, *_ in own]), result
-
-        for numbers, result in map_on_cores(threads, run, range(threads)):
-            sums.index_add_(0, numbers, result)
-        return sums.float()
-
-    def step(self, steps: list[OneStep], factors: list[Factors], average: bool) -> None:
-        pieces = self._pieces(steps)
-        threads = min(self.threads, len(pieces))
-
-        def run(core: int) -> None:
-            own = pieces[core::threads]
-            flat = [number for piece in own for number in factors[piece[0]]]
-            self.kernel.step(*arrays(own), (ctypes.c_float * len(flat))(*flat), ctypes.c_int(average))
-
-        map_on_cores(threads, run, range(threads))
-        torch.autograd.graph.increment_version([one.theta for one in steps])  # overwritten behind autograd's back
-
-    def _pieces(self, steps: list[OneStep]) -> list[tuple]:
-        """For each piece its tensor's number, its coordinates, and the addresses of all its parts."""
-        pieces = []
-        for number, one in enumerate(steps):
-            count = one.theta.numel()
-            addresses = [tensor.data_ptr() for tensor in (one.theta, one.grad, *(one.state[name] for name in MEANS))]
-            orthogonal = one.state["orthogonal"].data_ptr() if "orthogonal" in one.state else None
-            size = count if self.threads == 1 else PIECE
-            for first in range(0, count, size):
-                moved = [address + 4 * first for address in addresses]
-                last = None if orthogonal is None else orthogonal + 4 * first
-                pieces.append((number, min(size, count - first), *moved, last))
-        return pieces
-
-
-def arrays(pieces: list[tuple]) -> list:
-    """How many pieces there are, and C's arrays of their coordinates and addresses."""
-    _, counts, *addresses = zip(*pieces, strict=True)
-    size = len(pieces)
-    return [
-        ctypes.c_long(size),
-        (ctypes.c_long * size)(*counts),
-        *((ctypes.c_void_p * size)(*each) for each in addresses),
-    ]
-
-
-def arithmetic(device: torch.device, dtype: torch.dtype) -> Arithmetic:
-    """The fastest one."""
-    kernel = None
-    if (device.type, dtype) == ("cpu", torch.float32) and machine.compiled():
-        kernel = load_kernel(Path(__file__).with_name("kernel.cpp"))
-    return Arithmetic() if kernel is None else KernelArithmetic(kernel, torch.get_num_threads())
-
-
 def dot(first: Tensor, second: Tensor) -> Tensor:
     """The scalar product of two tensors of as many numbers, []."""
     return torch.dot(first.reshape(-1), second.reshape(-1))
+
+
+def tensor_means(steps: list[OneStep], sums: Tensor) -> Means:
+    """Divides sums [tensors, 10] by the number of coordinates, and adds the means of products with O."""
+    zero = sums.new_zeros(())
+    directions = [one.state.get("orthogonal") for one in steps]
+    squares = [zero if direction is None else dot(direction, direction) for direction in directions]
+    products = [
+        zero if direction is None else dot(direction, one.state["m9"])
+        for one, direction in zip(steps, directions, strict=True)
+    ]
+    counts = sums.new_tensor([one.theta.numel() for one in steps])
+    last, grad_last, grad, theta, m9, m9_m99, m99, v99, v999, adam = (sums.T / counts).unbind()
+    with_m9, orthogonal = torch.stack(products) / counts, torch.stack(squares) / counts
+    return Means(last, grad_last, grad, theta, m9, m9_m99, with_m9, m99, orthogonal, v99, v999, adam)

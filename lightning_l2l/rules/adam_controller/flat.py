@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_l2l.rules.adam_controller.flat_kernel import KernelState, KernelSteps
+from lightning_l2l.rules.adam_controller.kernel import kernel_for
 from lightning_l2l.rules.adam_controller.network import CONTROLS, ControllerNetwork
 from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape, orthogonalize_
 from lightning_l2l.rules.adam_controller.statistics import (
@@ -52,6 +54,7 @@ class FlatController(UpdateRule):
         self.places = [place for place in layout.values() if place.stop > place.start]
         self.sizes = [place.stop - place.start for place in self.places]
         self._on_device: dict[tuple, Tensor] = {}
+        self._kernel_steps: KernelSteps | None = None
 
     @property
     def label(self) -> str:
@@ -60,7 +63,9 @@ class FlatController(UpdateRule):
     def in_place(self) -> "FlatController":
         return FlatController(self.rule, self.layout, overwrite=True)
 
-    def init(self, theta: Tensor) -> ControllerState:
+    def init(self, theta: Tensor) -> ControllerState | KernelState:
+        if kernel_for(theta.device, theta.dtype) is not None:
+            return self._by_kernel(theta).init(theta)
         m9, m99, v99, v999, orthogonal = theta.new_zeros(5, *theta.shape).unbind()
         tensors = theta.new_zeros(len(theta), len(self.places))
         memory = Memory(tensors, tensors, theta.new_zeros(*tensors.shape, SHARED))
@@ -68,14 +73,21 @@ class FlatController(UpdateRule):
         return ControllerState(0, m9, m99, v99, v999, orthogonal, controls, memory)
 
     def update(  # type: ignore[override]
-        self, grad: Tensor, state: ControllerState, theta: Tensor
-    ) -> tuple[Tensor, ControllerState]:
+        self, grad: Tensor, state: ControllerState | KernelState, theta: Tensor
+    ) -> tuple[Tensor, ControllerState | KernelState]:
+        if isinstance(state, KernelState):
+            return self._by_kernel(theta).update(grad, state, theta, self.overwrite)
         due = self.rule.due(state.step + 1)
         last = state.m9.clone() if due and self.overwrite else state.m9
         state = self._averaged(grad, state)
         if due:
             state = self._renewed(grad, state, theta, last)
         return self._step(grad, state), state
+
+    def _by_kernel(self, like: Tensor) -> KernelSteps:
+        if self._kernel_steps is None:
+            self._kernel_steps = KernelSteps(self.rule, self.places, self._shapes(like), self._orthogonalized)
+        return self._kernel_steps
 
     def _averaged(self, grad: Tensor, state: ControllerState) -> ControllerState:
         lerp = Tensor.lerp_ if self.overwrite else torch.lerp

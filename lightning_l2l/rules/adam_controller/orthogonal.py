@@ -1,14 +1,22 @@
 """Orthogonalised directions for matrices, by the Newton–Schulz iteration of Muon."""
 
+import ctypes
 from functools import reduce
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lightning_l2l.rules.fast import machine
+from lightning_l2l.rules.fast.compiler import load_kernel
+from lightning_l2l.rules.fast.cores import map_on_cores
+
+SOURCE = Path(__file__).with_name("orthogonal.cpp")
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of the quintic that Muon iterates (K. Jordan, 2024)
 ITERATIONS = 5
 RMS = 0.3  # of the result
 WIDE = 3  # sides' ratio above which iterating on the Gram matrix is faster
+WORTHWHILE = 2**19  # coordinates times smaller side that are worth waking a thread
 VANISHED = 1e-6  # share of a matrix's norm below which a part of it counts as zero
 
 
@@ -36,20 +44,40 @@ def orthogonalize_(matrices: Tensor, spectral_limit: int | None = None, block: i
     Returns:
         The results, [matrices, rows, columns].
     """
-    tall = matrices.shape[1] > matrices.shape[2]
+    small, large = sorted(matrices.shape[1:])
+    rms = RMS if spectral_limit is None else RMS * min(1.0, (spectral_limit / large) ** 0.5)
+    parts = 1 if block is None else max(-(-small // block), 1)
+    if (matrices.device.type, matrices.dtype) == ("cpu", torch.float32) and machine.compiled():
+        kernel = load_kernel(SOURCE)
+        if kernel is not None:
+            return _by_kernel(kernel, matrices, rms, parts)
     rows = matrices.flatten(1)
     tiny = torch.finfo(rows.dtype).tiny
     largest = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True))
     rows /= largest.clamp(min=tiny)  # so that squares do not underflow
     rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=tiny)
+    tall = matrices.shape[1] > small
     wide = matrices.mT.contiguous() if tall else matrices
-    held = 1.0 if spectral_limit is None else min(1.0, (spectral_limit / wide.shape[2]) ** 0.5)
-    if block is not None and wide.shape[1] > block:
-        parts = wide.tensor_split(-(-wide.shape[1] // block), 1)
-        wide = torch.cat([_orthogonal(part, RMS * held) for part in parts], 1)
-    else:
-        wide = _orthogonal(wide, RMS * held)
+    wide = torch.cat([_orthogonal(part, rms) for part in wide.tensor_split(parts, 1)], 1)
     return wide.mT if tall else wide
+
+
+def _by_kernel(kernel: ctypes.CDLL, matrices: Tensor, rms: float, parts: int) -> Tensor:
+    """Does all of it in place, the parts of all matrices on all cores."""
+    count, *shape = matrices.shape
+    norms = torch.empty(count * parts, dtype=torch.double)
+    address, at_norms = ctypes.c_void_p(matrices.data_ptr()), ctypes.c_void_p(norms.data_ptr())
+    sides = [ctypes.c_long(number) for number in (*shape, parts)]
+    kernel.norms(address, ctypes.c_long(count), *sides, at_norms)
+    worthwhile = matrices.numel() * min(shape) // WORTHWHILE
+    threads = max(min(torch.get_num_threads(), len(norms), worthwhile), 1)
+    bounds = [ctypes.c_long(len(norms) * core // threads) for core in range(threads + 1)]
+
+    def run(begin: ctypes.c_long, end: ctypes.c_long) -> None:
+        kernel.orthogonalize(address, *sides, at_norms, begin, end, ctypes.c_float(rms))
+
+    map_on_cores(threads, run, bounds[:-1], bounds[1:])
+    return matrices
 
 
 def _orthogonal(x: Tensor, rms: float) -> Tensor:

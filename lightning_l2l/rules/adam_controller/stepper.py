@@ -5,25 +5,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_l2l.rules.adam_controller.arithmetic import OneStep, arithmetic, dot, factors_of
+from lightning_l2l.rules.adam_controller.arithmetic import OneStep
+from lightning_l2l.rules.adam_controller.kernel import arithmetic
 from lightning_l2l.rules.adam_controller.network import ControllerNetwork
 from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape, orthogonalize_
 from lightning_l2l.rules.adam_controller.remainder import exact, round_into
-from lightning_l2l.rules.adam_controller.statistics import (
-    SHARED,
-    Means,
-    Memory,
-    features,
-    remember,
-    shape_features,
-)
+from lightning_l2l.rules.adam_controller.statistics import SHARED, shape_features
 from lightning_l2l.rules.fast.stepper import KeptState, Stepper, Work
 
 
 class ControllerStepper(Stepper):
     """Takes the steps of ``AdamController`` on parameter tensors in their shapes, without concatenating them.
 
-    A tensor's state holds four running means and, for matrices, the last −lr a_O O: 20 bytes a coordinate in float32.
+    A tensor's state holds four running means and, for matrices, the last O: 20 bytes a coordinate in float32.
     Half-precision parameters are stepped in float32, and what rounding took from them is kept in a ``remainder``, two
     bytes more, so that small steps add up.
 
@@ -43,6 +37,7 @@ class ControllerStepper(Stepper):
         self.device = device
         self.dtype = dtype
         self.arithmetic = arithmetic(device, dtype)
+        self._features_of: dict[tuple[torch.Size, ...], Tensor] = {}
 
     def init(self, theta: Tensor) -> KeptState:
         """Returns the state before the first step of a tensor of any shape."""
@@ -68,48 +63,46 @@ class ControllerStepper(Stepper):
             torch._foreach_mul_([one.theta for one in steps], 1 - decay)
         for one in steps:
             one.state["step"] += 1
-        due = [number for number, one in enumerate(steps) if self.rule.due(one.state["step"])]
-        if due:
-            sums = self.arithmetic.average(steps)
-            self._renew(steps, due, sums[due])
-        self.arithmetic.step(steps, [factors_of(one, factor) for one in steps], average=not due)
+        due = [self.rule.due(one.state["step"]) for one in steps]
+        if any(due):
+            self._renew(steps, due)
+        self.arithmetic.step(steps, factor, average=not any(due))
         for (theta, _, state), one in zip(work, steps, strict=True):
             close(theta, state, one.theta)
 
-    def _renew(self, steps: list[OneStep], numbers: list[int], sums: Tensor) -> None:
-        """Runs the network for the tensors with these numbers and renews their O."""
-        due = [steps[number] for number in numbers]
-        directions = self._directions(due)
-        means = tensor_means(due, sums, directions)
-        t = torch.tensor([one.state["step"] for one in due], dtype=self.dtype, device=self.device)
-        kept = torch.stack([one.state["memory"] for one in due])
-        memory, own, sizes = remember(means, Memory(kept[:, 0], kept[:, 1], kept[:, 2:]), t, self.rule.every)
-        kept = torch.cat([memory.agreement[:, None], memory.reference[:, None], memory.shared], 1)
-        for one, row in zip(due, kept, strict=True):
-            one.state["memory"].copy_(row)
-        everyone = torch.stack([one.state["memory"] for one in steps])[:, 2:].mean(0, keepdim=True)
-        shapes = t.new_tensor([shape_features(one.theta.shape, self.rule.all_sides) for one in due])
-        controls = self.rule.controls(features(memory.shared, everyone, own, shapes, t), sizes).T.tolist()
-        for one, numbers, direction in zip(due, controls, directions, strict=True):
-            one.state["controls"] = numbers
-            if direction is not None:
-                one.state["orthogonal"].copy_(direction.mul_(-numbers[-1]).reshape(one.theta.shape))
+    def _renew(self, steps: list[OneStep], due: list[bool]) -> None:
+        """Moves all running means on, runs the network for the tensors that are due and renews their O."""
+        sums = self.arithmetic.average(steps)
+        chosen = [one for one, own in zip(steps, due, strict=True) if own]
+        self._orthogonalize(chosen)
+        shapes = self._shapes(tuple(one.theta.shape for one in steps))
+        inputs, sizes = self.arithmetic.describe(steps, due, sums, shapes, self.rule.every)
+        for one, controls in zip(chosen, self.rule.controls(inputs, sizes).T.tolist(), strict=True):
+            one.state["controls"] = controls
 
-    def _directions(self, due: list[OneStep]) -> list[Tensor | None]:
-        """O of each tensor as a matrix, None for a vector; matrices of one shape are computed together."""
-        directions: list[Tensor | None] = [None] * len(due)
-        by_shape: dict[tuple[int, int], list[int]] = {}
-        for number, one in enumerate(due):
+    def _shapes(self, shapes: tuple[torch.Size, ...]) -> Tensor:
+        """Features of tensors' shapes, [tensors, 5]; they are the same at most steps."""
+        if shapes not in self._features_of:
+            numbers = [shape_features(shape, self.rule.all_sides) for shape in shapes]
+            self._features_of = {shapes: torch.tensor(numbers, dtype=self.dtype, device=self.device)}
+        return self._features_of[shapes]
+
+    def _orthogonalize(self, steps: list[OneStep]) -> None:
+        """Renews the O of each matrix; matrices of one shape are computed together."""
+        by_shape: dict[tuple[int, int], list[OneStep]] = {}
+        for one in steps:
             if "orthogonal" in one.state and (shape := matrix_shape(one.theta.shape)):
-                by_shape.setdefault(shape, []).append(number)
-        for shape, numbers in by_shape.items():
-            mixed = torch.empty(len(numbers), *shape, dtype=self.dtype, device=self.device)
-            for number, matrix in zip(numbers, mixed, strict=True):
-                torch.lerp(due[number].state["m9"].reshape(shape), due[number].grad.reshape(shape), 0.1, out=matrix)
-            results = orthogonalize_(mixed, self.rule.spectral_limit, self.rule.block)
-            for number, result in zip(numbers, results, strict=True):
-                directions[number] = result
-        return directions
+                by_shape.setdefault(shape, []).append(one)
+        for shape, same in by_shape.items():
+            kept = [one.state["orthogonal"] for one in same]
+            alone = len(same) == 1 and kept[0].is_contiguous()  # then it is computed where it is kept
+            mixed = kept[0].view(1, *shape) if alone else kept[0].new_empty(len(same), *shape)
+            for one, matrix in zip(same, mixed, strict=True):
+                torch.lerp(one.state["m9"].reshape(shape), one.grad.reshape(shape), 0.1, out=matrix)
+            directions = orthogonalize_(mixed, self.rule.spectral_limit, self.rule.block)
+            if directions is not mixed or not alone:
+                for one, direction in zip(kept, directions, strict=True):
+                    one.copy_(direction.reshape(one.shape))
 
 
 def opened(theta: Tensor, state: KeptState) -> Tensor:
@@ -131,17 +124,3 @@ def close(theta: Tensor, state: KeptState, moved: Tensor) -> None:
         round_into(theta, state["remainder"], moved)
     elif moved is not theta:
         theta.copy_(moved)
-
-
-def tensor_means(due: list[OneStep], sums: Tensor, directions: list[Tensor | None]) -> Means:
-    """Divides sums [tensors, 10] by the number of coordinates, and adds the means of products with O."""
-    zero = sums.new_zeros(())
-    squares = [zero if direction is None else dot(direction, direction) for direction in directions]
-    products = [
-        zero if direction is None else dot(direction, one.state["m9"])
-        for one, direction in zip(due, directions, strict=True)
-    ]
-    counts = sums.new_tensor([one.theta.numel() for one in due])
-    last, grad_last, grad, theta, m9, m9_m99, m99, v99, v999, adam = (sums.T / counts).unbind()
-    with_m9, orthogonal = torch.stack(products) / counts, torch.stack(squares) / counts
-    return Means(last, grad_last, grad, theta, m9, m9_m99, with_m9, m99, orthogonal, v99, v999, adam)

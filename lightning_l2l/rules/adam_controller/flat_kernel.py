@@ -1,0 +1,176 @@
+"""The controller on flat θ by a kernel, in float32 on a CPU: in one pass over memory, and backwards in another."""
+
+from collections.abc import Callable
+from ctypes import c_int64, c_void_p
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lightning_l2l.rules.adam_controller.kernel import FIELDS, PIECE, Kernel, kernel_for, pointer
+from lightning_l2l.rules.adam_controller.network import CONTROLS, ControllerNetwork
+from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape
+from lightning_l2l.rules.adam_controller.statistics import SHARED
+from lightning_l2l.rules.base import Place
+from lightning_l2l.rules.fast.cores import map_on_cores
+
+MEMORY = 2 + SHARED  # numbers that a tensor keeps
+
+
+class KernelState(NamedTuple):
+    step: int  # t
+    means: Tensor  # m₉, m₉₉, v₉₉ and v₉₉₉, [N, 4, P]
+    orthogonal: Tensor  # O, [N, P], until the network runs again
+    controls: Tensor  # of each tensor, [N, tensors, 6], likewise
+    memory: Tensor  # [N, tensors, 8]
+
+
+class KernelSteps:
+    """The steps of ``FlatController``.
+
+    Args:
+        rule: the unbound rule.
+        places: where the tensors lie in θ; none is empty.
+        shapes: see ``shape_features``, [tensors, 5].
+        orthogonalized: from running means to O, both [N, P].
+    """
+
+    def __init__(
+        self,
+        rule: ControllerNetwork,
+        places: list[Place],
+        shapes: Tensor,
+        orthogonalized: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.rule = rule
+        self.places = places
+        self.shapes = shapes
+        self.orthogonalized = orthogonalized
+        self._offsets: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def init(self, theta: Tensor) -> KernelState:
+        n, tensors = len(theta), len(self.places)
+        shapes = (n, 4, theta.shape[1]), theta.shape, (n, tensors, CONTROLS), (n, tensors, MEMORY)
+        return KernelState(0, *(theta.new_zeros(shape) for shape in shapes))
+
+    def update(self, grad: Tensor, state: KernelState, theta: Tensor, overwrite: bool) -> tuple[Tensor, KernelState]:
+        """As the rule's; with ``overwrite``, without gradients and in the state's memory."""
+        grad, theta = grad.contiguous(), theta.contiguous()
+        state = state._replace(step=state.step + 1)
+        due = self.rule.due(state.step)
+        if due:
+            state = self._renewed(grad.detach(), state, theta.detach(), overwrite)
+        if overwrite:
+            return self.step(grad, state, average=not due), state
+        update, means = Step.apply(grad, state.means, state.controls, state, self)
+        return update, state._replace(means=means)
+
+    def _renewed(self, grad: Tensor, state: KernelState, theta: Tensor, overwrite: bool) -> KernelState:
+        """Runs the network, on statistics that are constants for a meta-gradient."""
+        means, memory = state.means.detach(), state.memory
+        if not overwrite:
+            means, memory = means.clone(), memory.clone()
+        with torch.no_grad():
+            sums = self.sums("average", theta, grad, means, state.orthogonal, memory)
+            orthogonal = self.orthogonalized(torch.lerp(means[:, 0], grad, 0.1))
+            products = self.sums("multiply", theta, grad, means, orthogonal, memory)
+            rows = self.rows(theta, grad, means, orthogonal, memory)
+            t = torch.full(memory.shape[:2], state.step, dtype=torch.double)
+            inputs, sizes = kernel().describe(pointer(rows), sums, products, t, self.shapes, self.rule.every)
+        controls = self.rule.controls(inputs, sizes).mT.contiguous()
+        return state._replace(orthogonal=orthogonal, controls=controls, memory=memory)
+
+    def sums(self, name: str, *tensors: Tensor) -> Tensor:
+        """Sums over each tensor, [N · tensors, ...]."""
+        rows = self.rows(*tensors)
+        return torch.cat(self.on_cores(tensors[0], lambda part: kernel().sums(name, len(rows[part]), at(rows, part))))
+
+    def step(self, grad: Tensor, state: KernelState, average: bool) -> Tensor:
+        """The step from these controls, after moving the running means on if ``average``."""
+        update = torch.zeros_like(grad)
+        rows = self.rows(update, grad, state.means, state.orthogonal, state.memory)
+        controls, t = state.controls.flatten(0, 1), torch.full((len(rows),), state.step, dtype=torch.double)
+
+        def run(part: slice) -> None:
+            kernel().step(len(rows[part]), at(rows, part), at(controls, part), at(t, part), 1.0, average)
+
+        self.on_cores(grad, run)
+        return update
+
+    def backward(self, grad: Tensor, state: KernelState, of_update: Tensor, of_means: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives with respect to the gradient and to the controls; those in ``of_means`` are overwritten."""
+        of_grad, of_controls = torch.empty_like(grad), torch.empty_like(state.controls).flatten(0, 1)
+        rows = self.rows(of_update, grad, state.means, state.orthogonal, state.memory)
+        cotangents = self.rows(of_update, of_grad, of_means, state.orthogonal, state.memory)
+        controls, t = state.controls.flatten(0, 1), torch.full((len(rows),), state.step, dtype=torch.double)
+
+        def run(part: slice) -> None:
+            parts = (at(tensor, part) for tensor in (rows, cotangents, controls, t, of_controls))
+            kernel().library.backward(c_int64(len(rows[part])), *parts)
+
+        self.on_cores(grad, run)
+        return of_grad, of_controls.view_as(state.controls)
+
+    def rows(self, theta: Tensor, grad: Tensor, means: Tensor, orthogonal: Tensor, memory: Tensor) -> Tensor:
+        """The pieces that are the tensors of all episodes, as ``Kernel`` takes them, [N · tensors, 9]."""
+        offsets, addressed = self._table(*theta.shape)
+        start = means.data_ptr()
+        bases = [0, theta.data_ptr(), grad.data_ptr(), start, start, start, start, orthogonal.data_ptr()]
+        return torch.addcmul(offsets, addressed, torch.tensor([*bases, memory.data_ptr()]))
+
+    def on_cores(self, like: Tensor, function: Callable[[slice], Any]) -> list:
+        """Calls a function on slices of the pieces, one for each core that is worth waking."""
+        count = len(like) * len(self.places)
+        threads = max(min(torch.get_num_threads(), count, like.numel() // PIECE), 1)
+        bounds = [count * core // threads for core in range(threads + 1)]
+        return map_on_cores(threads, function, map(slice, bounds[:-1], bounds[1:]))
+
+    def _table(self, n: int, size: int) -> tuple[Tensor, Tensor]:
+        """Coordinates and offsets in bytes of each piece, and whether a row's numbers are addresses."""
+        if (n, size) not in self._offsets:
+            table = torch.zeros(n, len(self.places), FIELDS, dtype=torch.long)
+            episodes = torch.arange(n)
+            for number, place in enumerate(self.places):
+                table[:, number, 0] = place.stop - place.start
+                table[:, number, (1, 2, 7)] = 4 * (episodes * size + place.start)[:, None]
+                table[:, number, 3:7] = 4 * ((4 * episodes[:, None] + torch.arange(4)) * size + place.start)
+                table[:, number, 8] = 4 * MEMORY * (episodes * len(self.places) + number)
+            addressed = torch.ones_like(table)
+            vectors = [number for number, place in enumerate(self.places) if not matrix_shape(place.shape)]
+            table[:, vectors, 7] = addressed[:, vectors, 7] = 0
+            self._offsets[n, size] = table.view(-1, FIELDS), addressed.view(-1, FIELDS)
+        return self._offsets[n, size]
+
+
+class Step(torch.autograd.Function):
+    """Moves the running means on and steps. O is a constant."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, grad: Tensor, means: Tensor, controls: Tensor, state: KernelState, steps: KernelSteps
+    ) -> tuple[Tensor, Tensor]:
+        after = state._replace(means=means.clone(), controls=controls)
+        update = steps.step(grad, after, average=True)
+        ctx.save_for_backward(grad, after.means, controls, state.orthogonal, state.memory)
+        ctx.step, ctx.steps = state.step, steps
+        return update, after.means
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_update: Tensor, of_means: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad, means, controls, orthogonal, memory = ctx.saved_tensors
+        state = KernelState(ctx.step, means, orthogonal, controls, memory)
+        of_means = of_means.clone(memory_format=torch.contiguous_format)
+        of_grad, of_controls = ctx.steps.backward(grad, state, of_update.contiguous(), of_means)
+        return of_grad, of_means, of_controls, None, None
+
+
+def kernel() -> Kernel:
+    """The kernel of this machine, which has one."""
+    return kernel_for(torch.device("cpu"), torch.float32)  # type: ignore[return-value]
+
+
+def at(tensor: Tensor, part: slice) -> c_void_p:
+    """The address of a part of the rows of a tensor."""
+    return c_void_p(tensor.data_ptr() + part.start * tensor.stride(0) * tensor.element_size())

@@ -1,0 +1,140 @@
+"""What the controller computes of whole tensors: by a kernel, in float32 on a CPU."""
+
+import ctypes
+from collections.abc import Callable, Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_l2l.rules.adam_controller.arithmetic import Arithmetic, OneStep
+from lightning_l2l.rules.adam_controller.statistics import FEATURES, Sizes
+from lightning_l2l.rules.fast import machine
+from lightning_l2l.rules.fast.compiler import load_kernel
+from lightning_l2l.rules.fast.cores import map_on_cores
+
+SOURCE = Path(__file__).with_name("kernel.cpp")
+SUMS = {"average": 10, "multiply": 2}  # numbers of a piece that these functions add up
+SIZES = 4  # numbers that the network's outputs refer to
+PIECE = 65_536  # coordinates that are worth waking a thread
+FIELDS = 9  # of a piece, as kernel.cpp has them
+
+
+class Kernel:
+    """The compiled functions of kernel.cpp.
+
+    All take pieces of tensors, each a row of nine integers: how many coordinates it has, and the addresses of its θ, g,
+    m₉, m₉₉, v₉₉, v₉₉₉, O (0 for a vector) and of what its tensor remembers.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def sums(self, name: str, count: int, rows: Any) -> Tensor:
+        """Sums over each piece, [pieces, 10] by ``average`` and [pieces, 2] by ``multiply``."""
+        result = torch.empty(count, SUMS[name], dtype=torch.double)
+        getattr(self.library, name)(ctypes.c_int64(count), rows, pointer(result))
+        return result
+
+    def step(self, count: int, rows: Any, controls: Any, t: Any, factor: float, average: bool) -> None:
+        """Steps each piece by its six controls at its step t, after moving its running means on if ``average``."""
+        self.library.step(ctypes.c_int64(count), rows, controls, t, ctypes.c_double(factor), ctypes.c_int64(average))
+
+    def describe(
+        self, rows: Any, sums: Tensor, products: Tensor, t: Tensor, shapes: Tensor, every: int
+    ) -> tuple[Tensor, Sizes]:
+        """As ``Arithmetic.describe``, of whole tensors at steps t [networks, tensors], 0 where it is not due."""
+        inputs, sizes = torch.empty(*t.shape, FEATURES), torch.empty(*t.shape, SIZES)
+        tensors = (pointer(tensor) for tensor in (sums, products, t, shapes))
+        counts = map(ctypes.c_int64, t.shape)
+        self.library.describe(*counts, rows, *tensors, ctypes.c_double(every), pointer(inputs), pointer(sizes))
+        *others, vanished = sizes.unbind(-1)
+        return inputs, Sizes(*others, vanished > 0)
+
+
+class KernelArithmetic(Arithmetic):
+    """Large tensors are split into pieces, for several threads."""
+
+    def __init__(self, kernel: Kernel, threads: int) -> None:
+        self.kernel = kernel
+        self.threads = threads
+
+    def average(self, steps: list[OneStep]) -> Tensor:
+        return self._sums("average", steps)
+
+    def describe(
+        self, steps: list[OneStep], due: list[bool], sums: Tensor, shapes: Tensor, every: int
+    ) -> tuple[Tensor, Sizes]:
+        t = torch.tensor([[one.state["step"] * own for one, own in zip(steps, due, strict=True)]], dtype=torch.double)
+        rows = integers(chain.from_iterable([one.row for one in steps]))
+        inputs, sizes = self.kernel.describe(rows, sums, self._sums("multiply", steps), t, shapes, every)
+        chosen = slice(None) if all(due) else torch.tensor(due)
+        return inputs[0, chosen], Sizes(*(size[0, chosen] for size in sizes))
+
+    def step(self, steps: list[OneStep], factor: float, average: bool) -> None:
+        def run(numbers: list[int], rows: ctypes.Array) -> None:
+            count = len(numbers)
+            states = [steps[number].state for number in numbers]
+            controls = (ctypes.c_float * (6 * count))(*chain.from_iterable([state["controls"] for state in states]))
+            t = (ctypes.c_double * count)(*[state["step"] for state in states])
+            self.kernel.step(count, rows, controls, t, factor, average)
+
+        self._on_cores(run, steps)
+        torch.autograd.graph.increment_version([one.theta for one in steps])  # overwritten behind autograd's back
+
+    def _sums(self, name: str, steps: list[OneStep]) -> Tensor:
+        """Sums over each tensor, [tensors, ...]."""
+
+        def run(numbers: list[int], rows: ctypes.Array) -> tuple[list[int], Tensor]:
+            return numbers, self.kernel.sums(name, len(numbers), rows)
+
+        parts = self._on_cores(run, steps)
+        if self.threads == 1:
+            return parts[0][1]
+        sums = torch.zeros(len(steps), SUMS[name], dtype=torch.double)
+        for numbers, part in parts:
+            sums.index_add_(0, torch.tensor(numbers), part)
+        return sums
+
+    def _on_cores(self, function: Callable[[list[int], ctypes.Array], Any], steps: list[OneStep]) -> list:
+        """Calls a function on each core with the numbers of the tensors of its pieces, and the pieces' rows."""
+        if self.threads == 1:
+            return [function(list(range(len(steps))), integers(chain.from_iterable([one.row for one in steps])))]
+        pieces = []
+        for number, one in enumerate(steps):
+            count, *addresses, memory = one.row
+            for first in range(0, count, PIECE):
+                moved = [address and address + 4 * first for address in addresses]
+                pieces.append((number, [min(PIECE, count - first), *moved, memory]))
+        threads = min(self.threads, len(pieces))
+        own = [pieces[core::threads] for core in range(threads)]
+        numbers = [[number for number, _ in each] for each in own]
+        rows = [integers(chain.from_iterable([row for _, row in each])) for each in own]
+        return map_on_cores(threads, function, numbers, rows)
+
+
+def integers(values: Iterable[int]) -> ctypes.Array:
+    """C's array of them."""
+    numbers = list(values)
+    return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+def pointer(tensor: Tensor) -> ctypes.c_void_p:
+    """The address of a tensor's numbers, which must stay alive while it is used."""
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel | None:
+    """The kernel, if this machine has one for these tensors."""
+    if (device.type, dtype) != ("cpu", torch.float32) or not machine.compiled():
+        return None
+    library = load_kernel(SOURCE)
+    return None if library is None else Kernel(library)
+
+
+def arithmetic(device: torch.device, dtype: torch.dtype) -> Arithmetic:
+    """The fastest one."""
+    kernel = kernel_for(device, dtype)
+    return Arithmetic() if kernel is None else KernelArithmetic(kernel, torch.get_num_threads())
