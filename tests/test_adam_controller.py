@@ -227,7 +227,8 @@ def test_further_settings():
     taken = [steps(rule.bind(layout), grads) for rule in (plain, sided, limited)]
     assert not torch.allclose(taken[0], taken[1])
     assert not torch.allclose(taken[0], taken[2])
-    whole, held = (rule.bind(layout)._orthogonalized(grads[0]).view(4, 400) for rule in (plain, limited))
+    zero = torch.zeros_like(grads[0])
+    whole, held = (rule.bind(layout)._orthogonalized(grads[0], zero, 1).view(4, 400) for rule in (plain, limited))
     torch.testing.assert_close(held, whole / 2)
     assert torch.linalg.matrix_norm(held, 2) < 0.3 * 100**0.5 * 1.4
 

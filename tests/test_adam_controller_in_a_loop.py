@@ -89,6 +89,25 @@ def test_double_precision_is_exact():
     torch.testing.assert_close(theta(model), want, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.double], ids=str)
+def test_the_directions_of_split_matrices_are_renewed_half_as_often(way, dtype):
+    rule, model = controller(0.1, block=4).to(dtype), network(dtype=dtype)
+    want = by_hand(rule, model, range(30))
+    optimizer = LearnedOptimizer(model.parameters(), rule)
+    split, whole = model[0].weight, model[4].weight  # [9, 6] and [3, 9]
+    renewed, last = {split: [], whole: []}, {}
+    for step in range(30):
+        train(model, optimizer, [step])
+        for p in renewed:
+            direction = optimizer.state[p]["orthogonal"].clone()
+            if step and not torch.equal(direction, last[p]):
+                renewed[p].append(step + 1)
+            last[p] = direction
+    first = list(range(2, 9))
+    assert renewed[split] == [*first, 16, 24] and renewed[whole] == [*first, 12, 16, 20, 24, 28]
+    torch.testing.assert_close(theta(model), want, rtol=1e-4, atol=2e-5)
+
+
 def test_channels_last_and_strided_parameters(way):
     rule, model = controller(), nn.Conv2d(3, 4, 3)
     other = copy.deepcopy(model).to(memory_format=torch.channels_last)

@@ -28,8 +28,8 @@ class ControllerState(NamedTuple):
     m99: Tensor  # [N, P]
     v99: Tensor  # [N, P]
     v999: Tensor  # [N, P]
-    orthogonal: Tensor  # −lr a_O O, [N, P], until the network runs again
-    controls: tuple[Tensor, ...]  # five numbers of each coordinate's tensor, each [N, P], likewise
+    orthogonal: Tensor  # O, [N, P], until it is renewed
+    controls: tuple[Tensor, ...]  # six numbers of each coordinate's tensor, each [N, P], until the network runs again
     memory: Memory
 
 
@@ -69,7 +69,7 @@ class FlatController(UpdateRule):
         m9, m99, v99, v999, orthogonal = theta.new_zeros(5, *theta.shape).unbind()
         tensors = theta.new_zeros(len(theta), len(self.places))
         memory = Memory(tensors, tensors, theta.new_zeros(*tensors.shape, SHARED))
-        controls = theta.new_zeros(CONTROLS - 1, *theta.shape).unbind()
+        controls = theta.new_zeros(CONTROLS, *theta.shape).unbind()
         return ControllerState(0, m9, m99, v99, v999, orthogonal, controls, memory)
 
     def update(  # type: ignore[override]
@@ -103,19 +103,19 @@ class FlatController(UpdateRule):
     def _renewed(self, grad: Tensor, state: ControllerState, theta: Tensor, last: Tensor) -> ControllerState:
         """Runs the network, on statistics that are constants for a meta-gradient."""
         with torch.no_grad():
-            orthogonal = self._orthogonalized(torch.lerp(state.m9, grad, 0.1))
+            orthogonal = self._orthogonalized(torch.lerp(state.m9, grad, 0.1), state.orthogonal, state.step)
             means = self._means(last, grad, theta, state, orthogonal)
             t = grad.new_full((1,), state.step)
             memory, own, sizes = remember(means, state.memory, t, self.rule.every)
             everyone = memory.shared.mean(-2, keepdim=True)
             inputs = features(memory.shared, everyone, own, self._shapes(grad), t)
-        *controls, factor = self._spread(self.rule.controls(inputs, sizes)).unbind()
-        return state._replace(orthogonal=factor * -orthogonal, controls=tuple(controls), memory=memory)
+        controls = self._spread(self.rule.controls(inputs, sizes)).unbind()
+        return state._replace(orthogonal=orthogonal, controls=controls, memory=memory)
 
     def _step(self, grad: Tensor, state: ControllerState) -> Tensor:
         """The step by the last controls, with bias corrections folded into few products of long tensors."""
         b9, b99, b999 = bias_corrections(state.step)
-        of_m9, of_grad, of_m99, mixture, epsilon = state.controls
+        of_m9, of_grad, of_m99, mixture, epsilon, of_orthogonal = state.controls
         direction = of_m9 * state.m9
         direction.addcmul_(of_grad, grad, value=b9).addcmul_(of_m99, state.m99, value=b9 / b99)
         root = torch.lerp(state.v999, state.v99 * (b999 / b99), mixture)
@@ -124,7 +124,7 @@ class FlatController(UpdateRule):
             root.clamp_(min=tiny).sqrt_().add_(epsilon, alpha=b999**0.5)
         else:
             root = root.clamp(min=tiny).sqrt().add(epsilon, alpha=b999**0.5)
-        return torch.addcdiv(state.orthogonal, direction, root, value=-(b999**0.5) / b9)
+        return torch.addcdiv(-of_orthogonal * state.orthogonal, direction, root, value=-(b999**0.5) / b9)
 
     def _means(self, last: Tensor, grad: Tensor, theta: Tensor, state: ControllerState, orthogonal: Tensor) -> Means:
         """Takes means over each tensor's coordinates."""
@@ -146,14 +146,15 @@ class FlatController(UpdateRule):
         parts = [column.expand(-1, -1, size) for column, size in zip(columns, self.sizes or [0], strict=True)]
         return torch.cat(parts, -1)
 
-    def _orthogonalized(self, mixed: Tensor) -> Tensor:
-        """O of every matrix, [N, P]; matrices of one shape are computed together."""
-        result = torch.zeros_like(mixed)
+    def _orthogonalized(self, mixed: Tensor, last: Tensor, t: int) -> Tensor:
+        """O of every matrix at step t, [N, P], where it was the last one; matrices of one shape are computed together."""
+        result = last.clone()
         if not self.rule.orthogonal:
             return result
         by_shape: dict[tuple[int, int], list[Place]] = {}
         for place in self.places:
-            if shape := matrix_shape(place.shape):
+            shape = matrix_shape(place.shape)
+            if shape and self.rule.renews(t, shape):
                 by_shape.setdefault(shape, []).append(place)
         for shape, places in by_shape.items():
             matrices = torch.cat([mixed[:, place.coordinates].unflatten(1, shape) for place in places])

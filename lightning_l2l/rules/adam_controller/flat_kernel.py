@@ -21,8 +21,8 @@ MEMORY = 2 + SHARED  # numbers that a tensor keeps
 class KernelState(NamedTuple):
     step: int  # t
     means: Tensor  # m₉, m₉₉, v₉₉ and v₉₉₉, [N, 4, P]
-    orthogonal: Tensor  # O, [N, P], until the network runs again
-    controls: Tensor  # of each tensor, [N, tensors, 6], likewise
+    orthogonal: Tensor  # O, [N, P], until it is renewed
+    controls: Tensor  # of each tensor, [N, tensors, 6], until the network runs again
     memory: Tensor  # [N, tensors, 8]
 
 
@@ -33,7 +33,7 @@ class KernelSteps:
         rule: the unbound rule.
         places: where the tensors lie in θ; none is empty.
         shapes: see ``shape_features``, [tensors, 5].
-        orthogonalized: from running means to O, both [N, P].
+        orthogonalized: from .9 m₉ + .1 g, the last O, both [N, P], and t to O.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class KernelSteps:
         rule: ControllerNetwork,
         places: list[Place],
         shapes: Tensor,
-        orthogonalized: Callable[[Tensor], Tensor],
+        orthogonalized: Callable[[Tensor, Tensor, int], Tensor],
     ) -> None:
         self.rule = rule
         self.places = places
@@ -73,7 +73,7 @@ class KernelSteps:
             means, memory = means.clone(), memory.clone()
         with torch.no_grad():
             sums = self.sums("average", theta, grad, means, state.orthogonal, memory)
-            orthogonal = self.orthogonalized(torch.lerp(means[:, 0], grad, 0.1))
+            orthogonal = self.orthogonalized(torch.lerp(means[:, 0], grad, 0.1), state.orthogonal, state.step)
             products = self.sums("multiply", theta, grad, means, orthogonal, memory)
             rows = self.rows(theta, grad, means, orthogonal, memory)
             t = torch.full(memory.shape[:2], state.step, dtype=torch.double)

@@ -71,6 +71,11 @@ class ControllerNetwork(UpdateRule):
         """Whether the network runs at step t, counted from 1."""
         return t <= FIRST or t % self.every == 0
 
+    def renews(self, t: int, shape: tuple[int, int]) -> bool:
+        """Whether a matrix's O is renewed at step t; half as often where it is split into blocks, as it costs most."""
+        split = self.block is not None and min(shape) > self.block
+        return t <= FIRST or t % (self.every * (2 if split else 1)) == 0
+
     def controls(self, inputs: Tensor, sizes: Sizes) -> Tensor:
         """Runs the network.
 

@@ -42,8 +42,8 @@ class AdamController(ControllerNetwork):
         spectral_limit: the larger side from which on O's spectral norm no longer grows; null: O's size is the same in
             all matrices, so that its spectral norm grows with the root of the larger side.
         block: the largest smaller side of a matrix that is orthogonalised as a whole. Larger ones are split along that
-            side into parts as even as possible, so that the cost of O is in proportion to a matrix's size; null never
-            splits.
+            side into parts as even as possible, so that the cost of O is in proportion to a matrix's size, and renewed
+            half as often; null never splits.
 
     Raises:
         InvalidInputError: a setting is not positive, or a direction is unknown or given twice.

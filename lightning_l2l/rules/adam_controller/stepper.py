@@ -91,7 +91,8 @@ class ControllerStepper(Stepper):
         """Renews the O of each matrix; matrices of one shape are computed together."""
         by_shape: dict[tuple[int, int], list[OneStep]] = {}
         for one in steps:
-            if "orthogonal" in one.state and (shape := matrix_shape(one.theta.shape)):
+            shape = matrix_shape(one.theta.shape) if "orthogonal" in one.state else None
+            if shape and self.rule.renews(one.state["step"], shape):
                 by_shape.setdefault(shape, []).append(one)
         for shape, same in by_shape.items():
             kept = [one.state["orthogonal"] for one in same]
