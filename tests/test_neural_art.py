@@ -22,7 +22,7 @@ from lightning_l2l.optimizees.networks import vgg
 from lightning_l2l.optimizees.networks.vgg import VGG, load_vgg
 from lightning_l2l.optimizees.neural_art import normalize, to_colours
 from lightning_l2l.optimizees.sources import images as image_sources
-from lightning_l2l.optimizees.sources.pictures import read_picture
+from lightning_l2l.optimizees.sources.picture_files import read_picture
 from lightning_l2l.rules import Adam
 from lightning_l2l.unroll import learning_curves
 
