@@ -94,7 +94,7 @@ def given(arguments: Sequence[str]) -> Given:
     trainer: dict[str, Any] = {}
     for flag in arguments:
         name, _, value = flag.partition("=")
-        check_yaml(value or flag, f"{name[:40]} has a value that")
+        check_yaml(value or flag, f"{name[:40]}'s value")
     flags = iter(arguments)
     for flag in flags:
         name, has_value, value = flag.partition("=")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
 from pytorch_lightning.cli import LightningArgumentParser
 
@@ -19,7 +20,7 @@ def _load_within_limits(text: str) -> Any:
     return load_yaml(text, "a setting", _load)
 
 
-set_loader("yaml", _load_within_limits)
+set_loader("yaml", _load_within_limits, (yaml.YAMLError,))
 
 
 class OneSentenceParser(LightningArgumentParser):
