@@ -58,7 +58,7 @@ def open_picture(path: Path, subject: str, smallest: int = 1) -> Image.Image:
         raise InvalidInputError(f"{subject} has more than {MOST_PIXELS:,} pixels: give a smaller picture.") from error
     except Exception as error:
         raise _unreadable(subject, error) from error
-    picture.filename = ""  # type: ignore[attr-defined]  # else Pillow maps the file, and garbles a TIFF on its side
+    picture.filename = ""  # else Pillow maps the file, and garbles a TIFF on its side
     if min(picture.size) < smallest:
         width, height = picture.size
         picture.close()
