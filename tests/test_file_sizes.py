@@ -94,3 +94,13 @@ def test_an_idx_file_that_declares_much_is_one_sentence():
             (raw / f"{part}-{name}-ubyte").write_bytes(header + bytes(1000))
     with pytest.raises(InvalidInputError, match=r"data\.root is data, but MNIST could not be read"):
         ImageClassification(source="local", horizon=3).setup()
+
+
+@pytest.mark.parametrize("name", ["FashionMNIST", "KMNIST"])
+def test_datasets_like_mnist_are_no_larger_either(name):
+    raw = Path("data") / name / "raw"
+    raw.mkdir(parents=True)
+    with (raw / "t10k-labels-idx1-ubyte").open("wb") as file:
+        file.truncate(5 * 10**9)
+    with pytest.raises(InvalidInputError, match=r"t10k-labels-idx1-ubyte, which holds more than 47,040,016 bytes"):
+        ImageClassification(source=name, horizon=3).setup()

@@ -90,8 +90,7 @@ def unpack_mnist(root: Path, name: str = "MNIST") -> None:
         InvalidInputError: a file is larger than any of the dataset.
     """
     raw = root / name / "raw"
-    for file in raw.glob("*-ubyte"):
-        _refuse_large(file, file.stat().st_size)
+    _refuse_large_files(raw)
     for archive in raw.glob("*-ubyte.gz"):
         if archive.with_suffix("").exists():
             continue
@@ -104,6 +103,11 @@ def unpack_mnist(root: Path, name: str = "MNIST") -> None:
         part = archive.with_suffix(f".{os.getpid()}.part")
         part.write_bytes(unpacked)
         os.replace(part, archive.with_suffix(""))  # atomic, since another process may be about to read it
+
+
+def _refuse_large_files(raw: Path) -> None:
+    for file in raw.glob("*-ubyte"):
+        _refuse_large(file, file.stat().st_size)
 
 
 def _refuse_large(file: Path, size: int) -> None:
@@ -142,7 +146,9 @@ def load_torchvision(name: str, root: Path, download: bool = False) -> LabelledI
 
     Raises:
         OSError, RuntimeError: the files are not there, cannot be fetched, or are not the dataset's.
+        InvalidInputError: a file is larger than any of the dataset.
     """
+    _refuse_large_files(root / name / "raw")
     dataset = getattr(datasets, name)
     parts = [{"split": "train"}, {"split": "test"}] if name == "SVHN" else [{"train": True}, {"train": False}]
     try:
