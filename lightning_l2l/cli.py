@@ -31,6 +31,7 @@ from lightning_l2l.evaluation.suite.benchmark import Benchmark
 from lightning_l2l.learners import MetaLearner
 from lightning_l2l.learners import base as learners
 from lightning_l2l.optimizees import EpisodeDataModule
+from lightning_l2l.parser import OneSentenceParser
 from lightning_l2l.terminal import invalid_input, quieten, show_log
 from lightning_l2l.trained.checkpoint import (
     PRETRAINED,
@@ -56,20 +57,6 @@ COMMANDS = {
     "report": "Writes Markdown tables from results.csv files.",
     "export": "Exports a checkpoint's rule to a file, with a model card.",
 }
-
-
-class OneSentenceParser(LightningArgumentParser):
-    """Says what is wrong in one sentence, without the usage that would bury it."""
-
-    more_help = ""
-
-    def format_help(self, *args: Any, **kwargs: Any) -> str:
-        """Adds help that does not belong to an argument."""
-        return super().format_help(*args, **kwargs) + self.more_help
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raises ``InvalidInputError``, which ``main`` prints."""
-        raise InvalidInputError(" ".join(message.split())) from ex
 
 
 class LearningToLearnCLI(LightningCLI):
@@ -137,7 +124,7 @@ class LearningToLearnCLI(LightningCLI):
         parser.set_defaults({"model": {"class_path": self.given.learner or LEARNER}})
         parser.add_argument(
             "--variants",
-            type=dict[str, dict[str, Any]],
+            type=dict[str, dict],  # data, until _variant parses them
             default={},
             help="Further races of a test: a name for each, with the data settings that it changes.",
         )

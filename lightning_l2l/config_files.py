@@ -9,6 +9,7 @@ from jsonargparse import ActionConfigFile
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.learners.old_schedule import refuse_old_schedule
+from lightning_l2l.yaml_files import check_yaml, load_yaml, read_yaml
 
 PACKAGE = Path(__file__).parent
 CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # in an installed wheel, in a checkout
@@ -91,6 +92,9 @@ def given(arguments: Sequence[str]) -> Given:
     """Reads what the command line and its configs say of the learner."""
     model: dict[str, Any] = {}
     trainer: dict[str, Any] = {}
+    for flag in arguments:
+        name, _, value = flag.partition("=")
+        check_yaml(value or flag, f"{name[:40]}'s value")
     flags = iter(arguments)
     for flag in flags:
         name, has_value, value = flag.partition("=")
@@ -128,7 +132,7 @@ def _as_mapping(value: Any) -> dict[str, Any]:
 def _parsed(value: str) -> Any:
     """A flag's value; what is no YAML is refused where it is parsed for good."""
     try:
-        return yaml.safe_load(value)
+        return load_yaml(value, "a flag")
     except yaml.YAMLError:
         return value
 
@@ -136,7 +140,7 @@ def _parsed(value: str) -> Any:
 def read_config(path: Path) -> dict[str, Any] | None:
     """Returns the settings of a YAML file; None if it holds none that can be read."""
     try:
-        settings = yaml.safe_load(path.read_text())
+        settings = read_yaml(path, f"--config is {path}, which")
     except (yaml.YAMLError, OSError, UnicodeDecodeError):
         return None
     return settings if isinstance(settings, dict) else None

@@ -15,6 +15,7 @@ from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.rules.files import PRETRAINED
 from lightning_l2l.terminal import ShortParser
 from lightning_l2l.trained.checkpoint import flatten, without_ckpt_path
+from lightning_l2l.yaml_files import read_yaml
 
 # what training depends on
 TRAINING = ("seed_everything", "model", "data", "trainer", "checkpoint", "early_stopping", "ckpt_path")
@@ -102,7 +103,7 @@ def _refuse_other_settings(folder: Path, now: dict[str, Any]) -> None:
     files = [folder / name for name in (FINISHED, BEGUN) if (folder / name).is_file()]
     if not files:
         return  # a run that was not begun by this command
-    kept, given = flatten(yaml.safe_load(files[0].read_text())), flatten(now)
+    kept, given = flatten(read_yaml(files[0], f"{files[0]} of the run")), flatten(now)
     for key in sorted(kept.keys() | given.keys()):
         if kept.get(key) != given.get(key):
             raise InvalidInputError(f"{key} is {given.get(key)}, but the run began with {kept.get(key)}: give that.")

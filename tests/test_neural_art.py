@@ -22,7 +22,7 @@ from lightning_l2l.optimizees.networks import vgg
 from lightning_l2l.optimizees.networks.vgg import VGG, load_vgg
 from lightning_l2l.optimizees.neural_art import normalize, to_colours
 from lightning_l2l.optimizees.sources import images as image_sources
-from lightning_l2l.optimizees.sources.pictures import read_picture
+from lightning_l2l.optimizees.sources.picture_files import read_picture
 from lightning_l2l.rules import Adam
 from lightning_l2l.unroll import learning_curves
 
@@ -185,7 +185,8 @@ def test_files_that_are_no_weights_are_refused():
     with open("array.npz", "wb") as file:
         np.save(file, np.zeros(3))
     for name in ("text.npz", "text.pth", "list.pth", "evil.pth", "evil.npz", "array.npz"):
-        with pytest.raises(InvalidInputError, match=rf"data\.features is {name}, which cannot be read"):
+        reason = r"is not an \.npz file that can be read" if name.endswith(".npz") else "cannot be read"
+        with pytest.raises(InvalidInputError, match=rf"data\.features is {name}, which {reason}"):
             load_vgg(name)
     with pytest.raises(InvalidInputError, match=r"data\.features is nowhere\.pth, which is not there"):
         load_vgg("nowhere.pth")

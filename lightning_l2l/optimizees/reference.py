@@ -7,7 +7,7 @@ import numpy as np
 from pytorch_lightning.utilities import rank_zero_info
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.optimizees.sources.tensors import read_npz
+from lightning_l2l.optimizees.sources.npz import read_npz
 
 FOLDER = Path(__file__).parent / "references"  # the package's own tables
 SMALLEST = 1e-12  # loss, since logarithms are interpolated

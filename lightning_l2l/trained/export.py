@@ -8,12 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.results import NUMBERS
 from lightning_l2l.rules.files import FOLDER, PRETRAINED, write_rule
 from lightning_l2l.trained.checkpoint import read_checkpoint, without_ckpt_path
+from lightning_l2l.yaml_files import read_yaml
 
 TO_BE_WRITTEN = "To be written."
 CARD = """# {title}
@@ -114,7 +113,11 @@ def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, comma
 def _seeds(path: Path, data: dict[str, Any], command: str) -> str:
     """The seeds of the initial weights and of the episodes."""
     config = path.resolve().parents[1] / "config.yaml"
-    seed = yaml.safe_load(config.read_text()).get("seed_everything", "unknown") if config.is_file() else "unknown"
+    seed = (
+        read_yaml(config, f"{config}, which is kept with the run,").get("seed_everything", "unknown")
+        if config.is_file()
+        else "unknown"
+    )
     begun = re.search(rf"{PRETRAINED}(\S+)", command)  # else the seed drew them
     first = f"the first weights are those of {begun[1]}" if begun else f"{seed} for the first weights"
     return f"{first}, {data.get('init_args', {}).get('seed', 'unknown')} for the episodes"

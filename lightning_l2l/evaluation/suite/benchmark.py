@@ -28,6 +28,7 @@ from lightning_l2l.evaluation.suite.rivals import Rival
 from lightning_l2l.evaluation.suite.runs import Runs, load
 from lightning_l2l.learners.base import label_of, rule_of
 from lightning_l2l.tensorboard import has_tensorboard, show_figure
+from lightning_l2l.yaml_files import read_yaml
 
 
 class Benchmark(Callback):
@@ -224,7 +225,7 @@ def read_file(path: str) -> dict[str, Any]:
         InvalidInputError: it cannot be read, or has no problems.
     """
     try:
-        settings = yaml.safe_load(Path(path).read_text())
+        settings = read_yaml(Path(path), f"benchmark.problems is {path}, which")
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidInputError(
             f"benchmark.problems is {path}, which cannot be read ({first_line(error)}): give a YAML file of problems."

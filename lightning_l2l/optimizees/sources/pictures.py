@@ -1,4 +1,4 @@
-"""Where pictures come from: files, folders of them, and the few that installed packages carry."""
+"""Where pictures come from: folders of them, and the few that installed packages carry."""
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -9,7 +9,8 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from lightning_l2l.errors import InvalidInputError, first_line
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.optimizees.sources.picture_files import is_picture, open_picture, read_picture
 
 CARRIED = ("flower", "china", "hopper")
 SMALLEST = 16  # pixels of a side; VGG's third stage still sees four
@@ -17,52 +18,6 @@ ORDER_SEED = 0  # of the order of the files in a folder, which may be sorted
 
 Picture = Callable[[], Image.Image]
 """Reads one picture as RGB."""
-
-
-def read_picture(path: Path, subject: str) -> Image.Image:
-    """Reads a picture as RGB, the right way up; grey ones get colours, and white shows through transparent ones.
-
-    Args:
-        path: the file.
-        subject: what an error calls it, such as "data.style is wave.jpg, which".
-
-    Raises:
-        InvalidInputError: it is not there, not an image, or too small.
-    """
-    with open_picture(path, subject) as file:
-        try:
-            picture = ImageOps.exif_transpose(file)
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                white = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(white, picture)
-            if picture.mode.startswith("I"):  # grey in 16 bits, which RGB would cut off at 255
-                picture = Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
-            return picture.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
-            raise unreadable(subject, error) from error
-
-
-def open_picture(path: Path, subject: str) -> Image.Image:
-    """Reads the header of a picture's file and checks the format and the size; see ``read_picture``."""
-    try:
-        picture = Image.open(path)
-    except FileNotFoundError as error:
-        raise InvalidInputError(f"{subject} is not there: give the path of a picture.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise unreadable(subject, error) from error
-    if min(picture.size) < SMALLEST:
-        width, height = picture.size
-        picture.close()
-        raise InvalidInputError(
-            f"{subject} has {width} x {height} pixels: give a picture of {SMALLEST} or more on each side."
-        )
-    return picture
-
-
-def unreadable(subject: str, error: Exception) -> InvalidInputError:
-    """The error for what is not an image."""
-    return InvalidInputError(f"{subject} is not an image that can be read ({first_line(error)}): give a JPEG or PNG.")
 
 
 @cache
@@ -79,7 +34,7 @@ def pictures_in(folder: Path, subject: str) -> list[Path]:
     """The picture files of a folder, in the order of their names.
 
     Args:
-        folder: where they are; files without a picture's suffix are ignored.
+        folder: where they are; other files are ignored.
         subject: what an error calls it.
 
     Raises:
@@ -87,7 +42,7 @@ def pictures_in(folder: Path, subject: str) -> list[Path]:
     """
     if not folder.is_dir():
         raise InvalidInputError(f"{subject} is not there: give a folder of pictures.")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+    found = sorted(filter(is_picture, folder.iterdir()))
     if not found:
         raise InvalidInputError(f"{subject} holds no picture: put some into it ({', '.join(IMG_EXTENSIONS)}).")
     return found
@@ -105,8 +60,8 @@ def folder_contents(folder: Path) -> dict[str, Sequence[Picture]]:
         order = np.random.default_rng(ORDER_SEED).permutation(len(paths))
         subjects = {path: f"data.content is {folder}, whose file {part}/{path.name}" for path in paths}
         for path, subject in subjects.items():  # now, not after hours of training; only the headers, to save time
-            open_picture(path, subject).close()
-        contents[part] = [partial(read_picture, paths[n], subjects[paths[n]]) for n in order]
+            open_picture(path, subject, SMALLEST).close()
+        contents[part] = [partial(read_picture, paths[n], subjects[paths[n]], SMALLEST) for n in order]
     return contents
 
 

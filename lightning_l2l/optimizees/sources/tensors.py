@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_l2l.errors import InvalidInputError, first_line
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees.sources.base import SPLIT_SEED, Examples
+from lightning_l2l.optimizees.sources.npz import read_npz
 
 FEWEST = 12  # rows to train on, of which one is for validation
 
@@ -67,40 +68,6 @@ def set_validation_apart(
     tensors = [torch.cat([rows[order], others]) for rows, others in zip(train, test, strict=True)]
     fit = count - count // 12
     return tensors, {"train": (0, fit), "val": (fit, count), "test": (count, len(tensors[0]))}
-
-
-def read_npz(
-    path: Path, keys: Sequence[str], others: Sequence[str] = (), setting: str = "data.source"
-) -> dict[str, np.ndarray]:
-    """Reads arrays from an .npz; never runs code from it.
-
-    Args:
-        path: the file.
-        keys: what it must have.
-        others: keys that are read if the file has them.
-        setting: what errors call the path.
-
-    Raises:
-        InvalidInputError: the file is missing, cannot be read as an .npz, or lacks a key.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = list(file)
-            arrays = {key: file[key] for key in (*keys, *others) if key in found}
-    except FileNotFoundError:
-        raise InvalidInputError(f"{setting} is {path}, which is not there: give the path of an .npz file.") from None
-    except Exception as error:  # damaged bytes may mean anything, and so raise anything
-        raise InvalidInputError(
-            f"{setting} is {path}, which is not an .npz file that can be read ({first_line(error)}): give the path "
-            "of another."
-        ) from error
-    missing = [key for key in keys if key not in arrays]
-    if missing:
-        raise InvalidInputError(
-            f"{setting} is {path}, which has no {' and no '.join(missing)} (its keys: {', '.join(found) or 'none'}): "
-            f"save it with the keys {', '.join(keys)}."
-        )
-    return arrays
 
 
 def load_arrays(path: Path) -> TensorExamples:

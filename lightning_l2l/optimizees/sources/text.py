@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_l2l.errors import InvalidInputError, first_line, require_positive
+from lightning_l2l.file_sizes import require_room
 from lightning_l2l.optimizees.sources.base import Examples, Source
 
 
@@ -63,6 +64,7 @@ class Text(Source):
             InvalidInputError: it is not there, is not a text in UTF-8, or is too short.
         """
         try:
+            require_room(f"data.source.path is {self.path}, which", 16 * self.path.stat().st_size)
             text = self.path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInputError(

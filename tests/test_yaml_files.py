@@ -1,0 +1,59 @@
+"""YAML that stands for more than it says is refused in one sentence, at once."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.evaluation.suite.benchmark import read_file
+from lightning_l2l.yaml_files import MOST_BYTES, check_yaml, load_yaml, read_yaml
+
+CYCLE = "model: &a {rule: *a}\n"
+BOMB = "a0: &a0 [1, 1]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(12))
+DEEP = "a: " + "[" * 60 + "]" * 60
+BAD = {"cycle": CYCLE, "bomb": BOMB, "deep": DEEP, "list": "a: &a [1, *a]", "quoted": f"a: {json.dumps(BOMB)}"}
+
+
+@pytest.mark.parametrize("text", BAD.values(), ids=BAD)
+def test_endless_yaml_is_refused_by_all_who_read_it(text, fails):
+    began = time.process_time()
+    Path("bad.yaml").write_text(text)
+    assert "is YAML that" in fails("fit", "--config", "bad.yaml")
+    with pytest.raises(InvalidInputError, match="is YAML that"):
+        read_file("bad.yaml")
+    assert "is YAML that" in fails("fit", "--config", "mnist.yaml", f"--model={text}")
+    assert time.process_time() - began < 5
+
+
+def test_a_class_in_a_file_of_its_own_is_read_within_the_same_limits(fails):
+    Path("bad.yaml").write_text("class_path: pytorch_lightning.loggers.CSVLogger\ninit_args: &a {x: *a}\n")
+    assert "is YAML that contains itself" in fails("fit", "--config", "mnist.yaml", "--trainer.logger=bad.yaml")
+
+
+def test_deeper_nesting_than_the_parser_can_is_no_config(fails):
+    Path("bad.yaml").write_text("a: " + "[" * 5_000 + "]" * 5_000)
+    assert "nesting" in fails("fit", "--config", "bad.yaml")
+    with pytest.raises(InvalidInputError, match=r"bad\.yaml"):
+        read_file("bad.yaml")
+
+
+def test_a_huge_file_is_not_read():
+    with Path("big.yaml").open("wb") as file:
+        file.truncate(MOST_BYTES + 1)
+    with pytest.raises(InvalidInputError, match="a has more than 10,000,000 bytes"):
+        read_yaml(Path("big.yaml"), "a")
+
+
+def test_anchors_and_merges_work():
+    text = "a: &a {x: 1}\nb: {<<: *a, y: *a}\nc: &c [*a, *a]\nd: *c\n"
+    assert load_yaml(text, "a") == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("text", ["a: 2020-13-45", "a: !!timestamp x", "a: !!bool x", "a: " + "9" * 5_000, "a: *b"])
+def test_what_means_nothing_is_no_yaml(text):
+    check_yaml(text, "a")
+    with pytest.raises(yaml.YAMLError):
+        load_yaml(text, "a")
