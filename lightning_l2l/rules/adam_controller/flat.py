@@ -147,7 +147,7 @@ class FlatController(UpdateRule):
         return torch.cat(parts, -1)
 
     def _orthogonalized(self, mixed: Tensor, last: Tensor, t: int) -> Tensor:
-        """O of every matrix at step t, [N, P], where it was the last one; matrices of one shape are computed together."""
+        """O of every matrix at step t, [N, P], or the last one; matrices of one shape are computed together."""
         result = last.clone()
         if not self.rule.orthogonal:
             return result
