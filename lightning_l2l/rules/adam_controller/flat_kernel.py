@@ -147,7 +147,7 @@ class Step(torch.autograd.Function):
     """Moves the running means on and steps. O is a constant."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, grad: Tensor, means: Tensor, controls: Tensor, state: KernelState, steps: KernelSteps
     ) -> tuple[Tensor, Tensor]:
         after = state._replace(means=means.clone(), controls=controls)
@@ -158,7 +158,7 @@ class Step(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_update: Tensor, of_means: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, of_update: Tensor, of_means: Tensor) -> tuple[Tensor | None, ...]:
         grad, means, controls, orthogonal, memory = ctx.saved_tensors
         state = KernelState(ctx.step, means, orthogonal, controls, memory)
         of_means = of_means.clone(memory_format=torch.contiguous_format)

@@ -50,8 +50,8 @@ class Kernel:
         tensors = (pointer(tensor) for tensor in (sums, products, t, shapes))
         counts = map(ctypes.c_int64, t.shape)
         self.library.describe(*counts, rows, *tensors, ctypes.c_double(every), pointer(inputs), pointer(sizes))
-        *others, vanished = sizes.unbind(-1)
-        return inputs, Sizes(*others, vanished > 0)
+        theta, adam, grad, vanished = sizes.unbind(-1)
+        return inputs, Sizes(theta, adam, grad, vanished > 0)
 
 
 class KernelArithmetic(Arithmetic):
