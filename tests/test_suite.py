@@ -78,9 +78,9 @@ def test_runs_may_begin_with_trained_parameters():
 
 
 def test_a_share_of_the_meta_batches_begins_with_trained_parameters():
-    steps = [draw_steps(0.3, 400, np.random.default_rng(number)) for number in range(1000)]
+    steps = [draw_steps(0.3, 1000, np.random.default_rng(number)) for number in range(1000)]
     assert sum(map(bool, steps)) == pytest.approx(300, abs=45)  # three standard deviations
-    assert min(filter(None, steps)) == pytest.approx(20, abs=2) and max(steps) == 400
+    assert min(filter(None, steps)) == pytest.approx(20, abs=2) and max(steps) == 1000
     data = suite(trained_starts=0.5)
     begun = [not torch.equal(batch.theta, batch.episodes.theta) for batch in batches(data)]
     assert 0 < sum(begun) < len(begun)

@@ -90,7 +90,7 @@ class Suite(EpisodeDataModule):
             ``python -m lightning_l2l reference`` made, or the name of one of the package's own. null compares with
             nothing.
         trained_starts: share of the meta-batches of training whose runs begin with trained parameters, those of Adam
-            after 20 to 500 steps. Their losses are in units of the first one, and compare with it where there is a
+            after 20 to 1500 steps. Their losses are in units of the first one, and compare with it where there is a
             table.
     """
 

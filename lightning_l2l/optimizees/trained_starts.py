@@ -10,7 +10,7 @@ from lightning_l2l.rules import Adam
 from lightning_l2l.unroll import optimize
 
 RATE = 0.003  # of Adam
-FEWEST, MOST = 20, 500  # steps of Adam, drawn log-uniformly
+FEWEST, MOST = 20, 1500  # steps of Adam, drawn log-uniformly
 
 
 def draw_steps(share: float, horizon: int, random: np.random.Generator) -> int:
