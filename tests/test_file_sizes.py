@@ -80,7 +80,12 @@ def test_mnist_is_no_larger_than_it_is(name, zipped):
         with (raw / "train-images-idx3-ubyte").open("wb") as file:
             file.write(header)
             file.truncate(5 * 10**9)
-    load = SmallImages(name).load if name != "MNIST" else ImageClassification(source="local", horizon=3).prepare_data
+    root = str(raw.parents[1].absolute())  # another one than that of images which other tests have read
+    load = (
+        SmallImages(name, root=root).load
+        if name != "MNIST"
+        else ImageClassification(source="local", horizon=3).prepare_data
+    )
     with pytest.raises(InvalidInputError, match=r"train-images-idx3-ubyte.*, which holds more than 47,040,016 bytes"):
         load()
 
