@@ -28,6 +28,7 @@ from lightning_l2l.evaluation.comparison import Comparison, comparison_of
 from lightning_l2l.evaluation.pictures import Pictures
 from lightning_l2l.evaluation.predictions import Predictions
 from lightning_l2l.evaluation.suite.benchmark import Benchmark
+from lightning_l2l.evaluation.suite.problems import make_data
 from lightning_l2l.learners import MetaLearner
 from lightning_l2l.learners import base as learners
 from lightning_l2l.optimizees import EpisodeDataModule
@@ -195,12 +196,9 @@ class LearningToLearnCLI(LightningCLI):
 
     def _variant(self, name: str, changes: dict[str, Any]) -> EpisodeDataModule:
         """Makes the DataModule of a variant: this one's settings with some changed."""
-        parser = OneSentenceParser()
-        parser.add_subclass_arguments(EpisodeDataModule, "data", required=True)
         settings = plain(self.config[self.subcommand].data)
         try:
-            given = parser.parse_object({"data": merge(settings, {"init_args": changes})})
-            datamodule = parser.instantiate_classes(given).data
+            datamodule = make_data(merge(settings, {"init_args": changes}))
         except Exception as error:
             if not (reason := invalid_input(error)):
                 raise

@@ -113,11 +113,8 @@ def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, comma
 def _seeds(path: Path, data: dict[str, Any], command: str) -> str:
     """The seeds of the initial weights and of the episodes."""
     config = path.resolve().parents[1] / "config.yaml"
-    seed = (
-        read_yaml(config, f"{config}, which is kept with the run,").get("seed_everything", "unknown")
-        if config.is_file()
-        else "unknown"
-    )
+    settings = read_yaml(config, f"{config}, which is kept with the run,") if config.is_file() else {}
+    seed = settings.get("seed_everything", "unknown")
     begun = re.search(rf"{PRETRAINED}(\S+)", command)  # else the seed drew them
     first = f"the first weights are those of {begun[1]}" if begun else f"{seed} for the first weights"
     return f"{first}, {data.get('init_args', {}).get('seed', 'unknown')} for the episodes"

@@ -113,12 +113,11 @@ def meta_gradients(rule: UpdateRule, settings: Settings, seconds: float) -> Iter
     if method.unroll:
         estimator = Staggered(estimator)
     data = suite("training", settings.horizon, settings.seed)
-    stages = Stages([Stage(horizon=(SHORTEST, settings.horizon))], method.unroll or SHORTEST, META_LOSS)
+    stages = Stages([Stage(horizon=(SHORTEST, settings.horizon))], method.unroll or settings.horizon, META_LOSS)
     torch.manual_seed(settings.seed)
     end = time.process_time() + seconds
     for meta_batch, episodes in enumerate(data.train_dataloader()):
         plan = stages.plan(0, data, meta_batch)
-        plan = plan._replace(unroll=method.unroll or plan.horizon)
         for truncation in estimator.truncations(rule, episodes, plan):
             rule.zero_grad()
             truncation.objective.backward()

@@ -23,20 +23,20 @@ def load_folder(path: Path) -> LabelledImages:
     Raises:
         InvalidInputError: a folder is missing, its labels differ, or an image cannot be read or has another size.
     """
-    names = {part: _class_names(path, part) for part in ("train", "test")}
-    x_train, y_train = _read_part(path, "train", names["train"])
-    x_test, y_test = _read_part(path, "test", names["test"])
-    if names["train"] != names["test"] or len(x_train) < 12 or x_train.shape[1:] != x_test.shape[1:]:
+    labels = {part: _labels(path, part) for part in ("train", "test")}
+    x_train, y_train = _read_part(path, "train", labels["train"])
+    x_test, y_test = _read_part(path, "test", labels["test"])
+    if labels["train"] != labels["test"] or len(x_train) < 12 or x_train.shape[1:] != x_test.shape[1:]:
         raise InvalidInputError(
-            f"data.source is {path}, where train has the labels {', '.join(names['train'])} on {len(x_train)} images "
-            f"and test {', '.join(names['test'])} on {len(x_test)}: give both the same labels and image size, and at "
+            f"data.source is {path}, where train has the labels {', '.join(labels['train'])} on {len(x_train)} images "
+            f"and test {', '.join(labels['test'])} on {len(x_test)}: give both the same labels and image size, and at "
             "least 12 images to train on."
         )
     return part_images(path.name, x_train, y_train, x_test, y_test)
 
 
-def _class_names(path: Path, part: str) -> list[str]:
-    """The names of a part's folders, by their numbers where all are numbers."""
+def _labels(path: Path, part: str) -> dict[str, int]:
+    """The label of each of a part's folders, in their order."""
     try:
         found = [entry.name for entry in (path / part).iterdir() if entry.is_dir() and entry.name[0] != "."]
     except OSError as error:
@@ -45,19 +45,16 @@ def _class_names(path: Path, part: str) -> list[str]:
         ) from error
     if not found:
         raise InvalidInputError(f"data.source is {path}, where {part} has no folders: {FIX}")
-    return sorted(found, key=int if _are_numbers(found) else str)
+    if all(name.isdecimal() and len(name) < 10 for name in found) and len(set(map(int, found))) == len(found):
+        return {name: int(name) for name in sorted(found, key=int)}
+    return {name: number for number, name in enumerate(sorted(found))}
 
 
-def _are_numbers(names: list[str]) -> bool:
-    return all(name.isdecimal() and len(name) < 10 for name in names) and len(set(map(int, names))) == len(names)
-
-
-def _read_part(path: Path, part: str, names: list[str]) -> tuple[Tensor, Tensor]:
+def _read_part(path: Path, part: str, label_of: dict[str, int]) -> tuple[Tensor, Tensor]:
     """Images [M, 3, H, W], uint8, and labels [M]."""
-    numbers = list(map(int, names)) if _are_numbers(names) else range(len(names))
     files: list[Path] = []
     labels: list[int] = []
-    for name, number in zip(names, numbers, strict=True):
+    for name, number in label_of.items():
         own = sorted(filter(is_picture, (path / part / name).rglob("*")))
         if not own:
             raise InvalidInputError(f"data.source is {path}, where {part}/{name} holds no image: {FIX}")

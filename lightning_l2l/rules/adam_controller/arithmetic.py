@@ -1,5 +1,7 @@
 """What the controller computes of whole tensors: by PyTorch's operations, on any device."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -18,30 +20,20 @@ from lightning_l2l.rules.fast.stepper import KeptState
 MEANS = ("m9", "m99", "v99", "v999")
 
 
+@dataclass(eq=False)
 class OneStep:
-    """A tensor that is stepped. All its tensors lie alike in memory.
+    """A tensor that is stepped. All its tensors lie alike in memory."""
 
-    Args:
-        theta: θ, in the type of the computation.
-        grad: its gradient, likewise.
-        state: its state.
-    """
+    theta: Tensor  # in the type of the computation
+    grad: Tensor
+    state: KeptState
 
-    def __init__(self, theta: Tensor, grad: Tensor, state: KeptState) -> None:
-        self.theta = theta
-        self.grad = grad
-        self.state = state
-        self._row: list[int] = []
-
-    @property
+    @cached_property
     def row(self) -> list[int]:
         """Its number of coordinates, and the addresses of all its parts, as kernel.cpp takes them."""
-        if not self._row:
-            state = self.state
-            parts = self.theta, self.grad, *(state[name] for name in MEANS), state.get("orthogonal"), state["memory"]
-            addresses = [0 if part is None else part.data_ptr() for part in parts]
-            self._row = [self.theta.numel(), *addresses]
-        return self._row
+        state = self.state
+        parts = self.theta, self.grad, *(state[name] for name in MEANS), state.get("orthogonal"), state["memory"]
+        return [self.theta.numel(), *(0 if part is None else part.data_ptr() for part in parts)]
 
 
 class Factors(NamedTuple):

@@ -11,11 +11,9 @@ from torch.autograd.function import once_differentiable
 from lightning_l2l.rules.adam_controller.kernel import FIELDS, PIECE, Kernel, kernel_for, pointer
 from lightning_l2l.rules.adam_controller.network import CONTROLS, ControllerNetwork
 from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape
-from lightning_l2l.rules.adam_controller.statistics import SHARED
+from lightning_l2l.rules.adam_controller.statistics import MEMORY
 from lightning_l2l.rules.base import Place
 from lightning_l2l.rules.fast.cores import map_on_cores
-
-MEMORY = 2 + SHARED  # numbers that a tensor keeps
 
 
 class KernelState(NamedTuple):
@@ -50,6 +48,7 @@ class KernelSteps:
         self._offsets: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def init(self, theta: Tensor) -> KernelState:
+        """The state before the first step."""
         n, tensors = len(theta), len(self.places)
         shapes = (n, 4, theta.shape[1]), theta.shape, (n, tensors, CONTROLS), (n, tensors, MEMORY)
         return KernelState(0, *(theta.new_zeros(shape) for shape in shapes))

@@ -119,7 +119,7 @@ void backward(int64_t count, const float* __restrict grad, const float* __restri
         for (int k = 0; k < 6; ++k)
             for (int lane = 0; lane < LANES; ++lane) sums[k] += of[k][lane];
     }
-    of_controls = {float(sums[0]),          float(sums[1] * f.of_grad),    float(sums[2] * f.of_m99),
+    of_controls = {float(sums[0]), float(sums[1] * f.of_grad),    float(sums[2] * f.of_m99),
                    float(sums[3]), float(sums[4] * f.of_epsilon), float(-sums[5])};
 }
 

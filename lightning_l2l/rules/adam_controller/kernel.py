@@ -11,8 +11,7 @@ from torch import Tensor
 
 from lightning_l2l.rules.adam_controller.arithmetic import Arithmetic, OneStep
 from lightning_l2l.rules.adam_controller.statistics import FEATURES, Sizes
-from lightning_l2l.rules.fast import machine
-from lightning_l2l.rules.fast.compiler import load_kernel
+from lightning_l2l.rules.fast.compiler import load_cpu_kernel
 from lightning_l2l.rules.fast.cores import map_on_cores
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
@@ -68,7 +67,7 @@ class KernelArithmetic(Arithmetic):
         self, steps: list[OneStep], due: list[bool], sums: Tensor, shapes: Tensor, every: int
     ) -> tuple[Tensor, Sizes]:
         t = torch.tensor([[one.state["step"] * own for one, own in zip(steps, due, strict=True)]], dtype=torch.double)
-        rows = integers(chain.from_iterable([one.row for one in steps]))
+        rows = integers([one.row for one in steps])
         inputs, sizes = self.kernel.describe(rows, sums, self._sums("multiply", steps), t, shapes, every)
         chosen = slice(None) if all(due) else torch.tensor(due)
         return inputs[0, chosen], Sizes(*(size[0, chosen] for size in sizes))
@@ -101,7 +100,7 @@ class KernelArithmetic(Arithmetic):
     def _on_cores(self, function: Callable[[list[int], ctypes.Array], Any], steps: list[OneStep]) -> list:
         """Calls a function on each core with the numbers of the tensors of its pieces, and the pieces' rows."""
         if self.threads == 1:
-            return [function(list(range(len(steps))), integers(chain.from_iterable([one.row for one in steps])))]
+            return [function(list(range(len(steps))), integers([one.row for one in steps]))]
         pieces = []
         for number, one in enumerate(steps):
             count, *addresses, memory = one.row
@@ -111,13 +110,13 @@ class KernelArithmetic(Arithmetic):
         threads = min(self.threads, len(pieces))
         own = [pieces[core::threads] for core in range(threads)]
         numbers = [[number for number, _ in each] for each in own]
-        rows = [integers(chain.from_iterable([row for _, row in each])) for each in own]
+        rows = [integers([row for _, row in each]) for each in own]
         return map_on_cores(threads, function, numbers, rows)
 
 
-def integers(values: Iterable[int]) -> ctypes.Array:
-    """C's array of them."""
-    numbers = list(values)
+def integers(rows: Iterable[Iterable[int]]) -> ctypes.Array:
+    """C's array of the numbers of all rows."""
+    numbers = list(chain.from_iterable(rows))
     return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
@@ -128,9 +127,7 @@ def pointer(tensor: Tensor) -> ctypes.c_void_p:
 
 def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel | None:
     """The kernel, if this machine has one for these tensors."""
-    if (device.type, dtype) != ("cpu", torch.float32) or not machine.compiled():
-        return None
-    library = load_kernel(SOURCE)
+    library = load_cpu_kernel(SOURCE, device, dtype)
     return None if library is None else Kernel(library)
 
 

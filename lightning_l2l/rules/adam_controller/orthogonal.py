@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_l2l.rules.fast import machine
-from lightning_l2l.rules.fast.compiler import load_kernel
+from lightning_l2l.rules.fast.compiler import load_cpu_kernel
 from lightning_l2l.rules.fast.cores import map_on_cores
 
 SOURCE = Path(__file__).with_name("orthogonal.cpp")
@@ -47,10 +46,8 @@ def orthogonalize_(matrices: Tensor, spectral_limit: int | None = None, block: i
     small, large = sorted(matrices.shape[1:])
     rms = RMS if spectral_limit is None else RMS * min(1.0, (spectral_limit / large) ** 0.5)
     parts = 1 if block is None else max(-(-small // block), 1)
-    if (matrices.device.type, matrices.dtype) == ("cpu", torch.float32) and machine.compiled():
-        kernel = load_kernel(SOURCE)
-        if kernel is not None:
-            return _by_kernel(kernel, matrices, rms, parts)
+    if (kernel := load_cpu_kernel(SOURCE, matrices.device, matrices.dtype)) is not None:
+        return _by_kernel(kernel, matrices, rms, parts)
     rows = matrices.flatten(1)
     tiny = torch.finfo(rows.dtype).tiny
     largest = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True))

@@ -13,6 +13,7 @@ from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape
 
 FEATURES = 22
 SHARED = 6  # features that are also shown as means over tensors
+MEMORY = 2 + SHARED  # numbers that a tensor keeps, see ``Memory``
 SHAPE = 5  # numbers that describe a tensor's shape
 FIRST = 8  # the network runs at each of the first steps
 REFERENCE = 6  # step whose gradients' size later ones are compared with

@@ -10,7 +10,7 @@ from lightning_l2l.rules.adam_controller.kernel import arithmetic
 from lightning_l2l.rules.adam_controller.network import ControllerNetwork
 from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape, orthogonalize_
 from lightning_l2l.rules.adam_controller.remainder import exact, round_into
-from lightning_l2l.rules.adam_controller.statistics import SHARED, shape_features
+from lightning_l2l.rules.adam_controller.statistics import MEMORY, shape_features
 from lightning_l2l.rules.fast.stepper import KeptState, Stepper, Work
 
 
@@ -46,7 +46,7 @@ class ControllerStepper(Stepper):
             state["orthogonal"] = torch.zeros_like(theta, dtype=self.dtype)
         if theta.dtype != self.dtype:
             state["remainder"] = torch.zeros_like(theta, dtype=torch.int16)
-        memory = torch.zeros(2 + SHARED, dtype=self.dtype, device=self.device)
+        memory = torch.zeros(MEMORY, dtype=self.dtype, device=self.device)
         return {**state, "memory": memory, "controls": [], "step": 0}
 
     def holds(self, state: KeptState) -> bool:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from lightning_l2l.rules.fast import machine
+
 log = logging.getLogger(__name__)
 
 # Rounding stays that of IEEE 754, except that multiply-adds may be fused.
@@ -54,6 +56,13 @@ def load_kernel(source: Path, **macros: int) -> ctypes.CDLL | None:
             reason,
         )
         return None
+
+
+def load_cpu_kernel(source: Path, device: torch.device, dtype: torch.dtype) -> ctypes.CDLL | None:
+    """As ``load_kernel``, if kernels may be used and tensors of this device and type are what they take."""
+    if (device.type, dtype) != ("cpu", torch.float32) or not machine.compiled():
+        return None
+    return load_kernel(source)
 
 
 def _compile(command: list[str], library: Path) -> None:
