@@ -87,7 +87,7 @@ def export(ckpt_path: Path, output: Path, command: str = TO_BE_WRITTEN, not_good
 
 def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, command: str, not_good_for: str) -> str:
     """The model card, in Markdown."""
-    rows = _rows(path.resolve().parents[1] / "results.csv")
+    rows = _rows(path.resolve().parent.parent / "results.csv")
     data = checkpoint.get("datamodule_hyper_parameters", {}).get("data", {})
     trained, again = command, command
     if command != TO_BE_WRITTEN:
@@ -112,7 +112,7 @@ def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, comma
 
 def _seeds(path: Path, data: dict[str, Any], command: str) -> str:
     """The seeds of the initial weights and of the episodes."""
-    config = path.resolve().parents[1] / "config.yaml"
+    config = path.resolve().parent.parent / "config.yaml"
     seed = (
         read_yaml(config, f"{config}, which is kept with the run,").get("seed_everything", "unknown")
         if config.is_file()
