@@ -88,7 +88,19 @@ def check_same_settings(checkpoint: dict[str, Any], config: Namespace, resumes: 
             both = (other[whole], f"{key.removeprefix(whole + '.')} {more[key]}")
             raise _differs(whole, *(both if other is given else reversed(both)))
     if resumes:
+        _refuse_fewer_epochs(checkpoint, config.trainer.max_epochs)
         refuse_another_schedule(settings, model.get("stages"), config.trainer.max_epochs)
+
+
+def _refuse_fewer_epochs(checkpoint: dict[str, Any], epochs: int | None) -> None:
+    try:
+        begun = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"]
+    except (KeyError, TypeError):
+        return  # another version of Lightning's
+    if epochs is not None and 0 < epochs < begun:
+        raise InvalidInputError(
+            f"trainer.max_epochs is {epochs}, but the checkpoint is of epoch {begun}: give that or more."
+        )
 
 
 def _differs(key: str, given: Any, kept: Any) -> InvalidInputError:

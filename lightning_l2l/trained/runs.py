@@ -63,7 +63,7 @@ def continue_run(checkpoint: Path, logger: Namespace, arguments: Sequence[str]) 
     given = logger.init_args
     now = {"save_dir": Path(given.save_dir).resolve(), "name": given.name or "lightning_logs", "version": _folder_name(given.version)}
     if all(own[key] == now[key] for key in own if on_command_line(key, arguments)):
-        given.update({**own, "save_dir": str(own["save_dir"])})
+        given.save_dir, given.name, given.version = str(own["save_dir"]), own["name"], own["version"]
 
 
 def on_command_line(key: str, arguments: Sequence[str]) -> bool:

@@ -3,7 +3,7 @@
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
@@ -14,6 +14,9 @@ from torch import Tensor
 from lightning_l2l.interrupts import Interrupted, Terminated
 from lightning_l2l.learners.base import MONITOR
 from lightning_l2l.whole_files import remove_leftovers, replacing
+
+Due = Literal["meta-batch", "validation", "epoch"]
+"""What a run goes on with: the next meta-batch, a validation, or the next epoch without one."""
 
 PREVIOUS = "previous.ckpt"  # what last.ckpt was before it was last written
 
@@ -61,7 +64,7 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self) -> None:
         super().__init__(filename="last", enable_version_counter=False, save_on_train_epoch_end=False)
         self.saved = 0  # meta-batches at the last save, or where training began
-        self.validation_due = False
+        self.due: Due = "meta-batch"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes checkpoints whole, and cleans up after a run that was killed."""
@@ -76,15 +79,15 @@ class LastCheckpoint(ModelCheckpoint):
         self.saved = meta_batches(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Saves after the last meta-batch of an epoch, before a validation that may take long."""
+        """Saves before a validation, which may take long, and where training ends inside an epoch."""
         loop = trainer.fit_loop.epoch_loop
-        if loop.batch_progress.is_last_batch or loop._is_training_done or trainer.should_stop:
-            self.validation_due = validation_follows(trainer)
+        self.due = what_follows(trainer)
+        if self.due == "validation" or (self.due == "meta-batch" and (loop._is_training_done or trainer.should_stop)):
             self._save(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes that the validation is over, before any checkpoint is written."""
-        self.validation_due = False
+        self.due = "meta-batch"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves what the validation has changed, such as the patience of early stopping."""
@@ -93,29 +96,32 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves what is not saved yet."""
+        self.due = "meta-batch"
         if self.saved < meta_batches(trainer):
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Saves when training was stopped between two meta-batches; inside one, φ and θ do not belong together."""
         if isinstance(exception, Interrupted | Terminated):
-            self.validation_due = validation_follows(trainer)
+            self.due = what_follows(trainer)
             self._save(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Writes the loops' counts so that Lightning resumes with a validation that is due, from its first episode."""
+        """Writes the loops' counts so that Lightning resumes with what is due, a validation from its first episode."""
         if trainer.state.fn != "fit":
             return
         loops = checkpoint["loops"]["fit_loop"]
-        for counts in loops["epoch_loop.val_loop.batch_progress"].values():
-            if isinstance(counts, dict):  # those of this epoch, and of all
-                counts |= dict.fromkeys(("ready", "started", "processed"), counts["completed"])
-                if self.validation_due:
-                    counts |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-        if self.validation_due:
-            batches = loops["epoch_loop.batch_progress"]
-            for counts in (batches["total"], batches["current"]):
-                counts["completed"] = counts["processed"]
+        batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+        for part in ("total", "current"):  # of the run, and of the epoch
+            counts = loops["epoch_loop.val_loop.batch_progress"][part]
+            counts |= dict.fromkeys(("ready", "started", "processed"), counts["completed"])
+            if self.due == "validation":
+                counts |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            if self.due != "meta-batch":
+                batches[part]["completed"] = batches[part]["processed"]
+            if self.due == "epoch":
+                epochs[part]["processed"] += 1
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] += self.due == "epoch"
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:
@@ -134,10 +140,10 @@ def meta_batches(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
 
-def validation_follows(trainer: Trainer) -> bool:
-    """Whether a validation is due after the meta-batch that has just been run; one at the end of a stopped run is not."""
+def what_follows(trainer: Trainer) -> Due:
+    """What a run that is not stopped does after the meta-batch that has just been run."""
     stops, trainer.should_stop = trainer.should_stop, False
-    fetcher = trainer.fit_loop._data_fetcher
-    due = fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    validates = fetcher is not None and loop._should_check_val_fx(fetcher)
     trainer.should_stop = stops
-    return due
+    return "validation" if validates else "epoch" if loop.batch_progress.is_last_batch else "meta-batch"
