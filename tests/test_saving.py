@@ -105,6 +105,22 @@ def test_a_run_stopped_at_any_moment_resumes_to_the_bit(hook, count, how, whole,
     assert resumed(monkeypatch, hook, count, how) == whole
 
 
+def test_a_run_killed_again_and_again_resumes_to_the_bit(whole, monkeypatch):
+    monkeypatch.setattr(StopAt, "how", Killed)
+    flags = [*FLAGS, "--trainer.callbacks+=test_saving.StopAt"]
+    for hook, count in (("val_batch_end", 2), ("val_batch_end", 2), ("batch_start", 2), ("val_end", 1)):
+        monkeypatch.setattr(StopAt, "hook", hook)
+        monkeypatch.setattr(StopAt, "count", count)
+        with pytest.raises(Killed):
+            fit(*flags, *(["--ckpt_path=last"] if RUN.exists() else []))
+    for batches in (9, 11):  # and interrupted
+        with pytest.raises(SystemExit):
+            stop = ["--trainer.callbacks+=forks.StopAfter", f"--trainer.callbacks.batches={batches}"]
+            fit(*flags, *stop, "--ckpt_path=last")
+    fit(*flags, "--ckpt_path=last")
+    assert (content("last.ckpt"), content("best.ckpt")) == whole
+
+
 def test_a_run_that_hardly_validates_is_saved_after_each_epoch(monkeypatch):
     """And a kill loses no more than an epoch."""
     monkeypatch.setitem(globals(), "FLAGS", [*FLAGS, "--trainer.check_val_every_n_epoch=3"])
