@@ -10,6 +10,7 @@ is optional:
 - ``check(datamodule)``: raises ``InvalidInputError`` for data that it cannot run on, before any slow work.
 - ``validation_step`` and ``test_step`` return learning curves, f(θ_0) .. f(θ_T) of every episode, [N, T + 1], which
   enter the race against the baselines. Without them there is no race.
+  Under several processes the last episodes of a batch may be repetitions; see ``counted``.
 - ``predict_step`` returns the optimized θ_T, [N, P], and the learning curves, which are written to files.
 """
 

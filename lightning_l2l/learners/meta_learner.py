@@ -215,7 +215,8 @@ class MetaLearner(LightningModule):
         }
         count = counted(self.trainer, episodes, batch_idx)
         means = {name: loss[:count].mean() if count else loss.new_zeros(()) for name, loss in losses.items()}
-        self.log_dict(means, batch_size=count, sync_dist=True)
+        # Lightning divides the sum of the counts by the number of processes, and rounds down
+        self.log_dict(means, batch_size=count * self.trainer.world_size, sync_dist=True)
         return curves
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
