@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -242,7 +241,7 @@ class LearningToLearnCLI(LightningCLI):
             raise InvalidInputError(f"{kept.parent} has no checkpoint, since no meta-batch was run: change trainer.")
         which = f"the lowest {best.monitor}" if best.best_model_path else "the last meta-step"
         if not best.best_model_path:
-            print(f"There is no best checkpoint: no meta-step was followed by a validation with a finite {best.monitor}.")
+            print(f"There is no best checkpoint: no validation after a meta-step found a finite {best.monitor}.")
         flags = shlex.join(without_ckpt_path(self.arguments[1:]))
         print(f"Race the learned rule with {which} against the tuned baselines with")
         print(f"  {PROGRAM} test {flags} --ckpt_path {os.path.relpath(kept)}")

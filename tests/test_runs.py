@@ -39,7 +39,7 @@ def test_runs_without_a_number_are_named(tmp_path):
     only = touch(tmp_path, "seed_1")
     assert find_checkpoint("best", tmp_path) == only
     touch(tmp_path, "seed_2")
-    with pytest.raises(InvalidInputError, match="seed_1 and seed_2 in .* both have one: give a path"):
+    with pytest.raises(InvalidInputError, match=r"seed_1 and seed_2 in .* both have one: give a path"):
         find_checkpoint("best", tmp_path)
 
 

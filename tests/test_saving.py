@@ -141,7 +141,8 @@ def test_the_end_of_training_is_always_saved(flags, capsys):
     said = capsys.readouterr().out
     assert "There is no best checkpoint" in said
     assert f"--ckpt_path {CHECKPOINTS}/last.ckpt" in said
-    assert torch.load(CHECKPOINTS / "last.ckpt", weights_only=True)["global_step"] == (2 if "max_steps" in flags[0] else 8)
+    steps = 2 if "max_steps" in flags[0] else 8
+    assert torch.load(CHECKPOINTS / "last.ckpt", weights_only=True)["global_step"] == steps
 
 
 def test_a_run_whose_meta_steps_are_all_skipped_is_saved_and_says_so(monkeypatch, capsys):
@@ -163,7 +164,8 @@ def test_a_refused_resume_changes_nothing(averaged, fails):
     fit(*averaged)
     files = [path for path in RUN.rglob("*") if path.suffix in (".ckpt", ".yaml")]
     before = {path: path.read_bytes() for path in files}
-    assert "trainer.max_epochs is 1, but the checkpoint is of epoch 2" in fails(*tiny("fit", *averaged, "--trainer.max_epochs=1", "--ckpt_path=last"))
+    sentence = fails(*tiny("fit", *averaged, "--trainer.max_epochs=1", "--ckpt_path=last"))
+    assert "trainer.max_epochs is 1, but the checkpoint is of epoch 2" in sentence
     assert {path: path.read_bytes() for path in files} == before
 
 

@@ -128,7 +128,8 @@ class Comparison(Callback):
     ) -> None:
         """Runs the contestants on the validation episodes, in the first validation only."""
         if (curves := curves_in(outputs, batch, horizon_of(trainer))) is not None:
-            self._add(counted(trainer, batch, batch_idx), [curves] if self.validated else [curves, *self._race(trainer, batch)])
+            others = () if self.validated else self._race(trainer, batch)
+            self._add(counted(trainer, batch, batch_idx), [curves, *others])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the learning curves."""

@@ -61,7 +61,8 @@ def continue_run(checkpoint: Path, logger: Namespace, arguments: Sequence[str]) 
         return
     own = {"save_dir": folder.parents[1], "name": folder.parent.name, "version": folder.name}
     given = logger.init_args
-    now = {"save_dir": Path(given.save_dir).resolve(), "name": given.name or "lightning_logs", "version": _folder_name(given.version)}
+    runs = Path(given.save_dir).resolve() / (given.name or "lightning_logs")
+    now = {"save_dir": runs.parent, "name": runs.name, "version": _folder_name(given.version)}
     if all(own[key] == now[key] for key in own if on_command_line(key, arguments)):
         given.save_dir, given.name, given.version = str(own["save_dir"]), own["name"], own["version"]
 
