@@ -162,7 +162,7 @@ class LearningToLearnCLI(LightningCLI):
         elif config.ckpt_path.startswith(PRETRAINED):
             self.checkpoint = read_pretrained(config.ckpt_path)
         else:
-            version = runs and config.trainer.logger.init_args.version
+            version = config.trainer.logger.init_args.version if runs else None
             path = find_checkpoint(config.ckpt_path, runs, version).resolve()
             config.ckpt_path = str(path)
             self.checkpoint = read_checkpoint(path, resumes)
@@ -235,7 +235,7 @@ class LearningToLearnCLI(LightningCLI):
         """Prints the command that tests the learned rule."""
         best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
         kept = Path(best.best_model_path or Path(str(best.dirpath)) / "last.ckpt")
-        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if not kept.is_file():
             raise InvalidInputError(f"{kept.parent} has no checkpoint, since no meta-batch was run: change trainer.")

@@ -159,8 +159,9 @@ def read_rival(name: str, learner: LightningModule, home: Path | None) -> Contes
     if name.startswith(PRETRAINED):
         return Contestant(path.stem, "rival", rule)
     folder = run_folder(path)
-    elsewhere = home is not None and folder is not None and folder.parent != home.resolve()
-    label = f"{rule.label} {folder.parent.name}" if elsewhere else rule.label
+    label = rule.label
+    if home is not None and folder is not None and folder.parent != home.resolve():
+        label = f"{label} {folder.parent.name}"
     run = run_of(path) or path.stem
     return Contestant(f"{label} {run}", "rival", rule, run, data)
 

@@ -124,7 +124,7 @@ class LastCheckpoint(ModelCheckpoint):
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] += self.due == "epoch"
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         path = Path(self.format_checkpoint_name({}))
         if trainer.is_global_zero and path.is_file():
@@ -137,7 +137,7 @@ class LastCheckpoint(ModelCheckpoint):
 
 def meta_batches(trainer: Trainer) -> int:
     """How many meta-batches have been run, over all epochs."""
-    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
 
 
 def what_follows(trainer: Trainer) -> Due:
