@@ -1,52 +1,28 @@
 """Callbacks: what a run keeps, how it stops, and what the terminal and the HParams tab show."""
 
-import signal
-import sys
-import threading
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, ProgressBar, Timer
+from pytorch_lightning.callbacks import EMAWeightAveraging, ProgressBar, Timer
 from pytorch_lightning.cli import SaveConfigCallback
-from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor
 from tqdm import tqdm
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.learners.base import MONITOR, monitor_of
+from lightning_l2l.interrupts import Interrupt
+from lightning_l2l.learners.base import monitor_of
 from lightning_l2l.tensorboard import has_tensorboard
+from lightning_l2l.trained.saving import BestCheckpoint, LastCheckpoint
 
-
-class BestCheckpoint(ModelCheckpoint):
-    """Keeps the φ with the lowest val/meta_loss, or another metric that the learner monitors, as checkpoints/best.ckpt.
-
-    A loss that is not finite never counts as the best.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(
-            monitor=MONITOR,
-            filename="best",
-            enable_version_counter=False,
-            save_on_train_epoch_end=False,
-        )
-
-    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Whether this is the best so far."""
-        return current is not None and bool(current.isfinite()) and super().check_monitor_top_k(trainer, current)
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """Keeps checkpoints/last.ckpt, written after each validation and when training is interrupted."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            filename="last",
-            enable_version_counter=False,
-            save_on_train_epoch_end=False,
-            save_on_exception=True,
-        )
+__all__ = [  # with those that configs name by this module
+    "AveragedWeights",
+    "BestCheckpoint",
+    "HyperparameterMetrics",
+    "Interrupt",
+    "LastCheckpoint",
+    "MetaProgressBar",
+    "SaveStageConfig",
+]
 
 
 class AveragedWeights(EMAWeightAveraging):
@@ -80,40 +56,6 @@ class AveragedWeights(EMAWeightAveraging):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Puts φ back when a validation is interrupted, before the last checkpoint is written."""
         self.on_validation_end(trainer, pl_module)
-
-
-class Interrupt(Callback):
-    """Lets the first Ctrl-C finish the current meta-batch, so that the run can be resumed exactly."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.before: Any = None
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes over SIGINT."""
-
-        def handle(number: int, frame: Any) -> None:
-            self.requested = True
-            signal.signal(signal.SIGINT, self.before)  # a second Ctrl-C stops at once
-            print(
-                "\nFinishing this meta-batch; Ctrl-C again stops at once.",
-                file=sys.stderr,
-            )
-
-        if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
-            self.before = signal.signal(signal.SIGINT, handle)
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Stops here if Ctrl-C was pressed."""
-        if trainer.strategy.reduce_boolean_decision(self.requested, all=False):  # the signal may reach only one process
-            rank_zero_info("\nResume with the same command and --ckpt_path last.")
-            raise KeyboardInterrupt
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives SIGINT back."""
-        if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
-            self.before = None
 
 
 class MetaProgressBar(ProgressBar):
@@ -224,9 +166,14 @@ class SaveStageConfig(SaveConfigCallback):
     """Keeps the settings of each command in the run's folder: config.yaml of fit, test.yaml of test."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Writes the file."""
+        """Writes the file, except before training, which may still be refused."""
         self.config_filename = "config.yaml" if stage == "fit" else f"{trainer.state.fn.value}.yaml"
-        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the file."""
+        super().setup(trainer, pl_module, "fit")
 
 
 def _best_metric(learner: LightningModule) -> str:

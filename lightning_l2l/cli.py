@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -29,6 +28,7 @@ from lightning_l2l.evaluation.pictures import Pictures
 from lightning_l2l.evaluation.predictions import Predictions
 from lightning_l2l.evaluation.suite.benchmark import Benchmark
 from lightning_l2l.evaluation.suite.problems import make_data
+from lightning_l2l.interrupts import terminable
 from lightning_l2l.learners import MetaLearner
 from lightning_l2l.learners import base as learners
 from lightning_l2l.optimizees import EpisodeDataModule
@@ -38,13 +38,13 @@ from lightning_l2l.trained.checkpoint import (
     PRETRAINED,
     check_same_settings,
     check_same_shapes,
-    find_checkpoint,
     plain,
     read_checkpoint,
     read_pretrained,
     without_ckpt_path,
 )
 from lightning_l2l.trained.export import export
+from lightning_l2l.trained.runs import continue_run, find_checkpoint, runs_folder
 
 PROGRAM = "python -m lightning_l2l"
 LEARNER = "lightning_l2l.learners.MetaLearner"
@@ -163,11 +163,13 @@ class LearningToLearnCLI(LightningCLI):
         elif config.ckpt_path.startswith(PRETRAINED):
             self.checkpoint = read_pretrained(config.ckpt_path)
         else:
-            path = find_checkpoint(config.ckpt_path, runs).resolve()
+            version = config.trainer.logger.init_args.version if runs else None
+            path = find_checkpoint(config.ckpt_path, runs, version).resolve()
             config.ckpt_path = str(path)
             self.checkpoint = read_checkpoint(path, resumes)
-            if runs and path.parent.name == "checkpoints":
-                runs, config.trainer.logger.init_args.version = path.parents[2], path.parents[1].name
+            if runs:
+                continue_run(path, config.trainer.logger, self.arguments)
+                runs = runs_folder(config.trainer.logger)
         if self.checkpoint is not None:
             check_same_settings(self.checkpoint, config, resumes)
         if runs:  # callbacks get absolute paths, so that they know a run again from any working directory
@@ -230,10 +232,17 @@ class LearningToLearnCLI(LightningCLI):
     def after_fit(self) -> None:
         """Prints the command that tests the learned rule."""
         best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
-        if self.trainer.is_global_zero and best.best_model_path:
-            flags = shlex.join(without_ckpt_path(self.arguments[1:]))
-            print(f"Race the learned rule with the lowest {best.monitor} against the tuned baselines with")
-            print(f"  {PROGRAM} test {flags} --ckpt_path {os.path.relpath(best.best_model_path)}")
+        kept = Path(best.best_model_path or Path(str(best.dirpath)) / "last.ckpt")
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if not kept.is_file():
+            raise InvalidInputError(f"{kept.parent} has no checkpoint, since no meta-batch was run: change trainer.")
+        which = f"the lowest {best.monitor}" if best.best_model_path else "the last meta-step"
+        if not best.best_model_path:
+            print(f"There is no best checkpoint: no validation after a meta-step found a finite {best.monitor}.")
+        flags = shlex.join(without_ckpt_path(self.arguments[1:]))
+        print(f"Race the learned rule with {which} against the tuned baselines with")
+        print(f"  {PROGRAM} test {flags} --ckpt_path {os.path.relpath(kept)}")
 
 
 def learner_help() -> str:
@@ -243,13 +252,6 @@ def learner_help() -> str:
     return f"\nThe model is {LEARNER}, unless --model names another learner:\n\n{parser.format_help().strip()}\n"
 
 
-def runs_folder(logger: Any) -> Path | None:
-    """Where runs of this name are kept; None without a TensorBoardLogger."""
-    if not isinstance(logger, Namespace) or not str(logger.get("class_path", "")).endswith("TensorBoardLogger"):
-        return None
-    return Path(logger.init_args.save_dir).resolve() / (logger.init_args.name or "lightning_logs")
-
-
 def main(args: list[str] | None = None) -> None:
     """Runs the command line; bad input ends with one sentence and exit status 2."""
     arguments = sys.argv[1:] if args is None else args
@@ -257,20 +259,25 @@ def main(args: list[str] | None = None) -> None:
     quieten()
     show_log()
     try:
-        command, *flags = arguments or [""]
-        if command == "export":
-            run_export(flags)
-        elif command == "report":
-            report.main(flags)
-        elif command in (over_others := {"reference": reference.main, "seeds": seeds.main}):
-            over_others[command](flags, run)
-        else:
-            run(arguments)
+        with terminable():
+            dispatch(*(arguments or [""]))
     except Exception as error:
         if (invalid := invalid_input(error)) is None:
             raise
         print(f"error: {invalid}", file=sys.stderr)
         sys.exit(2)
+
+
+def dispatch(command: str, *flags: str) -> None:
+    """Runs a command."""
+    if command == "export":
+        run_export([*flags])
+    elif command == "report":
+        report.main([*flags])
+    elif command in (over_others := {"reference": reference.main, "seeds": seeds.main}):
+        over_others[command]([*flags], run)
+    else:
+        run([command, *flags])
 
 
 def run(arguments: list[str]) -> None:

@@ -112,8 +112,12 @@ def _refuse_other_settings(folder: Path, now: dict[str, Any]) -> None:
 def settings_of(flags: list[str], run: Run) -> dict[str, Any]:
     """All settings that fit would have."""
     printed = io.StringIO()
-    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(printed):
-        run(["fit", *flags, "--print_config"])
+    with contextlib.redirect_stdout(printed):
+        try:
+            run(["fit", *flags, "--print_config"])
+        except SystemExit as ended:
+            if ended.code:  # by a signal
+                raise
     return yaml.safe_load(printed.getvalue())
 
 

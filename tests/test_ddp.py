@@ -7,19 +7,23 @@ import pytest
 import torch
 from command_line import LINEARIZED, TINY, results
 from conftest import weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DistributedSampler
 
 from lightning_l2l.cli import main
+from lightning_l2l.optimizees.loader import EpisodeLoader
 
 EXACT = "{class_path: lightning_l2l.meta_gradients.Exact, init_args: {episode_clip: 0.5}}"
 STAGGERED = f"{{class_path: lightning_l2l.meta_gradients.Staggered, init_args: {{meta_gradient: {EXACT}, batches: 2}}}}"
 STAGES = f"--model.stages=[{{}}, {{meta_gradient: {STAGGERED}}}, {{meta_gradient: {LINEARIZED}}}]"  # an epoch each
 ONE = ["--trainer.devices=1", "--data.episodes_per_batch=4"]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.episodes_per_batch=2"]
+ODD = ["--data.val_episodes=3", "--data.test_episodes=7"]  # which two processes do not divide
 
 
 def command(name: str, run: str, *flags: str) -> list[str]:
     arguments = [name, "--config", "quadratic.yaml", *TINY, "--trainer.precision=64-true", "--trainer.max_epochs=3"]
-    return [*arguments, STAGES, *flags, f"--trainer.logger.init_args.name={run}"]
+    return [*arguments, STAGES, *ODD, *flags, f"--trainer.logger.init_args.name={run}"]
 
 
 def in_two_processes(*arguments: str) -> None:
@@ -35,8 +39,24 @@ def test_two_processes_do_what_one_does():
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-9, atol=1e-12)
     main(command("test", "one", *ONE, "--ckpt_path=best"))
-    in_two_processes(*command("test", "two", *TWO, "--ckpt_path=best"))
+    in_two_processes(*command("test", "two", *TWO, "--data.episodes_per_batch=1", "--ckpt_path=best"))
     rows = [results(f"runs/{name}/version_0") for name in ("one", "two")]
     for one_row, two_row in zip(*rows, strict=True):
-        assert one_row["episodes"] == two_row["episodes"] == "8"
-        assert float(two_row["sum"]) == pytest.approx(float(one_row["sum"]), rel=1e-5)
+        assert one_row["episodes"] == two_row["episodes"] == "7"
+        for column in ("sum", "last10", "sum_half_width"):
+            assert float(two_row[column]) == pytest.approx(float(one_row[column]), rel=1e-5)
+    one_log, two_log = (EventAccumulator(f"runs/{name}/version_0").Reload() for name in ("one", "two"))
+    for tag in ("val/meta_loss", "val/final_loss", "test/meta_loss", "test/final_loss"):
+        one_values, two_values = ([event.value for event in log.Scalars(tag)] for log in (one_log, two_log))
+        assert two_values == pytest.approx(one_values, rel=1e-6), tag
+
+
+@pytest.mark.parametrize(("episodes", "processes", "size"), [(7, 2, 2), (7, 2, 1), (1, 3, 4), (8, 2, 4), (9, 4, 2)])
+def test_each_episode_counts_once(episodes, processes, size):
+    counted = []
+    for rank in range(processes):
+        sampler = DistributedSampler(range(episodes), processes, rank, shuffle=False)
+        loader = EpisodeLoader(range(episodes), batch_size=size, sampler=sampler, collate_fn=list)
+        for number, batch in enumerate(loader):
+            counted += batch[: round(loader.share_counted(number) * len(batch))]
+    assert sorted(counted) == list(range(episodes))

@@ -25,7 +25,7 @@ from lightning_l2l.evaluation.results import (
     write_results,
 )
 from lightning_l2l.evaluation.tuning import RATE, Grid, grid_of, learning_rates, size_of, tune
-from lightning_l2l.learners.base import curves_in, dtype_of, label_of, rule_of
+from lightning_l2l.learners.base import counted, curves_in, dtype_of, label_of, rule_of
 from lightning_l2l.optimizees import EpisodeDataModule
 from lightning_l2l.rules import UpdateRule
 from lightning_l2l.tensorboard import has_tensorboard, show_figure
@@ -79,6 +79,7 @@ class Comparison(Callback):
         self.run = ""  # of the learned rule, in a test against rivals from other runs
         self.validated: list[Entry] = []  # all but the learned rule; validation episodes never change
         self.curves: list[list[Tensor]] = []  # the learned rule's first, then each contestant's
+        self.counts: list[Tensor] = []  # of each batch, whether an episode counts, [N]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes the contestants, before any slow work."""
@@ -114,7 +115,7 @@ class Comparison(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the curves of the last validation."""
-        self.curves = []
+        self.curves, self.counts = [], []
 
     def on_validation_batch_end(
         self,
@@ -122,11 +123,13 @@ class Comparison(Callback):
         pl_module: LightningModule,
         outputs: Any,
         batch: Episodes,
+        batch_idx: int,
         *_: Any,
     ) -> None:
         """Runs the contestants on the validation episodes, in the first validation only."""
         if (curves := curves_in(outputs, batch, horizon_of(trainer))) is not None:
-            self._add([curves] if self.validated else [curves, *self._race(trainer, batch)])
+            others = () if self.validated else self._race(trainer, batch)
+            self._add(counted(trainer, batch, batch_idx), [curves, *others])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the learning curves."""
@@ -141,7 +144,7 @@ class Comparison(Callback):
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the curves of an earlier test."""
-        self.curves = []
+        self.curves, self.counts = [], []
 
     def on_test_batch_end(
         self,
@@ -149,11 +152,12 @@ class Comparison(Callback):
         pl_module: LightningModule,
         outputs: Any,
         batch: Episodes,
+        batch_idx: int,
         *_: Any,
     ) -> None:
         """Runs the contestants on the same episodes."""
         if (curves := curves_in(outputs, batch, horizon_of(trainer))) is not None:
-            self._add([curves, *self._race(trainer, batch)])
+            self._add(counted(trainer, batch, batch_idx), [curves, *self._race(trainer, batch)])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the table, after the last race, and writes the files, after each."""
@@ -237,8 +241,9 @@ class Comparison(Callback):
         folder = Path(trainer.logger.save_dir) / "baselines" if has_tensorboard(trainer) else None  # type: ignore
         return ResultCache(folder if depends_on else None).get(compute, depends_on, *settings)
 
-    def _add(self, curves: Sequence[Tensor]) -> None:
-        """Adds the curves of a batch of episodes: the learned rule's, and each contestant's."""
+    def _add(self, count: int, curves: Sequence[Tensor]) -> None:
+        """Adds the curves of a batch, of which ``count`` episodes count: the learned rule's, and each contestant's."""
+        self.counts.append(torch.arange(len(curves[0])) < count)
         self.curves = self.curves or [[] for _ in curves]
         for known, more in zip(self.curves, curves, strict=True):
             known.append(more)
@@ -249,10 +254,9 @@ class Comparison(Callback):
         names = told_apart([learned, *(contestant.name for contestant in self.contestants or [])])
         horizon = trainer.datamodule.horizon  # type: ignore[attr-defined]
         entries = []
+        counts = _of_all(pl_module, self.counts)
         for number, batches in enumerate(self.curves):
-            curves = cast(Tensor, pl_module.all_gather(torch.cat(batches)))
-            # [W, N, ·]: processes take episodes in turn
-            curves = (curves.transpose(0, 1).flatten(0, 1) if curves.ndim == 3 else curves).cpu()
+            curves = _of_all(pl_module, batches)[counts]
             if number == 0:
                 entries.append(Entry(names[0], "learned", curves, rule_of(pl_module), run=self.run))
             else:
@@ -260,6 +264,13 @@ class Comparison(Callback):
                 rule = one.tuned_over(horizon)
                 entries.append(Entry(names[number], one.kind, curves, rule, one.tuned, one.run))
         return entries
+
+
+def _of_all(learner: LightningModule, batches: Sequence[Tensor]) -> Tensor:
+    """What all processes have of each episode, [N, ...]; they take episodes in turn."""
+    own = torch.cat(list(batches)).to(learner.device)
+    found = cast(Tensor, learner.all_gather(own))
+    return (found.transpose(0, 1).flatten(0, 1) if found.ndim > own.ndim else found).cpu()
 
 
 def in_words(contestant: Contestant) -> str:

@@ -18,6 +18,7 @@ from lightning_l2l.learners.base import rule_of
 from lightning_l2l.optimizees import EpisodeDataModule
 from lightning_l2l.rules import NAG, SGD, Adam, RMSprop, UpdateRule
 from lightning_l2l.rules.files import PRETRAINED, make_rule, read_rule, read_safely
+from lightning_l2l.tensorboard import run_folder
 
 Kind = Literal["learned", "rival", "baseline"]
 
@@ -157,16 +158,18 @@ def read_rival(name: str, learner: LightningModule, home: Path | None) -> Contes
         raise InvalidInputError(f"comparison.rivals has {name}: {' '.join(str(error).split())}") from None
     if name.startswith(PRETRAINED):
         return Contestant(path.stem, "rival", rule)
-    run = run_of(path)
-    elsewhere = home is not None and run and path.parents[2] != home.resolve()
-    label = f"{rule.label} {path.parents[2].name}" if elsewhere else rule.label
-    run = run or path.stem
+    folder = run_folder(path)
+    label = rule.label
+    if home is not None and folder is not None and folder.parent != home.resolve():
+        label = f"{label} {folder.parent.name}"
+    run = run_of(path) or path.stem
     return Contestant(f"{label} {run}", "rival", rule, run, data)
 
 
 def run_of(checkpoint: Path) -> str:
     """The name of a checkpoint's run, such as "seed 1" for runs/mnist/seed_1; empty if it belongs to none."""
-    return checkpoint.parents[1].name.replace("_", " ") if checkpoint.parent.name == "checkpoints" else ""
+    folder = run_folder(checkpoint)
+    return "" if folder is None else folder.name.replace("_", " ")
 
 
 def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.whole_files import replacing
 
 
 class Predictions(Callback):
@@ -62,7 +63,8 @@ class Predictions(Callback):
             return
         theta, losses = theta[: len(names)], losses[: len(names)]
         self.place.mkdir(parents=True, exist_ok=True)
-        np.savez(self.place / f"{names[0]}.npz", theta=theta.cpu().numpy(), losses=losses.cpu().numpy())
+        with replacing(self.place / f"{names[0]}.npz") as part:
+            np.savez(part, theta=theta.cpu().numpy(), losses=losses.cpu().numpy())
         pictures = batch.first(len(names)).pictures(theta)
         for name, picture in zip(names, pictures if pictures is not None else (), strict=False):
             to_image(picture).save(self.place / f"{name}.png")

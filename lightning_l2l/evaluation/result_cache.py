@@ -2,8 +2,6 @@
 
 import hashlib
 import io
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_l2l.optimizees.sources.npz import declared_size
+from lightning_l2l.whole_files import remove_leftovers, replacing
 
 LARGEST = 1 << 30  # bytes of a file; results are curves
 
@@ -42,9 +41,9 @@ class ResultCache:
         except Exception:  # missing, or bytes that may mean anything, and so raise anything
             result = compute().cpu()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
-            part.write(_as_bytes(result))
-        os.replace(part.name, file)
+        remove_leftovers(self.folder, age=3600)  # others may be writing there
+        with replacing(file) as part:
+            part.write_bytes(_as_bytes(result))
         return result
 
 

@@ -18,6 +18,7 @@ from lightning_l2l.evaluation.intervals import half_width
 from lightning_l2l.evaluation.tuning import RATE
 from lightning_l2l.rules import UpdateRule
 from lightning_l2l.unroll import LAST, final_loss
+from lightning_l2l.whole_files import replacing
 
 COLUMNS = ("experiment", "variant", "rule", "learning_rate", "episodes", "horizon")
 NUMBERS = ("initial", "at_20", "at_100", "last10", "sum", "reaches_best")
@@ -146,7 +147,7 @@ def write_results(races: Sequence[Race], folder: Path, experiment: str) -> None:
     In curves.npz a rule's name follows that of the variant, except for the first variant.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "results.csv").open("w", newline="") as file:
+    with replacing(folder / "results.csv") as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS + NUMBERS + INTERVALS + FURTHER)
         writer.writeheader()
         for race in races:
@@ -157,8 +158,10 @@ def write_results(races: Sequence[Race], folder: Path, experiment: str) -> None:
         for entry in race.entries:
             arrays[f"{prefix}{entry.name}_mean"] = entry.curves.mean(0).numpy()
             arrays[f"{prefix}{entry.name}_std"] = entry.curves.std(0, correction=0).numpy()
-    np.savez(folder / "curves.npz", **arrays)  # type: ignore[arg-type]
-    curves_figure(races, experiment).savefig(folder / "curves.png", dpi=150)
+    with replacing(folder / "curves.npz") as part:
+        np.savez(part, **arrays)  # type: ignore[arg-type]
+    with replacing(folder / "curves.png") as part:
+        curves_figure(races, experiment).savefig(part, dpi=150)
 
 
 def results_table(races: Sequence[Race], experiment: str) -> Table:

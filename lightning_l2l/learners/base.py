@@ -10,17 +10,19 @@ is optional:
 - ``check(datamodule)``: raises ``InvalidInputError`` for data that it cannot run on, before any slow work.
 - ``validation_step`` and ``test_step`` return learning curves, f(θ_0) .. f(θ_T) of every episode, [N, T + 1], which
   enter the race against the baselines. Without them there is no race.
+  Under several processes the last episodes of a batch may be repetitions; see ``counted``.
 - ``predict_step`` returns the optimized θ_T, [N, P], and the learning curves, which are written to files.
 """
 
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.optimizees import EpisodeDataModule
+from lightning_l2l.optimizees.loader import EpisodeLoader
 from lightning_l2l.rules import UpdateRule
 
 MONITOR = "val/meta_loss"
@@ -58,6 +60,16 @@ def check(learner: LightningModule, datamodule: EpisodeDataModule) -> None:
     """
     if callable(own := getattr(learner, "check", None)):
         own(datamodule)
+
+
+def counted(trainer: Trainer, episodes: Episodes, batch_idx: int) -> int:
+    """How many episodes of a batch, its first ones, count in a validation's or a test's means.
+
+    All do, unless several processes share the episodes and do not divide them: then the others are repetitions.
+    """
+    loader = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    share = loader.share_counted(batch_idx) if isinstance(loader, EpisodeLoader) else 1.0
+    return round(share * len(episodes))
 
 
 def curves_in(outputs: Any, episodes: Episodes, horizon: int) -> Tensor | None:

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.errors import InvalidInputError, require_positive
-from lightning_l2l.learners.base import dtype_of
+from lightning_l2l.learners.base import counted, dtype_of
 from lightning_l2l.learners.stages import Stage, Stages
 from lightning_l2l.meta_losses import MetaLoss, WeightedSum, Weights
 from lightning_l2l.optimizees import EpisodeDataModule
@@ -185,26 +185,38 @@ class MetaLearner(LightningModule):
             self.skipped_steps += 1
         return norm
 
+    def on_train_end(self) -> None:
+        """Says how much of the training did not count."""
+        if self.skipped_steps:
+            log.warning(
+                "%d of %d meta-steps were skipped, because their meta-gradients were not finite.",
+                self.skipped_steps,
+                self.skipped_steps + self.trainer.global_step,
+            )
+
     def validation_step(self, episodes: Episodes, batch_idx: int) -> Tensor:
         """Runs whole horizons without meta-gradients; returns the learning curves f(θ_0) .. f(θ_T), [N, T + 1]."""
-        return self._evaluate(episodes, "val")
+        return self._evaluate(episodes, "val", batch_idx)
 
     def test_step(self, episodes: Episodes, batch_idx: int) -> Tensor:
         """As ``validation_step``, on fresh episodes."""
-        return self._evaluate(episodes, "test")
+        return self._evaluate(episodes, "test", batch_idx)
 
     def predict_step(self, episodes: Episodes, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Runs whole horizons; returns the optimized θ_T, [N, P], and the learning curves, [N, T + 1]."""
         return optimize(self.rule, episodes, self.datamodule.horizon)
 
-    def _evaluate(self, episodes: Episodes, stage: str) -> Tensor:
+    def _evaluate(self, episodes: Episodes, stage: str, batch_idx: int) -> Tensor:
         horizon = self.datamodule.horizon
         curves = learning_curves(self.rule, episodes, horizon)
-        metrics = {
-            f"{stage}/meta_loss": self.meta_loss(curves[:, 1:].T, 0, horizon, episodes.reference(0, horizon)).mean(),
-            f"{stage}/final_loss": final_loss(curves).mean(),
+        losses = {
+            f"{stage}/meta_loss": self.meta_loss(curves[:, 1:].T, 0, horizon, episodes.reference(0, horizon)),
+            f"{stage}/final_loss": final_loss(curves),
         }
-        self.log_dict(metrics, batch_size=len(episodes), sync_dist=True)
+        count = counted(self.trainer, episodes, batch_idx)
+        means = {name: loss[:count].mean() if count else loss.new_zeros(()) for name, loss in losses.items()}
+        # Lightning divides the sum of the counts by the number of processes, and rounds down
+        self.log_dict(means, batch_size=count * self.trainer.world_size, sync_dist=True)
         return curves
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import islice
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_l2l.episodes import Episodes
 
@@ -19,6 +19,22 @@ class EpisodeLoader(DataLoader):
         for numbers in islice(iter(self.batch_sampler), self.position, None):  # type: ignore[arg-type]
             self.position += 1
             yield self.collate_fn([self.dataset[number] for number in numbers])
+
+    def share_counted(self, batch: int) -> float:
+        """The share of a batch that counts in means: processes take the episodes in turn, and some repeat the first.
+
+        They do so where the processes do not divide the episodes, so that all have equally many batches.
+
+        Args:
+            batch: its number, in this process.
+        """
+        sampler, size = self.sampler, self.batch_size or 1
+        if not isinstance(sampler, DistributedSampler):
+            return 1.0
+        own = len(range(sampler.rank, len(self.dataset), sampler.num_replicas))  # type: ignore[arg-type]
+        before = batch * size
+        here = min(size, len(sampler) - before)
+        return min(max(own - before, 0), here) / here
 
     def state_dict(self) -> dict[str, int]:
         """What a checkpoint keeps: the number of batches yielded; 0 after the end of an epoch."""

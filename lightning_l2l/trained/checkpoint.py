@@ -1,4 +1,4 @@
-"""Finds and reads checkpoints, and checks that they fit."""
+"""Reads checkpoints, and checks that they fit."""
 
 from pathlib import Path
 from typing import Any
@@ -9,28 +9,7 @@ from jsonargparse import Namespace
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.learners.old_schedule import refuse_another_schedule
 from lightning_l2l.rules.files import PRETRAINED, read_rule, read_safely
-
-
-def find_checkpoint(name: str, runs: Path | None) -> Path:
-    """Returns the file that --ckpt_path means.
-
-    Args:
-        name: a path; or ``best`` or ``last``, from the newest run that has one.
-        runs: the folder of the runs of this experiment.
-
-    Raises:
-        InvalidInputError: there is no such file.
-    """
-    if name not in ("best", "last"):
-        if Path(name).is_file():
-            return Path(name)
-        raise InvalidInputError(f"--ckpt_path is {name}, but there is no such file: give best, last or a path.")
-    found = list(runs.glob(f"*/checkpoints/{name}.ckpt")) if runs else []
-    if not found:
-        raise InvalidInputError(
-            f"--ckpt_path is {name}, but no run in {runs or 'this logger'} has one: run fit first, or give a path."
-        )
-    return max(found, key=lambda path: path.stat().st_mtime)
+from lightning_l2l.tensorboard import run_folder
 
 
 def read_checkpoint(path: Path, resumes: bool) -> dict[str, Any]:
@@ -41,18 +20,28 @@ def read_checkpoint(path: Path, resumes: bool) -> dict[str, Any]:
         resumes: whether training resumes from it, which needs more than the weights.
 
     Raises:
-        InvalidInputError: it is truncated, or not one of this package.
+        InvalidInputError: it is truncated, or not one of this package; offers the newest of the same run that is whole.
     """
-    invalid = InvalidInputError(
-        f"--ckpt_path is {path}, which is truncated or not a checkpoint of this package: give another."
+    if (checkpoint := _read_whole(path, resumes)) is not None:
+        return checkpoint
+    others = set(path.parent.glob("*.ckpt")) - {path} if run_folder(path) else set()
+    newest = sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)
+    whole = next((other for other in newest if _read_whole(other, resumes) is not None), None)
+    instead = "another" if whole is None else f"{whole.name} beside it, which is whole"
+    raise InvalidInputError(
+        f"--ckpt_path is {path}, which is truncated or not a checkpoint of this package: give {instead}."
     )
+
+
+def _read_whole(path: Path, resumes: bool) -> dict[str, Any] | None:
+    """The checkpoint; None if the file is damaged, or lacks something."""
     checkpoint = read_safely(path)
     needed = {"state_dict", "pytorch-lightning_version"} | ({"loops", "optimizer_states"} if resumes else set())
     if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
-        raise invalid
+        return None
     weights = checkpoint["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
-        raise invalid
+        return None
     return checkpoint
 
 
@@ -99,7 +88,19 @@ def check_same_settings(checkpoint: dict[str, Any], config: Namespace, resumes: 
             both = (other[whole], f"{key.removeprefix(whole + '.')} {more[key]}")
             raise _differs(whole, *(both if other is given else reversed(both)))
     if resumes:
+        _refuse_fewer_epochs(checkpoint, config.trainer.max_epochs)
         refuse_another_schedule(settings, model.get("stages"), config.trainer.max_epochs)
+
+
+def _refuse_fewer_epochs(checkpoint: dict[str, Any], epochs: int | None) -> None:
+    try:
+        begun = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"]
+    except (KeyError, TypeError):
+        return  # another version of Lightning's
+    if epochs is not None and 0 < epochs < begun:
+        raise InvalidInputError(
+            f"trainer.max_epochs is {epochs}, but the checkpoint is of epoch {begun}: give that or more."
+        )
 
 
 def _differs(key: str, given: Any, kept: Any) -> InvalidInputError:

@@ -1,11 +1,8 @@
 """The benchmark of a test: everyday problems, trained with the learned rule and with what people would use instead."""
 
 import copy
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,8 +109,7 @@ class Benchmark(Callback):
         self.done = True
         kept = Path(trainer.logger.save_dir) / "benchmark" if has_tensorboard(trainer) else None  # type: ignore
         folder = Path(trainer.log_dir or trainer.default_root_dir)
-        with killable():
-            pairs = self.run(self._own(pl_module), kept)
+        pairs = self.run(self._own(pl_module), kept)
         if not pairs:
             raise InvalidInputError(
                 f"benchmark.root is {self.root}, where no problem has its data: {'; '.join(self.skipped.values())}"
@@ -198,19 +194,6 @@ class Benchmark(Callback):
                 if (name, length) in chosen:
                     rate = chosen[name, length]
                     yield length, replace(given.with_rate(rate), name=f"{name} {rate:.3g}"), self.rival_seeds
-
-
-@contextmanager
-def killable() -> Iterator[None]:
-    """Lets SIGTERM end the process at once; Lightning would wait for the next batch of a loop."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def full_name(rival: Rival) -> str:

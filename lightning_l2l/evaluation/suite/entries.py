@@ -18,6 +18,7 @@ from lightning_l2l.evaluation.suite.scores import (
     published_loss,
     score,
 )
+from lightning_l2l.whole_files import replacing
 
 COLUMNS = (
     *("steps", "optimizer", "problem", "seeds", "rate", "loss", "ratio", "ratio_low", "ratio_high", "interquartile"),
@@ -147,7 +148,7 @@ def rows(pair: Paired, published: dict[str, dict[int, float]]) -> list[dict[str,
 
 def write_rows(found: Sequence[dict[str, object]], file: Path) -> None:
     """Writes the rows of all optimizers as a CSV."""
-    with file.open("w", newline="") as text:
+    with replacing(file) as part, part.open("w", newline="") as text:
         writer = csv.DictWriter(text, COLUMNS, restval="")
         writer.writeheader()
         for row in found:

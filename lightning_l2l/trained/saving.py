@@ -1,0 +1,149 @@
+"""Checkpoints as training writes them: best.ckpt and last.ckpt."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric.plugins.io import TorchCheckpointIO
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from lightning_l2l.interrupts import Interrupted, Terminated
+from lightning_l2l.learners.base import MONITOR
+from lightning_l2l.whole_files import remove_leftovers, replacing
+
+Due = Literal["meta-batch", "validation", "epoch"]
+"""What a run goes on with: the next meta-batch, a validation, or the next epoch without one."""
+
+PREVIOUS = "previous.ckpt"  # what last.ckpt was before it was last written
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all; Lightning's own may leave half of one across file systems."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Writes the file."""
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(Path(path)) as part:
+            torch.save(checkpoint, part)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the φ with the lowest val/meta_loss, or another metric that the learner monitors, as checkpoints/best.ckpt.
+
+    A loss that is not finite never counts as the best.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            monitor=MONITOR,
+            filename="best",
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        )
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Whether this is the best so far."""
+        return current is not None and bool(current.isfinite()) and super().check_monitor_top_k(trainer, current)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps checkpoints/last.ckpt, and the one before it as previous.ckpt.
+
+    It is written after the last meta-batch of each epoch, after each validation, and when training is interrupted
+    between two meta-batches. A run that resumes from any of them goes on as if it had not stopped; in particular it
+    validates where a validation was due or under way. What goes wrong elsewhere leaves the file as it is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", enable_version_counter=False, save_on_train_epoch_end=False)
+        self.saved = 0  # meta-batches at the last save, or where training began
+        self.due: Due = "meta-batch"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes checkpoints whole, and cleans up after a run that was killed."""
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        if stage == "fit" and trainer.is_global_zero:
+            remove_leftovers(Path(str(self.dirpath)))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes where training begins."""
+        self.saved = meta_batches(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Saves before a validation, which may take long, and where training ends inside an epoch."""
+        loop = trainer.fit_loop.epoch_loop
+        self.due = what_follows(trainer)
+        if self.due == "validation" or (self.due == "meta-batch" and (loop._is_training_done or trainer.should_stop)):
+            self._save(trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes that the validation is over, before any checkpoint is written."""
+        self.due = "meta-batch"
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what the validation has changed, such as the patience of early stopping."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what is not saved yet."""
+        self.due = "meta-batch"
+        if self.saved < meta_batches(trainer):
+            self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Saves when training was stopped between two meta-batches; inside one, φ and θ do not belong together."""
+        if isinstance(exception, Interrupted | Terminated):
+            self.due = what_follows(trainer)
+            self._save(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Writes the loops' counts so that Lightning resumes with what is due, a validation from its first episode."""
+        if trainer.state.fn != "fit":
+            return
+        loops = checkpoint["loops"]["fit_loop"]
+        batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+        for part in ("total", "current"):  # of the run, and of the epoch
+            counts = loops["epoch_loop.val_loop.batch_progress"][part]
+            counts |= dict.fromkeys(("ready", "started", "processed"), counts["completed"])
+            if self.due == "validation":
+                counts |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            if self.due != "meta-batch":
+                batches[part]["completed"] = batches[part]["processed"]
+            if self.due == "epoch":
+                epochs[part]["processed"] += 1
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] += self.due == "epoch"
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        path = Path(self.format_checkpoint_name({}))
+        if trainer.is_global_zero and path.is_file():
+            with suppress(OSError):  # file systems without hard links keep one checkpoint
+                path.with_name(PREVIOUS).unlink(missing_ok=True)
+                os.link(path, path.with_name(PREVIOUS))
+        self._save_checkpoint(trainer, str(path))
+        self.saved = meta_batches(trainer)
+
+
+def meta_batches(trainer: Trainer) -> int:
+    """How many meta-batches have been run, over all epochs."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+
+
+def what_follows(trainer: Trainer) -> Due:
+    """What a run that is not stopped does after the meta-batch that has just been run."""
+    stops, trainer.should_stop = trainer.should_stop, False
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    validates = fetcher is not None and loop._should_check_val_fx(fetcher)
+    trainer.should_stop = stops
+    return "validation" if validates else "epoch" if loop.batch_progress.is_last_batch else "meta-batch"
