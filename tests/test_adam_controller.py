@@ -233,11 +233,42 @@ def test_further_settings():
     assert torch.linalg.matrix_norm(held, 2) < 0.3 * 100**0.5 * 1.4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by the kernel, and without it
+def test_the_first_steps_warm_up(dtype):
+    layout = layout_of({"matrix": (3, 4), "vector": (5,)})
+    grads = gradients(6, layout).to(dtype)
+    plain, warmed = (
+        steps(AdamController(warm_up=n).to(dtype).bind(layout), grads, torch.ones_like(grads[0])) for n in (1, 4)
+    )
+    part = torch.tensor([1, 2, 3, 4, 4, 4], dtype=dtype) / 4
+    torch.testing.assert_close(warmed, part[:, None, None] * plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_between_rare_gradients_the_orthogonal_direction_fades(dtype):
+    layout = layout_of({"matrix": (3, 4)})
+    grads = 1e-6 * gradients(40, layout).to(dtype)
+    grads[3] *= 1e6
+    taken = []
+    for fades in (False, True):
+        rule = AdamController(fade_orthogonal=fades).to(dtype)
+        rule.b2.data[[-2, -1]] = torch.tensor([-6.0, 1.0], dtype=dtype)  # little of m₉, and O
+        taken.append(steps(rule.bind(layout), grads, torch.ones_like(grads[0])).norm(dim=2))
+    plain, faded = taken
+    torch.testing.assert_close(faded[3:8], plain[3:8])
+    m9 = 0.1 * 0.9**36 / (1 - 0.9**40)
+    v99 = 0.01 * 0.99**36 / (1 - 0.99**40)
+    torch.testing.assert_close(
+        faded[39] / plain[39], torch.full_like(faded[39], m9 / (v99 * 0.1 / 1.9) ** 0.5), rtol=0.01, atol=0
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"hidden": 0}, "hidden is 0"),
         ({"every": 0}, "every is 0"),
+        ({"warm_up": 0}, "warm_up is 0"),
         ({"spectral_limit": -1}, "spectral_limit is -1"),
         ({"directions": ["newton"]}, "directions is"),
         ({"directions": ["gradient", "gradient"]}, "each once"),

@@ -14,7 +14,10 @@ from lightning_l2l.cli import main
 from lightning_l2l.rules import AdamController
 from lightning_l2l.rules.files import load_rule, save_rule
 
-SETTINGS = {"class_path": "lightning_l2l.rules.AdamController", "init_args": {"all_sides": True}}
+SETTINGS = {
+    "class_path": "lightning_l2l.rules.AdamController",
+    "init_args": {"all_sides": True, "warm_up": 8, "fade_orthogonal": True},
+}
 CHECKPOINTS = Path("runs/own_workload/version_0/checkpoints")
 
 

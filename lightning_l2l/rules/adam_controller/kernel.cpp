@@ -143,8 +143,9 @@ void multiply(const Piece& piece, double* sums) {
 }
 
 // Everything below is written out in statistics.py.
-constexpr int FEATURES = 22, SHAPE = 5, SHARED = 6, OWN = 3, SIZES = 4;
-constexpr double FIRST = 8, REFERENCE = 6, DECAY = 0.8, VANISHED = 1e-12, TINY = FLT_MIN;
+constexpr int FEATURES = 22, SHAPE = 5, SHARED = 6, OWN = 3, SIZES = 5;
+constexpr double FIRST = 8, REFERENCE = 6, DECAY = 0.8, NOISE = 0.1 / 1.9, VANISHED = 1e-12,
+                 TINY = FLT_MIN;
 
 double log_ratio(double above, double below, double low, double high) {
     return std::log(std::clamp(above / std::max(TINY, below), std::exp(2 * low), std::exp(2 * high))) / 2;
@@ -178,8 +179,8 @@ void remember(double count, const double* sums, const double* products, double t
     own[0] = log_ratio(std::max(v99, TINY), reference, -5, 5) / 2;
     own[1] = log_ratio(adam, 1, -4, 1);
     own[2] = cosine(m9_orthogonal, m9, orthogonal);
-    sizes[0] = std::sqrt(theta), sizes[1] = std::sqrt(adam), sizes[2] = std::sqrt(v99);
-    sizes[3] = fast <= VANISHED * v999;
+    sizes[0] = std::sqrt(theta), sizes[1] = std::sqrt(adam), sizes[2] = std::sqrt(v99), sizes[3] = t;
+    sizes[4] = fast > VANISHED * v999 ? std::sqrt(std::min(1.0, fast / std::max(TINY, NOISE * v99))) : 0;
 }
 
 float* put(const float* from, int count, float* to) { return std::copy(from, from + count, to); }

@@ -16,7 +16,6 @@ from lightning_l2l.rules.fast.cores import map_on_cores
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
 SUMS = {"average": 10, "multiply": 2}  # numbers of a piece that these functions add up
-SIZES = 4  # numbers that the network's outputs refer to
 PIECE = 65_536  # coordinates that are worth waking a thread
 FIELDS = 9  # of a piece, as kernel.cpp has them
 
@@ -45,12 +44,11 @@ class Kernel:
         self, rows: Any, sums: Tensor, products: Tensor, t: Tensor, shapes: Tensor, every: int
     ) -> tuple[Tensor, Sizes]:
         """As ``Arithmetic.describe``, of whole tensors at steps t [networks, tensors], 0 where it is not due."""
-        inputs, sizes = torch.empty(*t.shape, FEATURES), torch.empty(*t.shape, SIZES)
+        inputs, sizes = torch.empty(*t.shape, FEATURES), torch.empty(*t.shape, len(Sizes._fields))
         tensors = (pointer(tensor) for tensor in (sums, products, t, shapes))
         counts = map(ctypes.c_int64, t.shape)
         self.library.describe(*counts, rows, *tensors, ctypes.c_double(every), pointer(inputs), pointer(sizes))
-        theta, adam, grad, vanished = sizes.unbind(-1)
-        return inputs, Sizes(theta, adam, grad, vanished > 0)
+        return inputs, Sizes(*sizes.unbind(-1))
 
 
 class KernelArithmetic(Arithmetic):

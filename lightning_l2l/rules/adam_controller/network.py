@@ -43,11 +43,14 @@ class ControllerNetwork(UpdateRule):
         hidden: int = 8,
         every: int = 4,
         all_sides: bool = False,
+        warm_up: int = 1,
+        fade_orthogonal: bool = False,
         spectral_limit: int | None = None,
         block: int | None = 128,
     ) -> None:
         super().__init__()
-        for name, value in {"hidden": hidden, "every": every, "spectral_limit": spectral_limit, "block": block}.items():
+        positive = dict(hidden=hidden, every=every, warm_up=warm_up, spectral_limit=spectral_limit, block=block)
+        for name, value in positive.items():
             if value is not None:
                 require_positive(name, value)
         known = get_args(Direction)
@@ -58,6 +61,8 @@ class ControllerNetwork(UpdateRule):
         self.orthogonal = "orthogonal" in chosen
         self.every = every
         self.all_sides = all_sides
+        self.warm_up = warm_up
+        self.fade_orthogonal = fade_orthogonal
         self.spectral_limit = spectral_limit
         self.block = block
         self.W1 = nn.Parameter(torch.randn(FEATURES, hidden) / math.sqrt(FEATURES))
@@ -96,7 +101,8 @@ class ControllerNetwork(UpdateRule):
         orthogonal = out.get("orthogonal", zero)
         length = mean + gradient.abs() + slow_mean.abs() + 0.3 * orthogonal.abs()
         bound = LARGEST * (sizes.theta + SMALLEST_SIZE) / sizes.adam.clamp(min=1e-6) / length
-        rate = torch.minimum(RATE * out["rate"].clamp(-6, 5).exp(), bound)
+        rate = torch.minimum(RATE * out["rate"].clamp(-6, 5).exp(), bound) * (sizes.t / self.warm_up).clamp(max=1)
+        signal = sizes.signal if self.fade_orthogonal else (sizes.signal > 0).to(zero.dtype)
         epsilon = (out["epsilon"] - 5).clamp(-12, 3).exp()
         factor = rate * (1 + epsilon)
         return torch.stack(
@@ -106,7 +112,7 @@ class ControllerNetwork(UpdateRule):
                 factor * slow_mean,
                 out["mixture"].sigmoid(),
                 epsilon * sizes.grad,
-                torch.where(sizes.vanished, zero, rate * orthogonal),
+                rate * orthogonal * signal,
             ],
             dim=-2,
         )

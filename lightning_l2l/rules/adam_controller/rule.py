@@ -39,6 +39,10 @@ class AdamController(ControllerNetwork):
         hidden: units of the network's layer.
         every: steps from one run of the network to the next.
         all_sides: show the network a matrix's larger side and its number of columns too, not only its smaller side.
+        warm_up: steps over which lr rises to what the network says: at its first step, a rule cannot tell fresh weights
+            from trained ones, which a large step would ruin.
+        fade_orthogonal: make O as much smaller as m₉ is than mere noise would leave it. So it is between rare large
+            gradients, of which m₉ soon has a rest that points nowhere.
         spectral_limit: the larger side from which on O's spectral norm no longer grows; null: O's size is the same in
             all matrices, so that its spectral norm grows with the root of the larger side.
         block: the largest smaller side of a matrix that is orthogonalised as a whole. Larger ones are split along that
