@@ -144,7 +144,7 @@ void multiply(const Piece& piece, double* sums) {
 
 // Everything below is written out in statistics.py.
 constexpr int FEATURES = 22, SHAPE = 5, SHARED = 6, OWN = 3, SIZES = 5;
-constexpr double FIRST = 8, REFERENCE = 6, DECAY = 0.8, NOISE = 0.1 / 1.9, VANISHED = 1e-12,
+constexpr double FIRST = 8, REFERENCE = 6, DECAY = 0.8, QUIET = 0.25, VANISHED = 1e-12,
                  TINY = FLT_MIN;
 
 double log_ratio(double above, double below, double low, double high) {
@@ -180,7 +180,7 @@ void remember(double count, const double* sums, const double* products, double t
     own[1] = log_ratio(adam, 1, -4, 1);
     own[2] = cosine(m9_orthogonal, m9, orthogonal);
     sizes[0] = std::sqrt(theta), sizes[1] = std::sqrt(adam), sizes[2] = std::sqrt(v99), sizes[3] = t;
-    sizes[4] = fast > VANISHED * v999 ? std::sqrt(std::min(1.0, fast / std::max(TINY, NOISE * v99))) : 0;
+    sizes[4] = fast > VANISHED * v999 ? std::sqrt(std::min(1.0, grad / std::max(TINY, QUIET * v99))) : 0;
 }
 
 float* put(const float* from, int count, float* to) { return std::copy(from, from + count, to); }

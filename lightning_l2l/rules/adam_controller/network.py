@@ -102,7 +102,7 @@ class ControllerNetwork(UpdateRule):
         length = mean + gradient.abs() + slow_mean.abs() + 0.3 * orthogonal.abs()
         bound = LARGEST * (sizes.theta + SMALLEST_SIZE) / sizes.adam.clamp(min=1e-6) / length
         rate = torch.minimum(RATE * out["rate"].clamp(-6, 5).exp(), bound) * (sizes.t / self.warm_up).clamp(max=1)
-        signal = sizes.signal if self.fade_orthogonal else (sizes.signal > 0).to(zero.dtype)
+        strength = sizes.strength if self.fade_orthogonal else (sizes.strength > 0).to(zero.dtype)
         epsilon = (out["epsilon"] - 5).clamp(-12, 3).exp()
         factor = rate * (1 + epsilon)
         return torch.stack(
@@ -112,7 +112,7 @@ class ControllerNetwork(UpdateRule):
                 factor * slow_mean,
                 out["mixture"].sigmoid(),
                 epsilon * sizes.grad,
-                rate * orthogonal * signal,
+                rate * orthogonal * strength,
             ],
             dim=-2,
         )

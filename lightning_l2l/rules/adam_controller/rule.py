@@ -41,8 +41,8 @@ class AdamController(ControllerNetwork):
         all_sides: show the network a matrix's larger side and its number of columns too, not only its smaller side.
         warm_up: steps over which lr rises to what the network says: at its first step, a rule cannot tell fresh weights
             from trained ones, which a large step would ruin.
-        fade_orthogonal: make O as much smaller as m₉ is than mere noise would leave it. So it is between rare large
-            gradients, of which m₉ soon has a rest that points nowhere.
+        fade_orthogonal: let O shrink with a gradient that is less than half as large as √v₉₉ says. So are most where a
+            few large ones come in between, and then full steps along O lead away.
         spectral_limit: the larger side from which on O's spectral norm no longer grows; null: O's size is the same in
             all matrices, so that its spectral norm grows with the root of the larger side.
         block: the largest smaller side of a matrix that is orthogonalised as a whole. Larger ones are split along that

@@ -18,7 +18,7 @@ SHAPE = 5  # numbers that describe a tensor's shape
 FIRST = 8  # the network runs at each of the first steps
 REFERENCE = 6  # step whose gradients' size later ones are compared with
 DECAY = 0.8  # of the running mean of cos(g, last m₉)
-NOISE = 0.1 / 1.9  # mean square of m₉, relative to v₉₉, where gradients are independent of each other
+QUIET = 0.25  # mean square of g, relative to v₉₉, below which O may shrink with it
 VANISHED = 1e-12  # mean square of m₉, relative to v₉₉₉, below which a gradient counts as vanished
 
 
@@ -54,7 +54,7 @@ class Sizes(NamedTuple):
     adam: Tensor  # root mean square of m₉ / √v₉₉
     grad: Tensor  # root mean of v₉₉
     t: Tensor  # the step's number
-    signal: Tensor  # root mean square of m₉ over what mere noise would leave, at most 1; 0 for a vanished gradient
+    strength: Tensor  # twice the root mean square of g over that of v₉₉, at most 1; 0 where the gradient has vanished
 
 
 def bias_correction(decay: float, t: Tensor) -> Tensor:
@@ -114,8 +114,8 @@ def remember(means: Means, memory: Memory, t: Tensor, every: int) -> tuple[Memor
     r9, r99, log_adam, trend, growth = logarithms.unbind(-1)
     shared = torch.stack([r9, r99, cosines[..., 1], smooth, trend, size], -1)
     own = torch.stack([growth / 2, log_adam, cosines[..., 2]], -1)
-    signal = (m9 / (NOISE * v99).clamp(min=tiny)).clamp(max=1).sqrt().where(m9 > VANISHED * v999, 0.0)
-    sizes = Sizes(means.theta.sqrt(), adam.sqrt(), v99.sqrt(), t.expand_as(signal), signal)
+    strength = (means.grad / (QUIET * v99).clamp(min=tiny)).clamp(max=1).sqrt().where(m9 > VANISHED * v999, 0.0)
+    sizes = Sizes(means.theta.sqrt(), adam.sqrt(), v99.sqrt(), t.expand_as(v99), strength)
     return Memory(agreement, reference, shared), own, sizes
 
 
