@@ -1,5 +1,7 @@
 """The exception for errors that the user can fix, and helpers for its messages."""
 
+import math
+
 
 class InvalidInputError(Exception):
     """Raised for a value, file or flag that cannot be used.
@@ -15,6 +17,12 @@ def first_line(error: BaseException) -> str:
 
 
 def require_positive(key: str, value: float) -> None:
-    """Raises ``InvalidInputError`` unless a setting is above zero."""
-    if value <= 0:
-        raise InvalidInputError(f"{key} is {value}, but it must be positive: give a value above 0.")
+    """Raises ``InvalidInputError`` unless a setting is above zero, and finite."""
+    if not 0 < value < math.inf:
+        raise InvalidInputError(f"{key} is {value}, but it must be positive and finite: give a value above 0.")
+
+
+def require_within(key: str, value: float, lowest: float, highest: float) -> None:
+    """Raises ``InvalidInputError`` unless a setting lies between two values, or is one of them."""
+    if not lowest <= value <= highest:
+        raise InvalidInputError(f"{key} is {value}: give a number from {lowest} to {highest}.")

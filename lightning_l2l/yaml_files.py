@@ -42,7 +42,7 @@ def load_yaml(text: str, subject: str, load: Callable[[str], Any] = yaml.safe_lo
 
 
 def check_yaml(text: str, subject: str) -> None:
-    """Refuses YAML whose anchors contain themselves or multiply, or that is nested too deeply.
+    """Refuses YAML whose anchors contain themselves or multiply, that is nested too deeply, or has NaN for a number.
 
     Text that is not YAML passes: whoever loads it says so.
 
@@ -76,6 +76,8 @@ def _wrong(text: str) -> str:
         elif isinstance(event, yaml.ScalarEvent):
             count += 1
             sizes[event.anchor or ""] = 1
+            if event.implicit[0] and event.value.lower() == ".nan":
+                return f"has {event.value} in line {event.start_mark.line + 1}: give a number"
             if "&" in event.value and "*" in event.value and event.value != text:  # a setting's text is YAML, too
                 check_yaml(event.value, "a text in it")
         if count > MOST_VALUES:

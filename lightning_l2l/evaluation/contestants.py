@@ -17,7 +17,7 @@ from lightning_l2l.evaluation.tuning import grid_of, with_settings
 from lightning_l2l.learners.base import rule_of
 from lightning_l2l.optimizees import EpisodeDataModule
 from lightning_l2l.rules import NAG, SGD, Adam, RMSprop, UpdateRule
-from lightning_l2l.rules.files import PRETRAINED, make_rule, read_rule, read_safely
+from lightning_l2l.rules.files import PRETRAINED, check_finite, check_fit, make_rule, read_rule, read_safely
 from lightning_l2l.tensorboard import run_folder
 
 Kind = Literal["learned", "rival", "baseline"]
@@ -152,9 +152,10 @@ def read_rival(name: str, learner: LightningModule, home: Path | None) -> Contes
             settings, tensors, data = _read_checkpoint(path)
         own = rule_of(learner)
         same = own is not None and settings == learner.hparams.get("rule")
-        rule = copy.deepcopy(own) if own is not None and same else make_rule(settings, name)
+        rule = copy.deepcopy(own) if own is not None and same else make_rule(settings, tensors, name)
+        check_fit(rule, tensors, name)
         rule.load_state_dict(tensors)
-    except (InvalidInputError, RuntimeError) as error:
+    except InvalidInputError as error:
         raise InvalidInputError(f"comparison.rivals has {name}: {' '.join(str(error).split())}") from None
     if name.startswith(PRETRAINED):
         return Contestant(path.stem, "rival", rule)
@@ -181,6 +182,7 @@ def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Tensor], dict[str, Any]
         settings = checkpoint["hyper_parameters"]["rule"]
         weights = checkpoint["state_dict"].items()
         tensors = {key.removeprefix("rule."): value for key, value in weights if key.startswith("rule.")}
+        check_finite(tensors, "it is a checkpoint")
         return settings, tensors, checkpoint.get("datamodule_hyper_parameters", {}).get("data", {}).get("init_args", {})
     except (TypeError, KeyError, AttributeError):
         raise InvalidInputError("it is truncated or not a checkpoint that fit wrote: give another.") from None

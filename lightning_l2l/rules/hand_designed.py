@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import InvalidInputError, require_positive
 from lightning_l2l.rules.base import State, UpdateRule
 
 
@@ -26,9 +26,13 @@ class HandDesignedRule(UpdateRule):
 
     def __init__(self, learning_rate: float | Tensor = 0.01) -> None:
         super().__init__()
-        rates = learning_rate if isinstance(learning_rate, Tensor) else torch.tensor(learning_rate, dtype=torch.double)
-        if not bool((rates > 0).all()):
-            raise InvalidInputError(f"learning_rate is {learning_rate}, but it must be positive: give a rate above 0.")
+        if isinstance(learning_rate, Tensor):
+            rates = learning_rate
+            require_positive("learning_rate", rates.min().item())
+            require_positive("learning_rate", rates.max().item())
+        else:
+            rates = torch.tensor(learning_rate, dtype=torch.double)
+            require_positive("learning_rate", learning_rate)
         self.register_buffer("learning_rate", rates)
         self.learning_rate: Tensor
 
