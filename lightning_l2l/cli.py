@@ -32,6 +32,7 @@ from lightning_l2l.interrupts import terminable
 from lightning_l2l.learners import MetaLearner
 from lightning_l2l.learners import base as learners
 from lightning_l2l.optimizees import EpisodeDataModule
+from lightning_l2l.optimizees.origin import KEPT
 from lightning_l2l.parser import OneSentenceParser
 from lightning_l2l.terminal import invalid_input, quieten, show_log
 from lightning_l2l.trained.checkpoint import (
@@ -44,6 +45,7 @@ from lightning_l2l.trained.checkpoint import (
     without_ckpt_path,
 )
 from lightning_l2l.trained.export import export
+from lightning_l2l.trained.resuming import GivenFlags, SameData
 from lightning_l2l.trained.runs import continue_run, find_checkpoint, runs_folder
 
 PROGRAM = "python -m lightning_l2l"
@@ -83,7 +85,14 @@ class LearningToLearnCLI(LightningCLI):
                 "enable_model_summary": False,
                 "inference_mode": False,  # optimizees need autograd in validation and test, too
                 "devices": 1,  # more would change how many meta-steps a config takes
-                "callbacks": [LastCheckpoint(), Interrupt(), MetaProgressBar(), HyperparameterMetrics()],
+                "callbacks": [
+                    SameData(),
+                    GivenFlags(),
+                    LastCheckpoint(),
+                    Interrupt(),
+                    MetaProgressBar(),
+                    HyperparameterMetrics(),
+                ],
             },
             parser_kwargs={"prog": PROGRAM},
             args=arguments,
@@ -180,6 +189,11 @@ class LearningToLearnCLI(LightningCLI):
         """Loads a trained rule, and adds all settings to the hyperparameters, for checkpoints and TensorBoard."""
         config = self.config[self.subcommand]
         if self.checkpoint is not None:
+            self.same_data.kept = self.checkpoint.get(KEPT)
+            self.same_data.resumes = self.subcommand == "fit"
+            if config.ckpt_path.startswith(PRETRAINED):
+                known = self.checkpoint["data"] or "data that its file does not name"
+                self.same_data.name = f"{config.ckpt_path} was trained on {known}."
             own, weights = self.model.state_dict(), self.checkpoint["state_dict"]
             if config.ckpt_path.startswith(PRETRAINED):  # a rule alone, whatever else a learner may have
                 own = {name: tensor for name, tensor in own.items() if name.startswith("rule.")}
@@ -195,6 +209,11 @@ class LearningToLearnCLI(LightningCLI):
                 callback.monitor = learners.monitor_of(self.model)
         # now, so that an invalid variant is reported before the first race
         self.variants = {name: self._variant(name, changes) for name, changes in config.variants.items()}
+
+    @property
+    def same_data(self) -> SameData:
+        """The callback that compares the data with the checkpoint's."""
+        return next(one for one in self.trainer.callbacks if isinstance(one, SameData))  # type: ignore[attr-defined]
 
     def _variant(self, name: str, changes: dict[str, Any]) -> EpisodeDataModule:
         """Makes the DataModule of a variant: this one's settings with some changed."""
@@ -219,6 +238,7 @@ class LearningToLearnCLI(LightningCLI):
                 datamodule.prepare_data()
                 datamodule.setup("test")
                 learners.check(self.model, datamodule)
+                self.same_data.check_test(datamodule)
                 comparison_of(self.trainer).check(self.trainer, self.model, datamodule)
             except InvalidInputError as error:
                 raise InvalidInputError(f"variants.{name}: {error}") from None

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.errors import InvalidInputError, require_positive
 from lightning_l2l.optimizees.loader import EpisodeLoader
+from lightning_l2l.optimizees.origin import Origin
 from lightning_l2l.optimizees.relative import UNIT_EPISODES, RelativeEpisodes, mean_first_loss
 from lightning_l2l.optimizees.scaled import scaled_at_random
 
@@ -98,6 +99,11 @@ class EpisodeDataModule(LightningDataModule, ABC):
     def description(self) -> str:
         """What the episodes are made of, in words."""
         return "default"
+
+    @property
+    def origin(self) -> Origin:
+        """Which data the episodes are made from, once it is loaded; by default none but what seeds draw."""
+        return Origin(self.description)
 
     @abstractmethod
     def episodes(self, split: Split, numbers: Sequence[int]) -> Episodes:

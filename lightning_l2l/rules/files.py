@@ -1,7 +1,8 @@
 """Trained rules: a few thousand numbers each, as NAME.safetensors, beside a model card NAME.md.
 
-A file holds tensors, and in its header the rule's class and settings as JSON, the version of this format, and a digest
-of all of it. Reading it executes nothing: only classes of ``lightning_l2l.rules`` are ever instantiated from it.
+A file holds tensors, and in its header the rule's class and settings as JSON, what it was trained on in words, the
+version of this format, and a digest of all of it. Reading it executes nothing: only classes of ``lightning_l2l.rules``
+are ever instantiated from it.
 """
 
 import hashlib
@@ -28,6 +29,7 @@ from lightning_l2l.whole_files import replacing
 FOLDER = Path(__file__).parents[1] / "pretrained"
 PRETRAINED = "pretrained:"  # before the name of a trained rule, where a checkpoint may stand too
 KEY = "lightning_l2l.rule"  # of the rule's class and settings in a file's header
+DATA_KEY = "lightning_l2l.data"  # what it was trained on, in words
 VERSION_KEY, DIGEST_KEY = "lightning_l2l.version", "lightning_l2l.digest"
 VERSION = 2  # of the format; the first one had neither a version nor a digest
 
@@ -78,29 +80,31 @@ def described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {key: f"{kinds[one.is_floating_point()]} of shape {tuple(one.shape)}" for key, one in tensors.items()}
 
 
-def save_rule(rule: UpdateRule, path: str | PathLike, settings: dict[str, Any]) -> None:
+def save_rule(rule: UpdateRule, path: str | PathLike, settings: dict[str, Any], data: str = "") -> None:
     """Writes a rule for ``load_rule``.
 
     Args:
         rule: the trained rule.
         path: the file to write, by convention with the suffix .safetensors.
         settings: its class_path and init_args, as in a config.
+        data: what it was trained on, in words.
     """
-    write_rule(rule.state_dict(), path, settings)
+    write_rule(rule.state_dict(), path, settings, data)
 
 
-def write_rule(tensors: dict[str, Tensor], path: str | PathLike, settings: dict[str, Any]) -> None:
+def write_rule(tensors: dict[str, Tensor], path: str | PathLike, settings: dict[str, Any], data: str = "") -> None:
     """As ``save_rule``, for a rule's ``state_dict``."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(settings, sort_keys=True)
-    header = {KEY: text, VERSION_KEY: str(VERSION), DIGEST_KEY: digest_of(text, tensors)}
+    header = {KEY: json.dumps(settings, sort_keys=True), DATA_KEY: data, VERSION_KEY: str(VERSION)}
+    header[DIGEST_KEY] = digest_of(header, tensors)
     with replacing(Path(path)) as part:
         part.write_bytes(save(tensors, header))
 
 
-def digest_of(settings: str, tensors: Mapping[str, Tensor]) -> str:
-    """A digest of a rule's settings, as the header has them, and its tensors."""
-    parts = [settings, *(f"{name} {content(tensor)}" for name, tensor in sorted(tensors.items()))]
+def digest_of(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """A digest of a rule's header, but for the digest in it, and its tensors."""
+    described = sorted(item for item in header.items() if item[0] != DIGEST_KEY)
+    parts = [repr(described), *(f"{name} {content(tensor)}" for name, tensor in sorted(tensors.items()))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -110,7 +114,7 @@ def read_rule(name: str | PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         InvalidInputError: there is none, or it is truncated or not such a file.
     """
-    path = FOLDER / f"{name}.safetensors" if str(name) in names() else Path(name)
+    path = _path_of(name)
     if not path.is_file():
         raise InvalidInputError(
             f"rule is {name}, which is neither a file nor one of the package's own: choose {', '.join(names())}."
@@ -121,7 +125,7 @@ def read_rule(name: str | PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
             _check_version(header, name)
             settings = json.loads(header[KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dictionary
-        damaged = DIGEST_KEY in header and header[DIGEST_KEY] != digest_of(header[KEY], tensors)
+        damaged = DIGEST_KEY in header and header[DIGEST_KEY] != digest_of(header, tensors)
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise InvalidInputError(
             f"rule is {name}, which is truncated or was not written by export or save_rule: give another file."
@@ -132,6 +136,16 @@ def read_rule(name: str | PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     check_finite(tensors, f"rule is {name}")
     return settings, tensors
+
+
+def data_of(name: str | PathLike) -> str:
+    """What a rule that ``read_rule`` reads was trained on, in words; empty if its file does not say."""
+    with safe_open(_path_of(name), "pt") as file:
+        return (file.metadata() or {}).get(DATA_KEY, "")
+
+
+def _path_of(name: str | PathLike) -> Path:
+    return FOLDER / f"{name}.safetensors" if str(name) in names() else Path(name)
 
 
 def _check_version(header: Mapping[str, str], name: str | PathLike) -> None:
@@ -145,8 +159,7 @@ def _check_version(header: Mapping[str, str], name: str | PathLike) -> None:
             f"rule is {name}, which is of version {version} of the format of rules, but this package knows those up to "
             f"{VERSION}: install a later version of lightning-l2l, or give another file."
         )
-    if header.keys() != {KEY, VERSION_KEY, DIGEST_KEY}:
-        raise KeyError(DIGEST_KEY)
+    header[DIGEST_KEY]
 
 
 def check_finite(tensors: Mapping[str, Tensor], subject: str) -> None:

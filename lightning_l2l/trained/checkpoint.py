@@ -9,7 +9,8 @@ from jsonargparse import Namespace
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.learners.old_schedule import refuse_another_schedule
-from lightning_l2l.rules.files import PRETRAINED, described, read_rule, read_safely
+from lightning_l2l.optimizees.origin import KEPT, is_kept
+from lightning_l2l.rules.files import PRETRAINED, data_of, described, read_rule, read_safely
 from lightning_l2l.tensorboard import run_folder
 
 
@@ -45,7 +46,7 @@ def _read_whole(path: Path, resumes: bool) -> dict[str, Any] | None:
     weights = checkpoint["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         return None
-    return checkpoint
+    return checkpoint if KEPT not in checkpoint or is_kept(checkpoint[KEPT]) else None
 
 
 def check_numbers(checkpoint: dict[str, Any], path: Path, resumes: bool) -> None:
@@ -88,6 +89,7 @@ def read_pretrained(name: str) -> dict[str, Any]:
     return {
         "state_dict": {f"rule.{key}": tensor for key, tensor in tensors.items()},
         "hyper_parameters": {"rule": settings},
+        "data": data_of(name.removeprefix(PRETRAINED)),
     }
 
 

@@ -66,6 +66,11 @@ def found_images(root: str) -> tuple[str, ...]:
     return tuple(SmallImages(name, root=root).found for name in get_args(Name))
 
 
+def all_images(root: str) -> tuple[LabelledImages, ...]:
+    """The images of both, at their own size."""
+    return tuple(_read(name, root) for name in get_args(Name))
+
+
 @cache
 def _load(source: SmallImages) -> TensorExamples:
     if source.flat:
