@@ -12,6 +12,7 @@ from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.interrupts import Interrupt
 from lightning_l2l.learners.base import monitor_of
 from lightning_l2l.tensorboard import has_tensorboard
+from lightning_l2l.trained.resuming import GivenFlags, SameData
 from lightning_l2l.trained.saving import BestCheckpoint, LastCheckpoint
 
 __all__ = [  # with those that configs name by this module
@@ -23,6 +24,11 @@ __all__ = [  # with those that configs name by this module
     "MetaProgressBar",
     "SaveStageConfig",
 ]
+
+
+def own_callbacks() -> list[Callback]:
+    """Those of every run that have no settings."""
+    return [SameData(), GivenFlags(), LastCheckpoint(), Interrupt(), MetaProgressBar(), HyperparameterMetrics()]
 
 
 class AveragedWeights(EMAWeightAveraging):

@@ -12,14 +12,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from lightning_l2l import reference, seeds
-from lightning_l2l.callbacks import (
-    BestCheckpoint,
-    HyperparameterMetrics,
-    Interrupt,
-    LastCheckpoint,
-    MetaProgressBar,
-    SaveStageConfig,
-)
+from lightning_l2l.callbacks import BestCheckpoint, SaveStageConfig, own_callbacks
 from lightning_l2l.config_files import ConfigByName, find_config, given, merge, refuse_old_keys
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation import report
@@ -32,7 +25,6 @@ from lightning_l2l.interrupts import terminable
 from lightning_l2l.learners import MetaLearner
 from lightning_l2l.learners import base as learners
 from lightning_l2l.optimizees import EpisodeDataModule
-from lightning_l2l.optimizees.origin import KEPT
 from lightning_l2l.parser import OneSentenceParser
 from lightning_l2l.terminal import invalid_input, quieten, show_log
 from lightning_l2l.trained.checkpoint import (
@@ -45,7 +37,7 @@ from lightning_l2l.trained.checkpoint import (
     without_ckpt_path,
 )
 from lightning_l2l.trained.export import export
-from lightning_l2l.trained.resuming import GivenFlags, SameData
+from lightning_l2l.trained.resuming import SameData
 from lightning_l2l.trained.runs import continue_run, find_checkpoint, runs_folder
 
 PROGRAM = "python -m lightning_l2l"
@@ -85,14 +77,7 @@ class LearningToLearnCLI(LightningCLI):
                 "enable_model_summary": False,
                 "inference_mode": False,  # optimizees need autograd in validation and test, too
                 "devices": 1,  # more would change how many meta-steps a config takes
-                "callbacks": [
-                    SameData(),
-                    GivenFlags(),
-                    LastCheckpoint(),
-                    Interrupt(),
-                    MetaProgressBar(),
-                    HyperparameterMetrics(),
-                ],
+                "callbacks": own_callbacks(),
             },
             parser_kwargs={"prog": PROGRAM},
             args=arguments,
@@ -189,11 +174,7 @@ class LearningToLearnCLI(LightningCLI):
         """Loads a trained rule, and adds all settings to the hyperparameters, for checkpoints and TensorBoard."""
         config = self.config[self.subcommand]
         if self.checkpoint is not None:
-            self.same_data.kept = self.checkpoint.get(KEPT)
-            self.same_data.resumes = self.subcommand == "fit"
-            if config.ckpt_path.startswith(PRETRAINED):
-                known = self.checkpoint["data"] or "data that its file does not name"
-                self.same_data.name = f"{config.ckpt_path} was trained on {known}."
+            self.same_data.take(self.checkpoint, config.ckpt_path)
             own, weights = self.model.state_dict(), self.checkpoint["state_dict"]
             if config.ckpt_path.startswith(PRETRAINED):  # a rule alone, whatever else a learner may have
                 own = {name: tensor for name, tensor in own.items() if name.startswith("rule.")}

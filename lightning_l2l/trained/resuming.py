@@ -8,30 +8,35 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from lightning_l2l.optimizees import EpisodeDataModule
 from lightning_l2l.optimizees.origin import KEPT
+from lightning_l2l.rules.files import PRETRAINED
 
 
 class SameData(Callback):
-    """Keeps in each checkpoint what it was trained on; a run goes on with that alone, and is tested on other rows.
-
-    Attributes:
-        kept: what the checkpoint that is given has kept; None if nothing.
-        resumes: whether training resumes from it.
-        name: what ``pretrained:`` names, and which data that was trained on, in words; empty for a checkpoint.
-    """
+    """Keeps in each checkpoint what it was trained on; a run goes on with that alone, and is tested on other rows."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, Any] | None = None
-        self.resumes = False
-        self.name = ""
+        self.kept: dict[str, Any] | None = None  # by the checkpoint that is given
+        self.to_say = ""
         self.own: dict[str, Any] | None = None
+
+    def take(self, checkpoint: dict[str, Any], path: str) -> None:
+        """Notes what a checkpoint was trained on, or a trained rule, of which nothing but words is known.
+
+        Args:
+            checkpoint: as ``read_checkpoint`` or ``read_pretrained`` returned it.
+            path: its file, or ``pretrained:NAME``.
+        """
+        self.kept = checkpoint.get(KEPT)
+        if path.startswith(PRETRAINED):
+            self.to_say = f"{path} was trained on {checkpoint['data'] or 'data that its file does not name'}."
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Compares the data."""
-        if self.name:
-            rank_zero_info(self.name)
-            self.name = ""
+        if self.to_say:
+            rank_zero_info(self.to_say)
+            self.to_say = ""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if stage == "fit" and self.resumes and self.kept is not None:
+        if stage == "fit" and self.kept is not None:
             datamodule.origin.refuse_other(self.kept)
         if stage == "test":
             self.check_test(datamodule)
