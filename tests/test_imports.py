@@ -18,7 +18,7 @@ FLOORS = [  # each may import from those before it, and from its own
     {"meta_gradients", "optimizees"},
     {"learners", "evaluation"},
     {"trained", "callbacks", "config_files"},
-    {"cli", "seeds", "reference"},
+    {"cli", "seeds", "reference", "variants"},
     {"__main__"},
 ]
 

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 def names() -> list[str]:
     """The trained rules that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+    return sorted(path.stem for path in FOLDER.glob("[!.]*.safetensors"))
 
 
 def load_rule(name: str | PathLike, rule: UpdateRule | None = None) -> UpdateRule:

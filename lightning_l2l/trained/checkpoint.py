@@ -28,7 +28,7 @@ def read_checkpoint(path: Path, resumes: bool) -> dict[str, Any]:
     if (checkpoint := _read_whole(path, resumes)) is not None:
         check_numbers(checkpoint, path, resumes)
         return checkpoint
-    others = set(path.parent.glob("*.ckpt")) - {path} if run_folder(path) else set()
+    others = set(path.parent.glob("[!.]*.ckpt")) - {path} if run_folder(path) else set()
     newest = sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)
     whole = next((other for other in newest if _read_whole(other, resumes) is not None), None)
     instead = "another" if whole is None else f"{whole.name} beside it, which is whole"

@@ -111,7 +111,7 @@ def _read(name: Name, root: str) -> LabelledImages:
 
 
 def _has_files(name: Name, root: str) -> bool:
-    return any((Path(root) / name / "raw").glob("*ubyte*"))
+    return any((Path(root) / name / "raw").glob("[!.]*ubyte*"))
 
 
 def _fewer(images: LabelledImages, most: int) -> LabelledImages:
