@@ -6,7 +6,6 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Iterator
 from typing import NoReturn
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -40,7 +39,9 @@ class ShortParser(argparse.ArgumentParser):
 def invalid_input(error: BaseException | None) -> BaseException | None:
     """Finds an error that the user can fix in the chain of causes: the parser wraps errors of constructors."""
     found: BaseException | None = None
-    while error is not None:
+    seen: set[int] = set()  # errors may be causes of each other
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         found = error if isinstance(error, InvalidInputError | MisconfigurationException) else found
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return found
@@ -55,7 +56,7 @@ def ending(error: BaseException) -> tuple[str, int] | None:
     """
     if (invalid := invalid_input(error)) is not None:
         return one_sentence(str(invalid)), 2
-    for cause in reversed([*_causes(error)]):
+    for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno is not None:
             place = cause.filename if cause.filename is not None else "A file"
             sentence = f"{place} cannot be read or written: {cause.strerror}."
@@ -75,10 +76,12 @@ def ending(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error, after that which it was raised from, and so on."""
+    found = [error]
+    while (cause := found[-1].__cause__) is not None and cause not in found:
+        found.append(cause)
+    return found[::-1]
 
 
 def _raised_in(error: BaseException) -> set[str]:
