@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, ProgressBar, Timer
 from pytorch_lightning.cli import SaveConfigCallback
 from tqdm import tqdm
 
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import InvalidInputError, require_share
 from lightning_l2l.interrupts import Interrupt
 from lightning_l2l.learners.base import monitor_of
 from lightning_l2l.tensorboard import has_tensorboard
@@ -38,10 +38,11 @@ class AveragedWeights(EMAWeightAveraging):
     mean; checkpoints hold both, and training continues from φ.
 
     Args:
-        decay: the share of the mean that each meta-batch keeps, 0 to 1.
+        decay: the share of the mean that each meta-batch keeps, less than 1.
     """
 
     def __init__(self, decay: float = 0.9) -> None:
+        require_share("decay of AveragedWeights", decay)
         super().__init__(decay=decay)
         self.swapped = False  # whether the module holds the mean
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ActionConfigFile
 
-from lightning_l2l.errors import InvalidInputError, first_line
+from lightning_l2l.errors import InvalidInputError, first_line, require_not_negative, require_positive, require_within
 from lightning_l2l.learners.old_schedule import refuse_old_schedule
 from lightning_l2l.yaml_files import check_yaml, load_yaml, read_yaml
 
@@ -173,7 +173,7 @@ def _check_keys(settings: Any, subject: str) -> None:
 
 
 def check_sections(config: Any) -> None:
-    """Refuses sections that are empty, variants whose names are none, and seeds that NumPy does not take.
+    """Refuses sections that are empty, variants whose names are none, and settings of Lightning's that mean nothing.
 
     Args:
         config: the parsed settings of a command.
@@ -185,8 +185,14 @@ def check_sections(config: Any) -> None:
     for key, fix in empty.items():
         if config.get(key) is None:
             raise InvalidInputError(f"{key} is null, but it must be a mapping: {fix}, or give its settings.")
-    if not 0 <= config.seed_everything < 2**32:
-        raise InvalidInputError(f"seed_everything is {config.seed_everything}: give a number from 0 to {2**32 - 1}.")
+    require_within("seed_everything", config.seed_everything, 0, 2**32 - 1)  # what NumPy takes
+    if config.trainer.max_steps != -1:
+        require_positive("trainer.max_steps", config.trainer.max_steps)
+    for key in ("check_val_every_n_epoch", "val_check_interval"):
+        if isinstance(value := config.trainer[key], int | float):
+            require_positive(f"trainer.{key}", value)
+    require_not_negative("trainer.log_every_n_steps", config.trainer.log_every_n_steps or 0)
+    require_not_negative("early_stopping.patience", config.early_stopping.patience)
     for name in config.variants:
         if not isinstance(name, str) or not name.strip():
             raise InvalidInputError(f"variants has the name {name!r}, which is no text: give another, in quotes.")

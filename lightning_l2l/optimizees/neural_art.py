@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_l2l.digests import content
 from lightning_l2l.episodes import Episodes
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import InvalidInputError, require_not_negative
 from lightning_l2l.optimizees.art_loss import ArtLoss
 from lightning_l2l.optimizees.base import EpisodeDataModule, Split
 from lightning_l2l.optimizees.loader import EpisodeLoader
@@ -118,8 +118,9 @@ class NeuralArt(EpisodeDataModule):
                 raise InvalidInputError(f"data.{key} is {value}, which is too small: give {SMALLEST} or more.")
         weights = {"content_weight": content_weight, "style_weight": style_weight, "variation_weight": variation_weight}
         for key, weight in weights.items():
-            if weight < 0:
-                raise InvalidInputError(f"data.{key} is {weight}, but it must not be negative: give 0 or more.")
+            require_not_negative(f"data.{key}", weight)
+        if not any(weights.values()):
+            raise InvalidInputError("data.content_weight and both other weights are 0: give one that is not.")
         self.content = content
         self.style = style
         self.size = size
