@@ -40,7 +40,8 @@ def load_yaml(text: str, subject: str, load: Callable[[str], Any] = yaml.safe_lo
     except yaml.YAMLError:
         raise
     except Exception as error:  # of a tag, a date or a number that means nothing
-        raise yaml.YAMLError(first_line(error)) from error
+        reason = "nesting too deep" if isinstance(error, RecursionError) else first_line(error)
+        raise yaml.YAMLError(reason) from error
 
 
 def check_yaml(text: str, subject: str) -> None:
