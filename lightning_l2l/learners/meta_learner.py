@@ -76,6 +76,7 @@ class MetaLearner(LightningModule):
         require_positive("model.unroll", unroll)
         require_positive("model.gradient_clip", gradient_clip)
         for key, value in (("", learning_rate), ("final_", self.final_learning_rate)):
+            require_positive(f"model.{key}learning_rate", value)
             require_within(f"model.{key}learning_rate", value, 1e-30, 1e30)  # what Adam can take in float32
         if meta_loss is not None and loss_weights is not None:
             raise InvalidInputError(

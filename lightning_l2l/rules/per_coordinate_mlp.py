@@ -64,6 +64,7 @@ class PerCoordinateMLP(UpdateRule):
     def __init__(self, hidden_size: int = 8, num_layers: int = 2, learning_rate: float = 0.003) -> None:
         super().__init__()
         require_positive("hidden_size", hidden_size)
+        require_positive("num_layers", num_layers)
         require_within("num_layers", num_layers, 1, MOST_LAYERS)
         require_positive("learning_rate", learning_rate)
         self.learning_rate = learning_rate

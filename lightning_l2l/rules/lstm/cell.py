@@ -38,7 +38,7 @@ class AutogradLSTM(UpdateRule):
         momenta: list[float] | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"hidden_size": hidden_size, "preprocessing": preprocessing}
+        sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "preprocessing": preprocessing}
         for name, value in sizes.items():
             if value is not None:
                 require_positive(name, value)
