@@ -8,10 +8,11 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, ProgressBar, Timer
 from pytorch_lightning.cli import SaveConfigCallback
 from tqdm import tqdm
 
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import InvalidInputError, require_share
 from lightning_l2l.interrupts import Interrupt
 from lightning_l2l.learners.base import monitor_of
 from lightning_l2l.tensorboard import has_tensorboard
+from lightning_l2l.trained.resuming import GivenFlags, SameData
 from lightning_l2l.trained.saving import BestCheckpoint, LastCheckpoint
 
 __all__ = [  # with those that configs name by this module
@@ -25,6 +26,11 @@ __all__ = [  # with those that configs name by this module
 ]
 
 
+def own_callbacks() -> list[Callback]:
+    """Those of every run that have no settings."""
+    return [SameData(), GivenFlags(), LastCheckpoint(), Interrupt(), MetaProgressBar(), HyperparameterMetrics()]
+
+
 class AveragedWeights(EMAWeightAveraging):
     """Validates and keeps a moving average of φ, in which the noise of single meta-gradients averages out.
 
@@ -32,10 +38,11 @@ class AveragedWeights(EMAWeightAveraging):
     mean; checkpoints hold both, and training continues from φ.
 
     Args:
-        decay: the share of the mean that each meta-batch keeps, 0 to 1.
+        decay: the share of the mean that each meta-batch keeps, less than 1.
     """
 
     def __init__(self, decay: float = 0.9) -> None:
+        require_share("decay of AveragedWeights", decay)
         super().__init__(decay=decay)
         self.swapped = False  # whether the module holds the mean
 

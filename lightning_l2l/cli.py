@@ -12,28 +12,20 @@ from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from lightning_l2l import reference, seeds
-from lightning_l2l.callbacks import (
-    BestCheckpoint,
-    HyperparameterMetrics,
-    Interrupt,
-    LastCheckpoint,
-    MetaProgressBar,
-    SaveStageConfig,
-)
-from lightning_l2l.config_files import ConfigByName, find_config, given, merge, refuse_old_keys
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.callbacks import BestCheckpoint, SaveStageConfig, own_callbacks
+from lightning_l2l.config_files import ConfigByName, check_sections, find_config, given, refuse_old_keys
+from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.evaluation import report
 from lightning_l2l.evaluation.comparison import Comparison, comparison_of
 from lightning_l2l.evaluation.pictures import Pictures
 from lightning_l2l.evaluation.predictions import Predictions
 from lightning_l2l.evaluation.suite.benchmark import Benchmark
-from lightning_l2l.evaluation.suite.problems import make_data
 from lightning_l2l.interrupts import terminable
 from lightning_l2l.learners import MetaLearner
 from lightning_l2l.learners import base as learners
 from lightning_l2l.optimizees import EpisodeDataModule
 from lightning_l2l.parser import OneSentenceParser
-from lightning_l2l.terminal import invalid_input, quieten, show_log
+from lightning_l2l.terminal import ending, quieten, show_log
 from lightning_l2l.trained.checkpoint import (
     PRETRAINED,
     check_same_settings,
@@ -44,7 +36,9 @@ from lightning_l2l.trained.checkpoint import (
     without_ckpt_path,
 )
 from lightning_l2l.trained.export import export
+from lightning_l2l.trained.resuming import SameData
 from lightning_l2l.trained.runs import continue_run, find_checkpoint, runs_folder
+from lightning_l2l.variants import make_variants
 
 PROGRAM = "python -m lightning_l2l"
 LEARNER = "lightning_l2l.learners.MetaLearner"
@@ -83,7 +77,7 @@ class LearningToLearnCLI(LightningCLI):
                 "enable_model_summary": False,
                 "inference_mode": False,  # optimizees need autograd in validation and test, too
                 "devices": 1,  # more would change how many meta-steps a config takes
-                "callbacks": [LastCheckpoint(), Interrupt(), MetaProgressBar(), HyperparameterMetrics()],
+                "callbacks": own_callbacks(),
             },
             parser_kwargs={"prog": PROGRAM},
             args=arguments,
@@ -122,7 +116,13 @@ class LearningToLearnCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Sets the default learner and adds the callbacks that have settings."""
         # the settings of a default class would go over to any other class that has settings of their names
-        parser.set_defaults({"model": {"class_path": self.given.learner or LEARNER}})
+        learner = self.given.learner or LEARNER
+        try:
+            parser.set_defaults({"model": {"class_path": learner}})
+        except Exception as error:
+            raise InvalidInputError(
+                f"model is {learner}, which is no class path ({first_line(error)}): give one."
+            ) from error
         parser.add_argument(
             "--variants",
             type=dict[str, dict],  # data, until _variant parses them
@@ -142,6 +142,11 @@ class LearningToLearnCLI(LightningCLI):
                 "early_stopping.check_on_train_epoch_end": False,  # a resumed epoch may have been validated before
             }
         )
+
+    def _set_seed(self) -> None:
+        """Seeds all random numbers, after the settings that every command has are checked."""
+        check_sections(self.config[self.subcommand])
+        super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
         """Finds the checkpoint and continues in its run's folder."""
@@ -180,6 +185,7 @@ class LearningToLearnCLI(LightningCLI):
         """Loads a trained rule, and adds all settings to the hyperparameters, for checkpoints and TensorBoard."""
         config = self.config[self.subcommand]
         if self.checkpoint is not None:
+            self.same_data.take(self.checkpoint, config.ckpt_path)
             own, weights = self.model.state_dict(), self.checkpoint["state_dict"]
             if config.ckpt_path.startswith(PRETRAINED):  # a rule alone, whatever else a learner may have
                 own = {name: tensor for name, tensor in own.items() if name.startswith("rule.")}
@@ -194,19 +200,12 @@ class LearningToLearnCLI(LightningCLI):
             if isinstance(callback, BestCheckpoint | EarlyStopping) and callback.monitor == learners.MONITOR:
                 callback.monitor = learners.monitor_of(self.model)
         # now, so that an invalid variant is reported before the first race
-        self.variants = {name: self._variant(name, changes) for name, changes in config.variants.items()}
+        self.variants = make_variants(plain(config.data), config.variants)
 
-    def _variant(self, name: str, changes: dict[str, Any]) -> EpisodeDataModule:
-        """Makes the DataModule of a variant: this one's settings with some changed."""
-        settings = plain(self.config[self.subcommand].data)
-        try:
-            datamodule = make_data(merge(settings, {"init_args": changes}))
-        except Exception as error:
-            if not (reason := invalid_input(error)):
-                raise
-            raise InvalidInputError(f"variants.{name}: {reason}") from None
-        datamodule.variant_name = name
-        return datamodule
+    @property
+    def same_data(self) -> SameData:
+        """The callback that compares the data with the checkpoint's."""
+        return next(one for one in self.trainer.callbacks if isinstance(one, SameData))  # type: ignore[attr-defined]
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the config as given: Lightning would let the checkpoint's settings silently override it."""
@@ -219,6 +218,7 @@ class LearningToLearnCLI(LightningCLI):
                 datamodule.prepare_data()
                 datamodule.setup("test")
                 learners.check(self.model, datamodule)
+                self.same_data.check_test(datamodule)
                 comparison_of(self.trainer).check(self.trainer, self.model, datamodule)
             except InvalidInputError as error:
                 raise InvalidInputError(f"variants.{name}: {error}") from None
@@ -253,7 +253,7 @@ def learner_help() -> str:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line; bad input ends with one sentence and exit status 2."""
+    """Runs the command line; bad input ends with one sentence and exit status 2, a failing disk with 1."""
     arguments = sys.argv[1:] if args is None else args
     arguments = ["--print_config=comments" if a == "--print_config" else a for a in arguments]
     quieten()
@@ -262,10 +262,11 @@ def main(args: list[str] | None = None) -> None:
         with terminable():
             dispatch(*(arguments or [""]))
     except Exception as error:
-        if (invalid := invalid_input(error)) is None:
+        if (found := ending(error)) is None:
             raise
-        print(f"error: {invalid}", file=sys.stderr)
-        sys.exit(2)
+        sentence, status = found
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(status)
 
 
 def dispatch(command: str, *flags: str) -> None:

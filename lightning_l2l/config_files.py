@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ActionConfigFile
 
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import InvalidInputError, first_line, require_not_negative, require_positive, require_within
 from lightning_l2l.learners.old_schedule import refuse_old_schedule
 from lightning_l2l.yaml_files import check_yaml, load_yaml, read_yaml
 
@@ -29,9 +29,6 @@ class ConfigByName(ActionConfigFile):
         """Resolves the name, and applies what the file changes."""
         path = find_config(values)
         settings = read_config(path)
-        if settings is None:  # the parser reports what is wrong with it
-            super().__call__(parser, cfg, str(path), option_string)
-            return
         self.before = merge(self.before, settings)
         super().__call__(parser, cfg, yaml.safe_dump(_changed(self.before, settings), sort_keys=False), option_string)
 
@@ -45,10 +42,9 @@ def find_config(name: str) -> Path:
     for folder in (Path(), *CONFIG_FOLDERS):
         if (folder / name).is_file() and (folder == Path() or "/" not in name):
             return folder / name
-    known = sorted({path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")})
-    raise InvalidInputError(
-        f"--config is {name}, which is neither a file nor one of the package's own: choose {', '.join(known)}."
-    )
+    known = sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("[!.]*.yaml")})
+    known = [stem for stem in known if not stem.endswith("_problems")]
+    raise InvalidInputError(f"--config is {name[:20]}, which is no file: give one, or {', '.join(known)} (.yaml).")
 
 
 def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +98,7 @@ def given(arguments: Sequence[str]) -> Given:
             continue
         value = value if has_value else next(flags, "")
         if name in ("-c", "--config"):
-            config = read_config(find_config(value)) or {}
+            config = read_config(find_config(value))
             model = merge(model, _as_mapping(config.get("model")))
             trainer = merge(trainer, _as_mapping(config.get("trainer")))
         elif name == "--trainer.max_epochs":
@@ -137,10 +133,66 @@ def _parsed(value: str) -> Any:
         return value
 
 
-def read_config(path: Path) -> dict[str, Any] | None:
-    """Returns the settings of a YAML file; None if it holds none that can be read."""
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns the settings of a YAML file.
+
+    Raises:
+        InvalidInputError: it cannot be read, or holds none.
+    """
+    subject = f"--config is {path}, which"
     try:
-        settings = read_yaml(path, f"--config is {path}, which")
-    except (yaml.YAMLError, OSError, UnicodeDecodeError):
-        return None
-    return settings if isinstance(settings, dict) else None
+        settings = read_yaml(path, subject)
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{subject} is not a text in UTF-8: save it as that.") from error
+    except (yaml.YAMLError, OSError) as error:
+        raise InvalidInputError(f"{subject} cannot be read as YAML ({_problem(error)}): correct it.") from error
+    if not isinstance(settings, dict):
+        raise InvalidInputError(f"{subject} has no sections: give some, such as model, data and trainer.")
+    _check_keys(settings, subject)
+    return settings
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong, and where."""
+    mark = getattr(error, "problem_mark", None)
+    return first_line(error) if mark is None else f"{getattr(error, 'problem', '')} in line {mark.line + 1}"
+
+
+def _check_keys(settings: Any, subject: str) -> None:
+    """Refuses keys that YAML does not read as text."""
+    if isinstance(settings, list):
+        for entry in settings:
+            _check_keys(entry, subject)
+    elif isinstance(settings, dict):
+        for key, value in settings.items():
+            if not isinstance(key, str):
+                raise InvalidInputError(
+                    f"{subject} has the key {key}, which YAML reads as {type(key).__name__}: put it in quotes."
+                )
+            _check_keys(value, subject)
+
+
+def check_sections(config: Any) -> None:
+    """Refuses sections that are empty, variants whose names are none, and settings of Lightning's that mean nothing.
+
+    Args:
+        config: the parsed settings of a command.
+
+    Raises:
+        InvalidInputError: names the first.
+    """
+    empty = {"trainer": "leave it out", "variants": "give {} for none"}
+    for key, fix in empty.items():
+        if config.get(key) is None:
+            raise InvalidInputError(f"{key} is null, but it must be a mapping: {fix}, or give its settings.")
+    require_within("seed_everything", config.seed_everything, 0, 2**32 - 1)  # what NumPy takes
+    if config.trainer.max_steps != -1:
+        require_positive("trainer.max_steps", config.trainer.max_steps)
+    for key in ("check_val_every_n_epoch", "val_check_interval"):
+        if isinstance(value := config.trainer[key], int | float):
+            require_positive(f"trainer.{key}", value)
+    require_not_negative("trainer.log_every_n_steps", config.trainer.log_every_n_steps or 0)
+    require_not_negative("early_stopping.patience", config.early_stopping.patience)
+    for name in config.variants:
+        if not isinstance(name, str) or not name.strip():
+            raise InvalidInputError(f"variants has the name {name!r}, which is no text: give another, in quotes.")

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from lightning_l2l.digests import content
 from lightning_l2l.rules.base import Layout, layout_of
 
 
@@ -151,9 +152,3 @@ class Episodes(ABC):
 
     def __len__(self) -> int:
         return len(self.theta)
-
-
-def content(tensor: Tensor) -> str:
-    """A digest of a tensor's type, shape and numbers."""
-    numbers = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()  # NumPy has no bfloat16
-    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(numbers).hexdigest()}"

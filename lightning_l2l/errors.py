@@ -1,5 +1,8 @@
 """The exception for errors that the user can fix, and helpers for its messages."""
 
+import math
+from pathlib import Path
+
 
 class InvalidInputError(Exception):
     """Raised for a value, file or flag that cannot be used.
@@ -15,6 +18,30 @@ def first_line(error: BaseException) -> str:
 
 
 def require_positive(key: str, value: float) -> None:
-    """Raises ``InvalidInputError`` unless a setting is above zero."""
-    if value <= 0:
-        raise InvalidInputError(f"{key} is {value}, but it must be positive: give a value above 0.")
+    """Raises ``InvalidInputError`` unless a setting is above zero, and finite."""
+    if not 0 < value < math.inf:
+        raise InvalidInputError(f"{key} is {value}, but it must be positive and finite: give a value above 0.")
+
+
+def require_not_negative(key: str, value: float) -> None:
+    """Raises ``InvalidInputError`` unless a setting is zero or above, and finite."""
+    if not 0 <= value < math.inf:
+        raise InvalidInputError(f"{key} is {value}, but it must be finite and not negative: give 0 or more.")
+
+
+def require_share(key: str, value: float) -> None:
+    """Raises ``InvalidInputError`` unless a setting is a share of the past that is kept: from 0 to less than 1."""
+    if not 0 <= value < 1:
+        raise InvalidInputError(f"{key} is {value}: give 0 or more, and less than 1.")
+
+
+def require_inside(key: str, value: str) -> None:
+    """Raises ``InvalidInputError`` unless a setting names a folder inside the run's."""
+    if Path(value).is_absolute() or ".." in Path(value).parts:
+        raise InvalidInputError(f"{key} is {value}, which lies outside the run's folder: give a name.")
+
+
+def require_within(key: str, value: float, lowest: float, highest: float) -> None:
+    """Raises ``InvalidInputError`` unless a setting lies between two values, or is one of them."""
+    if not lowest <= value <= highest:
+        raise InvalidInputError(f"{key} is {value}: give a number from {lowest} to {highest}.")

@@ -1,12 +1,13 @@
 """What meta-training minimises: the meta-loss of a run's learning curve."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_l2l.errors import InvalidInputError, require_positive
+from lightning_l2l.errors import InvalidInputError, require_not_negative, require_positive
 
 Weights = Literal["uniform", "last", "linear"] | list[float]
 
@@ -47,6 +48,10 @@ class WeightedSum(MetaLoss):
     """
 
     def __init__(self, weights: Weights = "uniform") -> None:
+        if isinstance(weights, list) and not (any(weights) and all(map(math.isfinite, weights))):
+            raise InvalidInputError(
+                f"model.loss_weights is {weights}: give finite numbers, of which at least one is not 0."
+            )
         self.weights = weights
 
     def __call__(self, losses: Tensor, step: int, horizon: int, reference: Tensor | None = None) -> Tensor:
@@ -88,6 +93,7 @@ class LogLoss(MetaLoss):
     def __init__(self, floor: float = 0.001, last: float = 0.0, cap: float = 1000.0) -> None:
         require_positive("model.meta_loss.init_args.floor", floor)
         require_positive("model.meta_loss.init_args.cap", cap)
+        require_not_negative("model.meta_loss.init_args.last", last)
         self.floor = floor
         self.last = last
         self.cap = cap
@@ -123,10 +129,11 @@ class Regret(MetaLoss):
 
     def __init__(self, floor: float = 0.001, lowest: float = -1.5, highest: float = 3.0, penalty: float = 2.0) -> None:
         require_positive("model.meta_loss.init_args.floor", floor)
-        if lowest >= highest:
+        if not lowest < highest:
             raise InvalidInputError(
                 f"model.meta_loss.init_args.lowest is {lowest}, but highest is {highest}: give a smaller lowest."
             )
+        require_not_negative("model.meta_loss.init_args.penalty", penalty)
         self.floor = floor
         self.lowest = lowest
         self.highest = highest

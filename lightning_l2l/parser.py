@@ -1,5 +1,6 @@
 """The parser of commands and configs: one sentence an error, and classes only where a setting's type asks for one."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,28 @@ class OneSentenceParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raises ``InvalidInputError``, which ``main`` prints."""
-        raise InvalidInputError(" ".join(message.split())) from ex
+        raise InvalidInputError(shortened(message)) from ex
+
+
+def shortened(message: str) -> str:
+    """What jsonargparse says is wrong with a setting, without all that its type would have allowed."""
+    text = " ".join(message.split())
+    for pattern, put in (
+        (r'^Parser key "(.+?)":', r"\1:"),
+        (r"- Expected a path but .+? either not accessible or invalid ", ""),
+        (r"Does not validate against any of the Union subtypes Subtypes: .+? Errors:", ""),
+        (r"Subclass types expect one of: .+?(?= - Expected| - Not a valid| Given value|$)", ""),
+        (r"- Expected a <class 'NoneType'>", ""),
+        (r"Given value type: .+? Given value: ", "Given: "),
+        (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
+    ):
+        text = re.sub(pattern, put, text)
+    text, _, value = text.partition("Given: ")
+    key, _, reasons = text.partition(": ")
+    different = dict.fromkeys(filter(None, (reason.strip(" -") for reason in reasons.split(" - "))))
+    if not value or not different:
+        return text
+    return f"{key} is {value[:60]}, which does not fit: {'; or '.join(different)[:180]}."
 
 
 class _Refused(BaseException):

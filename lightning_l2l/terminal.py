@@ -1,14 +1,22 @@
 """Terminal output beside results: silenced notices, the package's own log, and errors that a user can fix."""
 
 import argparse
+import errno
 import logging
 import os
+import traceback
 import warnings
 from typing import NoReturn
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import InvalidInputError, first_line
+
+LONGEST = 280  # characters of a sentence, with "error: " before it less than 300
+LONGEST_WORD = 80
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a user's input is not to blame for
+MEMORY = ("allocate memory", "Unable to allocate", "Maximum allowed dimension", "array is too big", "out of memory")
+OTHERS = ("pytorch_lightning", "lightning_fabric", "lightning_utilities", "jsonargparse", "tensorboard")
 
 
 class ShortParser(argparse.ArgumentParser):
@@ -31,10 +39,64 @@ class ShortParser(argparse.ArgumentParser):
 def invalid_input(error: BaseException | None) -> BaseException | None:
     """Finds an error that the user can fix in the chain of causes: the parser wraps errors of constructors."""
     found: BaseException | None = None
-    while error is not None:
+    seen: set[int] = set()  # errors may be causes of each other
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         found = error if isinstance(error, InvalidInputError | MisconfigurationException) else found
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return found
+
+
+def ending(error: BaseException) -> tuple[str, int] | None:
+    """How a command ends with an error.
+
+    Returns:
+        One sentence, and the exit status: 1 where a disk failed, 2 otherwise. None for a fault of a program's own,
+        which needs its traceback.
+    """
+    if (invalid := invalid_input(error)) is not None:
+        return one_sentence(str(invalid)), 2
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno is not None:
+            place = cause.filename if cause.filename is not None else "A file"
+            sentence = f"{place} cannot be read or written: {cause.strerror}."
+            return one_sentence(sentence), 1 if cause.errno in DISK else 2
+        if isinstance(cause, MemoryError) or any(words in str(cause) for words in MEMORY):
+            return one_sentence(f"There is not enough memory ({first_line(cause)}): give smaller settings."), 2
+        if isinstance(cause, RecursionError):
+            return "The settings are nested too deeply: write them flatter.", 2
+        if isinstance(cause, UnicodeError):
+            return one_sentence(f"A file or a setting is no text in UTF-8 ({first_line(cause)}): correct it."), 2
+        if "null byte" in str(cause):
+            return "A path has a null byte in it: give another path.", 2
+        if isinstance(cause, ImportError):
+            return one_sentence(f"{first_line(cause)}: install it, or change the setting that needs it."), 2
+    if _raised_in(error).intersection(OTHERS):
+        return one_sentence(first_line(error)), 2
+    return None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error, after that which it was raised from, and so on."""
+    found = [error]
+    while (cause := found[-1].__cause__) is not None and cause not in found:
+        found.append(cause)
+    return found[::-1]
+
+
+def _raised_in(error: BaseException) -> set[str]:
+    """The parts of the path of the file that raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return set(frames[-1].filename.split(os.sep)) if frames else set()
+
+
+def one_sentence(text: str) -> str:
+    """A message on one line, in printable characters, and with long words and the end of a long text cut."""
+    printable = "".join(c if c.isprintable() or c.isspace() else repr(c)[1:-1] for c in text)
+    half = LONGEST_WORD // 2 - 1
+    words = [word if len(word) <= LONGEST_WORD else f"{word[:half]}…{word[-half:]}" for word in printable.split()]
+    line = " ".join(words)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
 
 def quieten() -> None:

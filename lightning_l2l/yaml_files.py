@@ -1,5 +1,6 @@
 """YAML from files and flags, within limits: a short text can stand for more than any memory holds."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from lightning_l2l.errors import InvalidInputError, first_line
 MOST_BYTES = 10_000_000  # of a file
 MOST_VALUES = 100_000  # of a text, with every alias written out
 DEEPEST = 50  # mappings and lists inside one another
+NO_NUMBER = re.compile(r"[-+]?\d{19,}|\.(nan|NaN|NAN)")
 PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -27,7 +29,7 @@ def read_yaml(path: Path, subject: str) -> Any:
     """
     if path.stat().st_size > MOST_BYTES:
         raise InvalidInputError(f"{subject} has more than {MOST_BYTES:,} bytes: give a smaller YAML file.")
-    return load_yaml(path.read_text(), subject)
+    return load_yaml(path.read_text(encoding="utf-8"), subject)
 
 
 def load_yaml(text: str, subject: str, load: Callable[[str], Any] = yaml.safe_load) -> Any:
@@ -38,11 +40,12 @@ def load_yaml(text: str, subject: str, load: Callable[[str], Any] = yaml.safe_lo
     except yaml.YAMLError:
         raise
     except Exception as error:  # of a tag, a date or a number that means nothing
-        raise yaml.YAMLError(first_line(error)) from error
+        reason = "nesting too deep" if isinstance(error, RecursionError) else first_line(error)
+        raise yaml.YAMLError(reason) from error
 
 
 def check_yaml(text: str, subject: str) -> None:
-    """Refuses YAML whose anchors contain themselves or multiply, or that is nested too deeply.
+    """Refuses YAML whose anchors contain themselves or multiply, that is nested too deeply, or has NaN for a number.
 
     Text that is not YAML passes: whoever loads it says so.
 
@@ -76,6 +79,8 @@ def _wrong(text: str) -> str:
         elif isinstance(event, yaml.ScalarEvent):
             count += 1
             sizes[event.anchor or ""] = 1
+            if event.implicit[0] and NO_NUMBER.fullmatch(event.value):
+                return f"has {event.value[:40]} in line {event.start_mark.line + 1}: give a number within 64 bits"
             if "&" in event.value and "*" in event.value and event.value != text:  # a setting's text is YAML, too
                 check_yaml(event.value, "a text in it")
         if count > MOST_VALUES:

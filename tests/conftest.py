@@ -76,16 +76,16 @@ def fitted(empty_folder, one_fit) -> None:
 
 @pytest.fixture
 def fails(capsys):
-    """Runs a command line that must end with one sentence and status 2, and returns the sentence."""
+    """Runs a command line that must end with one sentence and a status, by default 2, and returns the sentence."""
     from lightning_l2l.cli import main
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, status: int = 2) -> str:
         with pytest.raises(SystemExit) as stopped:
             main(list(arguments))
-        assert stopped.value.code == 2
+        assert stopped.value.code == status
         lines = capsys.readouterr().err.strip().splitlines()
         sentences = [line for line in lines if line.startswith("error: ")]
-        assert len(sentences) == 1
+        assert len(sentences) == 1 and len(sentences[0]) < 300
         assert "Traceback" not in "\n".join(lines)
         return sentences[0]
 

@@ -140,7 +140,7 @@ def test_bad_rivals_get_one_sentence_before_anything_takes_time(fails, monkeypat
         "pretrained:nope": "neither a file nor one of the package's own",
         "cut.ckpt": "truncated or not a checkpoint",
         "evil.ckpt": "truncated or not a checkpoint",
-        "other.ckpt": "Missing key",
+        "other.ckpt": "weights.0 is missing there",
         "pretrained:groups.safetensors": "theta belongs to no group",
     }
     for name, words in bad.items():

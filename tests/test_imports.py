@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lightning_l2l"
 FLOORS = [  # each may import from those before it, and from its own
-    {"errors", "tensorboard", "terminal", "file_sizes", "whole_files", "interrupts", "yaml_files", "parser"},
+    {"errors", "digests", "tensorboard", "terminal", "file_sizes", "whole_files", "interrupts", "yaml_files", "parser"},
     {"rules", "pretrained"},
     {"guard", "diagnostics", "watched_optimizer", "named_rules", "sharding", "learned_optimizer", "episodes"},
     {"unroll"},
@@ -18,7 +18,7 @@ FLOORS = [  # each may import from those before it, and from its own
     {"meta_gradients", "optimizees"},
     {"learners", "evaluation"},
     {"trained", "callbacks", "config_files"},
-    {"cli", "seeds", "reference"},
+    {"cli", "seeds", "reference", "variants"},
     {"__main__"},
 ]
 

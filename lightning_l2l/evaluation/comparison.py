@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_l2l.episodes import Episodes
-from lightning_l2l.errors import InvalidInputError, require_positive
+from lightning_l2l.errors import InvalidInputError, require_inside, require_positive
 from lightning_l2l.evaluation.contestants import Contestant, contestants, run_of, told_apart
 from lightning_l2l.evaluation.result_cache import ResultCache
 from lightning_l2l.evaluation.results import (
@@ -67,6 +67,7 @@ class Comparison(Callback):
         rivals: list[str] | str | None = None,
     ) -> None:
         require_positive("comparison.rates_per_decade", rates_per_decade)
+        require_inside("comparison.results", results)
         self.rates_per_decade = rates_per_decade
         self.prune_rates = prune_rates
         self.results = results

@@ -16,8 +16,9 @@ from lightning_l2l.evaluation.provenance import settings_of, source_of
 from lightning_l2l.evaluation.tuning import grid_of, with_settings
 from lightning_l2l.learners.base import rule_of
 from lightning_l2l.optimizees import EpisodeDataModule
+from lightning_l2l.optimizees.origin import KEPT, is_kept
 from lightning_l2l.rules import NAG, SGD, Adam, RMSprop, UpdateRule
-from lightning_l2l.rules.files import PRETRAINED, make_rule, read_rule, read_safely
+from lightning_l2l.rules.files import PRETRAINED, check_finite, check_fit, make_rule, read_rule, read_safely
 from lightning_l2l.tensorboard import run_folder
 
 Kind = Literal["learned", "rival", "baseline"]
@@ -38,6 +39,7 @@ class Contestant:
         rule: the rule as given; only copies of it are run.
         run: the run that a rival comes from, such as "seed 1", which its name ends with.
         data: the settings of the data that a rival was trained on, as far as they are known.
+        trained_on: what its checkpoint has kept of that data (see ``Origin.kept``).
         tuned: the settings that have been tuned, by name.
     """
 
@@ -46,6 +48,7 @@ class Contestant:
     rule: UpdateRule
     run: str = ""
     data: dict[str, Any] = field(default_factory=dict)
+    trained_on: dict[str, Any] | None = None
     tuned: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -86,6 +89,8 @@ class Contestant:
                 f"data.parts is {parts}, but it was trained with {before}, and may have met the images of this test: "
                 "give the same."
             )
+        if self.trained_on is not None:
+            datamodule.origin.refuse_seen(self.trained_on)
 
     def depends_on(self, batches: Sequence[Episodes]) -> tuple[object, ...] | None:
         """The rule's settings, and a digest of its source code and the episodes'; None if there is no source file."""
@@ -142,19 +147,20 @@ def read_rival(name: str, learner: LightningModule, home: Path | None) -> Contes
     Raises:
         InvalidInputError: says what is wrong with it.
     """
-    data: dict[str, Any] = {}
+    checkpoint: dict[str, Any] = {}
     try:
         if name.startswith(PRETRAINED):
             path = Path(name.removeprefix(PRETRAINED))
             settings, tensors = read_rule(str(path))
         else:
             path = Path(name).resolve()
-            settings, tensors, data = _read_checkpoint(path)
+            settings, tensors, checkpoint = _read_checkpoint(path)
         own = rule_of(learner)
         same = own is not None and settings == learner.hparams.get("rule")
-        rule = copy.deepcopy(own) if own is not None and same else make_rule(settings, name)
+        rule = copy.deepcopy(own) if own is not None and same else make_rule(settings, tensors, name)
+        check_fit(rule, tensors, name)
         rule.load_state_dict(tensors)
-    except (InvalidInputError, RuntimeError) as error:
+    except InvalidInputError as error:
         raise InvalidInputError(f"comparison.rivals has {name}: {' '.join(str(error).split())}") from None
     if name.startswith(PRETRAINED):
         return Contestant(path.stem, "rival", rule)
@@ -163,7 +169,8 @@ def read_rival(name: str, learner: LightningModule, home: Path | None) -> Contes
     if home is not None and folder is not None and folder.parent != home.resolve():
         label = f"{label} {folder.parent.name}"
     run = run_of(path) or path.stem
-    return Contestant(f"{label} {run}", "rival", rule, run, data)
+    data = checkpoint.get("datamodule_hyper_parameters", {}).get("data", {}).get("init_args", {})
+    return Contestant(f"{label} {run}", "rival", rule, run, data, checkpoint.get(KEPT))
 
 
 def run_of(checkpoint: Path) -> str:
@@ -173,7 +180,7 @@ def run_of(checkpoint: Path) -> str:
 
 
 def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
-    """The settings and the numbers of a checkpoint's rule, and the settings of the data it was trained on."""
+    """The settings and the numbers of a checkpoint's rule, and all that the checkpoint holds."""
     if not path.is_file():
         raise InvalidInputError(f"there is no such file: give a checkpoint's path, or {PRETRAINED}NAME.")
     checkpoint = read_safely(path)
@@ -181,6 +188,9 @@ def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Tensor], dict[str, Any]
         settings = checkpoint["hyper_parameters"]["rule"]
         weights = checkpoint["state_dict"].items()
         tensors = {key.removeprefix("rule."): value for key, value in weights if key.startswith("rule.")}
-        return settings, tensors, checkpoint.get("datamodule_hyper_parameters", {}).get("data", {}).get("init_args", {})
+        check_finite(tensors, "it is a checkpoint")
+        if not is_kept(checkpoint.get(KEPT)):
+            checkpoint.pop(KEPT, None)
+        return settings, tensors, checkpoint
     except (TypeError, KeyError, AttributeError):
         raise InvalidInputError("it is truncated or not a checkpoint that fit wrote: give another.") from None

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.errors import require_positive
 from lightning_l2l.evaluation.comparison import comparison_of
+from lightning_l2l.evaluation.names import as_text
 from lightning_l2l.learners.base import label_of, rule_of
 from lightning_l2l.rules import UpdateRule
 from lightning_l2l.tensorboard import has_tensorboard, show_figure
@@ -132,7 +133,7 @@ def sheet(lines: Sequence[Row]) -> Figure:
     for r, (name, pictures) in enumerate(lines):
         bottom = whole_height - MARGIN - (r + 1) * height
         middle = (bottom + height / 2) / whole_height
-        figure.text(MARGIN / 2 / whole_width, middle, name, rotation=90, ha="center", va="center", fontsize=9)
+        figure.text(MARGIN / 2 / whole_width, middle, as_text(name), rotation=90, ha="center", va="center", fontsize=9)
         for c, (title, picture) in enumerate(pictures.items()):
             place = (MARGIN + c * width, bottom, width - GAP, height - GAP)
             sides = (whole_width, whole_height, whole_width, whole_height)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_l2l import unroll
-from lightning_l2l.episodes import content
+from lightning_l2l.digests import content
 from lightning_l2l.evaluation import tuning
 
 OF_MODULES = frozenset(vars(nn.Module()))  # what every module has

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from lightning_l2l.evaluation.contestants import Kind
 from lightning_l2l.evaluation.intervals import half_width
+from lightning_l2l.evaluation.names import as_text
 from lightning_l2l.evaluation.tuning import RATE
 from lightning_l2l.rules import UpdateRule
 from lightning_l2l.unroll import LAST, final_loss
@@ -167,7 +169,7 @@ def write_results(races: Sequence[Race], folder: Path, experiment: str) -> None:
 def results_table(races: Sequence[Race], experiment: str) -> Table:
     """The table that the terminal shows; the best of each column is bold."""
     episodes, steps = races[0].entries[0].curves.shape
-    first = f"{experiment} ({races[0].variant})"
+    first = escape(f"{experiment} ({races[0].variant})")
     table = Table(
         title=f"{first}: mean loss over {episodes} fresh episodes of {steps - 1} steps",
         caption="± is half the width of the 95 % interval over episodes of the paired differences.",
@@ -179,7 +181,7 @@ def results_table(races: Sequence[Race], experiment: str) -> Table:
         if race is not races[0]:
             episodes, steps = race.entries[0].curves.shape
             table.add_section()
-            table.add_row(f"[italic]{race.variant}: {episodes} episodes of {steps - 1} steps")
+            table.add_row(f"[italic]{escape(race.variant)}: {episodes} episodes of {steps - 1} steps")
         _add_rows(table, race)
     return table
 
@@ -193,7 +195,7 @@ def _add_rows(table: Table, race: Race) -> None:
         marks = ["[bold]" * (row[n] is not None and row[n] == best[n] and n != "initial") for n in NUMBERS]
         difference = with_interval(interval["last10_to_best"], interval["last10_to_best_half_width"])
         marked = [mark + cell for mark, cell in zip(marks, cells, strict=True)]
-        table.add_row(entry.name, rate, *marked, difference)
+        table.add_row(escape(entry.name), rate, *marked, difference)
 
 
 def with_interval(value: float | None, half_width: float | None) -> str:
@@ -222,12 +224,12 @@ def _draw(axes: Axes, entries: Sequence[Entry], title: str) -> None:
         steps = np.arange(entry.curves.shape[1])
         low, high = entry.curves.float().nan_to_num(torch.inf).quantile(torch.tensor([1 / 6, 5 / 6]), dim=0)
         mean = entry.curves.mean(0)
-        (line,) = axes.plot(steps, mean, label=entry.name, zorder=3 - (entry.kind == "baseline"))
+        (line,) = axes.plot(steps, mean, label=as_text(entry.name), zorder=3 - (entry.kind == "baseline"))
         axes.fill_between(steps, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
     means = torch.stack([entry.curves.mean(0) for entry in entries])
     finite = means[means.isfinite()]
     if len(finite):  # a rule that diverges must not flatten the others
         start = min(float(mean[0]) for mean in means if mean[0].isfinite())
         axes.set_ylim(float(finite.min()) / 1.5, 2 * start)
-    axes.set(title=title, xlabel="step", ylabel="loss", yscale="log")
+    axes.set(title=as_text(title), xlabel="step", ylabel="loss", yscale="log")
     axes.legend()

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_l2l.episodes import Episodes
-from lightning_l2l.errors import InvalidInputError, require_positive
+from lightning_l2l.errors import InvalidInputError, require_positive, require_within
+from lightning_l2l.guard import all_finite
 from lightning_l2l.learners.base import counted, dtype_of
 from lightning_l2l.learners.stages import Stage, Stages
 from lightning_l2l.meta_losses import MetaLoss, WeightedSum, Weights
@@ -66,14 +67,17 @@ class MetaLearner(LightningModule):
         self.final_learning_rate = learning_rate if final_learning_rate is None else final_learning_rate
         self.gradient_clip = gradient_clip
         self.skipped_steps = 0
+        self.said: set[str] = set()  # faults
         self.stage = 0
         if not list(rule.parameters()):
             raise InvalidInputError(
                 f"model.rule is {type(rule).__name__}, which has no parameters to learn: give a learned rule."
             )
-        for key, value in (("unroll", unroll), ("learning_rate", learning_rate), ("gradient_clip", gradient_clip)):
-            require_positive(f"model.{key}", value)
-        require_positive("model.final_learning_rate", self.final_learning_rate)
+        require_positive("model.unroll", unroll)
+        require_positive("model.gradient_clip", gradient_clip)
+        for key, value in (("", learning_rate), ("final_", self.final_learning_rate)):
+            require_positive(f"model.{key}learning_rate", value)
+            require_within(f"model.{key}learning_rate", value, 1e-30, 1e30)  # what Adam can take in float32
         if meta_loss is not None and loss_weights is not None:
             raise InvalidInputError(
                 f"model.loss_weights is {loss_weights}, but model.meta_loss is given, too: give one of them."
@@ -158,6 +162,7 @@ class MetaLearner(LightningModule):
         taken = []
         for truncation in meta_gradient.truncations(self.rule, episodes, plan):
             norm = self.meta_step(truncation.objective)
+            self._say_unless_finite("Losses of training episodes", truncation.losses)
             taken.append((truncation.meta_loss, norm, truncation.update_size, truncation.dropped))
             del truncation  # and its graph
         self.lr_schedulers().step()  # type: ignore[union-attr]
@@ -171,6 +176,10 @@ class MetaLearner(LightningModule):
             "train/skipped_steps": float(self.skipped_steps),
             "train/dropped_episodes": dropped.sum(),
         }
+        for name, value in metrics.items():
+            self._say_unless_finite(name, torch.as_tensor(value))
+        if dropped.sum() > 0:
+            self._say_once("Episodes are left out of the meta-gradient, since they are not finite")
         self.log_dict(metrics, batch_size=len(episodes))
 
     def meta_step(self, objective: Tensor) -> Tensor:
@@ -181,9 +190,31 @@ class MetaLearner(LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(self.rule.parameters(), self.gradient_clip)
         if norm.isfinite():  # the same in every process, since DDP has averaged the gradients
             optimizer.step()  # type: ignore[union-attr]
+            self._check_finite()
         else:
             self.skipped_steps += 1
+            self._say_once("The meta-gradient is not finite: its meta-step is skipped")
         return norm
+
+    def _check_finite(self) -> None:
+        """Stops before weights that are no numbers are saved."""
+        if not all_finite(self.rule.parameters()):
+            raise InvalidInputError(
+                f"model.learning_rate is {self.learning_rate}, but in meta-batch "
+                f"{self.trainer.fit_loop.total_batch_idx + 1} a meta-step made weights that are not finite: start anew "
+                "with a smaller one."
+            )
+
+    def _say_unless_finite(self, name: str, values: Tensor) -> None:
+        if not values.isfinite().all():
+            self._say_once(f"{name}: not finite")
+
+    def _say_once(self, fault: str) -> None:
+        """Logs a fault when it first occurs."""
+        if fault not in self.said:
+            self.said.add(fault)
+            where = f"meta-batch {self.trainer.fit_loop.total_batch_idx + 1}" if self.trainer.training else "evaluation"
+            log.warning("%s (%s; said once).", fault, where)
 
     def on_train_end(self) -> None:
         """Says how much of the training did not count."""
@@ -215,6 +246,8 @@ class MetaLearner(LightningModule):
         }
         count = counted(self.trainer, episodes, batch_idx)
         means = {name: loss[:count].mean() if count else loss.new_zeros(()) for name, loss in losses.items()}
+        for name, values in {f"Losses of {stage} episodes": curves, **means}.items():
+            self._say_unless_finite(name, values)
         # Lightning divides the sum of the counts by the number of processes, and rounds down
         self.log_dict(means, batch_size=count * self.trainer.world_size, sync_dist=True)
         return curves

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lightning_l2l.episodes import content
+from lightning_l2l.digests import content
 from lightning_l2l.optimizees.networks.vgg import VGG
 
 CONTENT_LAYER = 1  # relu2_2 of relu1_2, relu2_2 and relu3_3

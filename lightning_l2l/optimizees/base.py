@@ -11,8 +11,9 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_l2l.episodes import Episodes
-from lightning_l2l.errors import InvalidInputError, require_positive
+from lightning_l2l.errors import InvalidInputError, require_not_negative, require_positive
 from lightning_l2l.optimizees.loader import EpisodeLoader
+from lightning_l2l.optimizees.origin import Origin
 from lightning_l2l.optimizees.relative import UNIT_EPISODES, RelativeEpisodes, mean_first_loss
 from lightning_l2l.optimizees.scaled import scaled_at_random
 
@@ -79,10 +80,7 @@ class EpisodeDataModule(LightningDataModule, ABC):
             require_positive(f"data.{key}", getattr(self, key))
         if seed < 0:
             raise InvalidInputError(f"data.seed is {seed}, but it must not be negative: give 0 or more.")
-        if not 0 <= random_scaling < math.inf:
-            raise InvalidInputError(
-                f"data.random_scaling is {random_scaling}, but it must be finite and not negative: give 0 or more."
-            )
+        require_not_negative("data.random_scaling", random_scaling)
         if train_episodes % episodes_per_batch:
             raise InvalidInputError(
                 f"data.train_episodes is {train_episodes}, which data.episodes_per_batch={episodes_per_batch} does not "
@@ -98,6 +96,11 @@ class EpisodeDataModule(LightningDataModule, ABC):
     def description(self) -> str:
         """What the episodes are made of, in words."""
         return "default"
+
+    @property
+    def origin(self) -> Origin:
+        """Which data the episodes are made from, once it is loaded; by default none but what seeds draw."""
+        return Origin(self.description)
 
     @abstractmethod
     def episodes(self, split: Split, numbers: Sequence[int]) -> Episodes:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lightning_l2l.digests import content
 from lightning_l2l.errors import InvalidInputError, require_positive
 from lightning_l2l.optimizees.module_episodes import layout
 from lightning_l2l.optimizees.module_training import ModuleTraining
+from lightning_l2l.optimizees.origin import Origin
 from lightning_l2l.optimizees.sources.base import Source
 
 LEARNING_RATE = 1e-3  # of Adam, in pretraining
@@ -71,6 +74,12 @@ class FineTuning(ModuleTraining):
             if not any(fnmatch(name, pattern) for pattern in self.fresh):
                 theta[place.coordinates] = self.pretrained[place.coordinates]
         return theta
+
+    @property
+    def origin(self) -> Origin:
+        """The examples, and the weights that the others have led to."""
+        others = [] if self.pretrained is None else [content(self.pretrained)]
+        return replace(super().origin, others=others)
 
     def setup(self, stage: str | None = None) -> None:
         """Loads the examples and the pretrained weights."""

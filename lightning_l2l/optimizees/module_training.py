@@ -22,6 +22,7 @@ from lightning_l2l.optimizees.module_trial import (
     try_network,
     uses_fused_kernels,
 )
+from lightning_l2l.optimizees.origin import Origin
 from lightning_l2l.optimizees.sources.base import Examples, Source
 from lightning_l2l.optimizees.sources.tensors import load_arrays
 
@@ -119,6 +120,11 @@ class ModuleTraining(EpisodeDataModule):
         given = self.source if isinstance(self.source, str) else type(self.source).__name__
         source = self.examples.source if self.examples is not None else given
         return source + (", reconstructed" if self.reconstruct else "")
+
+    @property
+    def origin(self) -> Origin:
+        """The examples."""
+        return Origin(self.description) if self.examples is None else Origin(self.examples.source, [self.examples])
 
     def episodes(self, split: Split, numbers: Sequence[int]) -> ModuleEpisodes:
         """Builds the training runs with these numbers."""

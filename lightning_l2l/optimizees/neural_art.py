@@ -13,12 +13,14 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_l2l.digests import content
 from lightning_l2l.episodes import Episodes
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import InvalidInputError, require_not_negative
 from lightning_l2l.optimizees.art_loss import ArtLoss
 from lightning_l2l.optimizees.base import EpisodeDataModule, Split
 from lightning_l2l.optimizees.loader import EpisodeLoader
 from lightning_l2l.optimizees.networks.vgg import MEAN, STD, VGG, load_vgg, torchvision_weights
+from lightning_l2l.optimizees.origin import Origin
 from lightning_l2l.optimizees.sources.picture_files import open_picture, read_picture
 from lightning_l2l.optimizees.sources.pictures import (
     CARRIED,
@@ -26,6 +28,7 @@ from lightning_l2l.optimizees.sources.pictures import (
     Picture,
     carried_contents,
     carried_picture,
+    file_sizes,
     folder_contents,
     pictures_in,
     shrink,
@@ -115,8 +118,9 @@ class NeuralArt(EpisodeDataModule):
                 raise InvalidInputError(f"data.{key} is {value}, which is too small: give {SMALLEST} or more.")
         weights = {"content_weight": content_weight, "style_weight": style_weight, "variation_weight": variation_weight}
         for key, weight in weights.items():
-            if weight < 0:
-                raise InvalidInputError(f"data.{key} is {weight}, but it must not be negative: give 0 or more.")
+            require_not_negative(f"data.{key}", weight)
+        if not any(weights.values()):
+            raise InvalidInputError("data.content_weight and both other weights are 0: give one that is not.")
         self.content = content
         self.style = style
         self.size = size
@@ -167,6 +171,15 @@ class NeuralArt(EpisodeDataModule):
     def description(self) -> str:
         """The style and the size."""
         return f"{Path(self.style).stem} {self.size} x {self.size}"
+
+    @property
+    def origin(self) -> Origin:
+        """The names and sizes of the pictures' files, the style and the network."""
+        _, style, features = self._ready()
+        files = [] if self.content is None else file_sizes(Path(self.content))
+        tensors = [normalize(style), *features.state_dict().values()]
+        source = self.variant if self.content is None else f"{self.content}, {self.variant}"
+        return Origin(source, others=[*files, *map(content, tensors)])
 
     def episodes(self, split: Split, numbers: Sequence[int]) -> NeuralArtEpisodes:
         """Builds the pictures to paint with these numbers."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_l2l.episodes import Episodes
-from lightning_l2l.errors import require_positive
+from lightning_l2l.errors import require_not_negative, require_positive
 from lightning_l2l.optimizees.base import EpisodeDataModule, Split
 
 
@@ -54,6 +54,7 @@ class Quadratics(EpisodeDataModule):
     ) -> None:
         super().__init__(**kwargs)
         require_positive("data.dimension", dimension)
+        require_not_negative("data.init_std", init_std)
         self.distribution = distribution
         self.dimension = dimension
         self.init_std = init_std

@@ -12,10 +12,12 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_l2l.digests import content
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.errors import InvalidInputError, require_positive
 from lightning_l2l.optimizees.base import EpisodeDataModule, Split
 from lightning_l2l.optimizees.families.base import Family
+from lightning_l2l.optimizees.origin import Origin
 from lightning_l2l.optimizees.reference import read_reference
 from lightning_l2l.optimizees.relative import UNIT_EPISODES, RelativeEpisodes, mean_first_loss
 from lightning_l2l.optimizees.trained_starts import draw_steps, trained
@@ -152,6 +154,13 @@ class Suite(EpisodeDataModule):
     def description(self) -> str:
         """Which data the tasks use."""
         return ", ".join(dict.fromkeys(data for part in self.families.values() for data in part.family.data))
+
+    @property
+    def origin(self) -> Origin:
+        """The images of all families, and the reference losses."""
+        images = {one.source: one for part in self.families.values() for one in part.family.images()}
+        reached = [content(torch.from_numpy(losses)) for losses in self.reached.values()]
+        return Origin(self.description, list(images.values()), reached)
 
     def task(self, split: Split, number: int) -> str:
         """The name of the task that the episode of this number belongs to."""

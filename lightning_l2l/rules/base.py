@@ -9,6 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+MOST_LAYERS = 100  # of a rule's network, which a file's header might set to a billion
+
 State = tuple[Any, ...]
 """What a rule remembers between two steps: a (named) tuple of tensors, numbers or further tuples."""
 

@@ -7,7 +7,13 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import (
+    InvalidInputError,
+    require_not_negative,
+    require_positive,
+    require_share,
+    require_within,
+)
 from lightning_l2l.rules.base import State, UpdateRule
 
 
@@ -26,9 +32,13 @@ class HandDesignedRule(UpdateRule):
 
     def __init__(self, learning_rate: float | Tensor = 0.01) -> None:
         super().__init__()
-        rates = learning_rate if isinstance(learning_rate, Tensor) else torch.tensor(learning_rate, dtype=torch.double)
-        if not bool((rates > 0).all()):
-            raise InvalidInputError(f"learning_rate is {learning_rate}, but it must be positive: give a rate above 0.")
+        if isinstance(learning_rate, Tensor):
+            rates = learning_rate
+            require_positive("learning_rate", rates.min().item())
+            require_positive("learning_rate", rates.max().item())
+        else:
+            rates = torch.tensor(learning_rate, dtype=torch.double)
+            require_positive("learning_rate", learning_rate)
         self.register_buffer("learning_rate", rates)
         self.learning_rate: Tensor
 
@@ -60,6 +70,7 @@ class NAG(HandDesignedRule):
 
     def __init__(self, learning_rate: float | Tensor = 0.01, momentum: float = 0.9) -> None:
         super().__init__(learning_rate)
+        require_within("momentum", momentum, 0, 1)
         self.momentum = momentum
 
     def init(self, theta: Tensor) -> NAGState:
@@ -86,6 +97,8 @@ class RMSprop(HandDesignedRule):
 
     def __init__(self, learning_rate: float | Tensor = 0.01, alpha: float = 0.99, eps: float = 1e-8) -> None:
         super().__init__(learning_rate)
+        require_share("alpha", alpha)
+        require_not_negative("eps", eps)
         self.alpha = alpha
         self.eps = eps
 
@@ -122,6 +135,9 @@ class Adam(HandDesignedRule):
         eps: float = 1e-8,
     ) -> None:
         super().__init__(learning_rate)
+        require_share("beta1", beta1)
+        require_share("beta2", beta2)
+        require_not_negative("eps", eps)
         self.beta1 = beta1
         self.beta2 = beta2
         self.eps = eps
@@ -165,6 +181,7 @@ class AdamW(Adam):
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__(learning_rate, beta1, beta2, eps)
+        require_not_negative("weight_decay", weight_decay)
         self.weight_decay = weight_decay
 
     def update(self, grad: Tensor, state: State, theta: Tensor) -> tuple[Tensor, State]:  # type: ignore[override]
@@ -200,6 +217,8 @@ class CosineAdam(Adam):
         horizon: int | None = None,
     ) -> None:
         super().__init__(learning_rate, beta1, beta2, eps)
+        if horizon is not None:
+            require_positive("horizon", horizon)
         self.horizon = horizon
 
     def init(self, theta: Tensor) -> AdamState:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_l2l.errors import require_positive
-from lightning_l2l.rules.base import Layout, State, UpdateRule, layout_of
+from lightning_l2l.errors import require_positive, require_within
+from lightning_l2l.rules.base import MOST_LAYERS, Layout, State, UpdateRule, layout_of
 from lightning_l2l.rules.coordinate_features import (
     COUNT,
     DECAYS,
@@ -63,9 +63,10 @@ class PerCoordinateMLP(UpdateRule):
 
     def __init__(self, hidden_size: int = 8, num_layers: int = 2, learning_rate: float = 0.003) -> None:
         super().__init__()
-        settings = {"hidden_size": hidden_size, "num_layers": num_layers, "learning_rate": learning_rate}
-        for name, value in settings.items():
-            require_positive(name, value)
+        require_positive("hidden_size", hidden_size)
+        require_positive("num_layers", num_layers)
+        require_within("num_layers", num_layers, 1, MOST_LAYERS)
+        require_positive("learning_rate", learning_rate)
         self.learning_rate = learning_rate
         sizes = [COUNT + len(TIMESCALES), *[hidden_size] * num_layers, OUTPUTS]
         self.weights = nn.ParameterList(torch.empty(after, before) for before, after in pairwise(sizes))

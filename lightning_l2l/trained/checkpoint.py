@@ -1,5 +1,6 @@
 """Reads checkpoints, and checks that they fit."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from jsonargparse import Namespace
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.learners.old_schedule import refuse_another_schedule
-from lightning_l2l.rules.files import PRETRAINED, read_rule, read_safely
+from lightning_l2l.optimizees.origin import KEPT, is_kept
+from lightning_l2l.rules.files import PRETRAINED, data_of, described, read_rule, read_safely
 from lightning_l2l.tensorboard import run_folder
 
 
@@ -20,11 +22,13 @@ def read_checkpoint(path: Path, resumes: bool) -> dict[str, Any]:
         resumes: whether training resumes from it, which needs more than the weights.
 
     Raises:
-        InvalidInputError: it is truncated, or not one of this package; offers the newest of the same run that is whole.
+        InvalidInputError: it is truncated, not one of this package, or has numbers that are none; in the first two
+            cases it offers the newest of the same run that is whole.
     """
     if (checkpoint := _read_whole(path, resumes)) is not None:
+        check_numbers(checkpoint, path, resumes)
         return checkpoint
-    others = set(path.parent.glob("*.ckpt")) - {path} if run_folder(path) else set()
+    others = set(path.parent.glob("[!.]*.ckpt")) - {path} if run_folder(path) else set()
     newest = sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)
     whole = next((other for other in newest if _read_whole(other, resumes) is not None), None)
     instead = "another" if whole is None else f"{whole.name} beside it, which is whole"
@@ -42,7 +46,37 @@ def _read_whole(path: Path, resumes: bool) -> dict[str, Any] | None:
     weights = checkpoint["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         return None
-    return checkpoint
+    return checkpoint if KEPT not in checkpoint or is_kept(checkpoint[KEPT]) else None
+
+
+def check_numbers(checkpoint: dict[str, Any], path: Path, resumes: bool) -> None:
+    """Refuses numbers that are not finite, and learning rates below 0.
+
+    Args:
+        checkpoint: its weights count, and, where training resumes, what Adam and its schedule keep.
+        path: its file.
+        resumes: whether training resumes from it.
+
+    Raises:
+        InvalidInputError: names the first such number.
+    """
+    parts = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers") if resumes else ("state_dict",)
+    for part in parts:
+        for key, value in _numbers(checkpoint.get(part), part):
+            tensor = torch.as_tensor(value)
+            is_rate = key.rpartition(".")[2] in ("lr", "initial_lr") or "_lr" in key
+            if not tensor.isfinite().all() or (is_rate and (tensor < 0).any()):
+                found = "numbers that are not finite" if isinstance(value, torch.Tensor) else value
+                raise InvalidInputError(f"--ckpt_path is {path}, in which {key} has {found}: give another checkpoint.")
+
+
+def _numbers(value: Any, key: str) -> Iterator[tuple[str, torch.Tensor | float]]:
+    """All tensors and numbers in nested dictionaries and lists, each with its full name."""
+    if isinstance(value, dict | list | tuple):
+        for name, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(entry, f"{key}.{name}")
+    elif isinstance(value, torch.Tensor | float | int):
+        yield key, value
 
 
 def read_pretrained(name: str) -> dict[str, Any]:
@@ -55,6 +89,7 @@ def read_pretrained(name: str) -> dict[str, Any]:
     return {
         "state_dict": {f"rule.{key}": tensor for key, tensor in tensors.items()},
         "hyper_parameters": {"rule": settings},
+        "data": data_of(name.removeprefix(PRETRAINED)),
     }
 
 
@@ -110,7 +145,7 @@ def _differs(key: str, given: Any, kept: Any) -> InvalidInputError:
 
 
 def check_same_shapes(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor], path: str) -> None:
-    """Refuses weights of another shape.
+    """Refuses weights of another shape, or of whole numbers.
 
     Args:
         weights: those of a checkpoint.
@@ -120,12 +155,12 @@ def check_same_shapes(weights: dict[str, torch.Tensor], own: dict[str, torch.Ten
     Raises:
         InvalidInputError: names the first that differs.
     """
-    kept, here = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (weights, own))
+    kept, here = described(weights), described(own)
     if kept != here:
         name = next(iter(dict(kept.items() ^ here.items())))
         raise InvalidInputError(
-            f"--ckpt_path is {path}, in which {name} has shape {kept.get(name)}, but here {here.get(name)}: give the "
-            "model.rule it was trained with."
+            f"--ckpt_path is {path}, in which {name} has {kept.get(name, 'nothing')}, but here "
+            f"{here.get(name, 'nothing')}: give the model.rule it was trained with."
         )
 
 

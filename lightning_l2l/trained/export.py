@@ -78,7 +78,8 @@ def export(ckpt_path: Path, output: Path, command: str = TO_BE_WRITTEN, not_good
         )
     weights = checkpoint["state_dict"].items()  # of which a learner may have others beside its rule's
     tensors = {name.removeprefix("rule."): tensor for name, tensor in weights if name.startswith("rule.")}
-    write_rule(tensors, output, settings)
+    data = checkpoint.get("datamodule_hyper_parameters", {}).get("data", {})
+    write_rule(tensors, output, settings, _data(checkpoint, data))
     numbers = sum(tensor.numel() for tensor in tensors.values())
     name = output.stem if output.resolve().parent == FOLDER else output.name  # as LearnedOptimizer finds it
     output.with_suffix(".md").write_text(_card(name, checkpoint, ckpt_path, numbers, command, not_good_for))
@@ -101,7 +102,7 @@ def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, comma
         numbers=f"{numbers:,}",
         trained=trained,
         seed=_seeds(path, data, command),
-        data=_data(checkpoint["hyper_parameters"], data),
+        data=_data(checkpoint, data),
         date=datetime.fromtimestamp(path.stat().st_mtime, UTC).date(),
         rule=_settings(checkpoint["hyper_parameters"]["rule"]),
         results=_results(rows),
@@ -120,9 +121,10 @@ def _seeds(path: Path, data: dict[str, Any], command: str) -> str:
     return f"{first}, {data.get('init_args', {}).get('seed', 'unknown')} for the episodes"
 
 
-def _data(settings: dict[str, Any], data: dict[str, Any]) -> str:
+def _data(checkpoint: dict[str, Any], data: dict[str, Any]) -> str:
     """What the rule was trained on."""
-    source = f"{data.get('class_path', 'unknown')}, {settings.get('variant', 'unknown')}"
+    found = checkpoint["hyper_parameters"].get("variant", "unknown")
+    source = f"{data.get('class_path', 'unknown')}, {found}"
     scaling = data.get("init_args", {}).get("random_scaling")
     return f"{source}, random_scaling {scaling}" if scaling else source
 

@@ -1,5 +1,6 @@
 """Checkpoints as training writes them: best.ckpt and last.ckpt."""
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -31,7 +32,12 @@ class WholeCheckpoints(TorchCheckpointIO):
             return
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with replacing(Path(path)) as part:
-            torch.save(checkpoint, part)
+            try:
+                torch.save(checkpoint, part)
+            except RuntimeError as error:
+                if "writ" not in str(error):
+                    raise
+                raise OSError(errno.EIO, "writing failed, as on a full disk", str(path)) from error
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.markup import escape
 from rich.table import Table
 
+from lightning_l2l.evaluation.names import as_text
 from lightning_l2l.evaluation.suite.entries import Paired
 from lightning_l2l.evaluation.suite.scores import geometric_mean
 
@@ -32,7 +34,7 @@ def table(pairs: Sequence[Paired], published: dict[str, dict[int, float]], skipp
         if one.entry.length != before:
             shown.add_section()
         before = one.entry.length
-        shown.add_row(str(before), one.entry.name, *_cells(one, published))
+        shown.add_row(str(before), escape(one.entry.name), *_cells(one, published))
     return shown
 
 
@@ -76,8 +78,8 @@ def _draw_problem(axes: Axes, problem: str, pairs: Sequence[Paired]) -> None:
         if problem not in one.entry.records:
             continue
         records = one.entry.records[problem]
-        axes.plot(np.median(records[:, 1:, 5], 0), np.median(records[:, 1:, 1], 0), label=one.entry.name)
-    axes.set(title=problem, xscale="log", yscale="log", xlabel="CPU seconds", ylabel="training loss")
+        axes.plot(np.median(records[:, 1:, 5], 0), np.median(records[:, 1:, 1], 0), label=as_text(one.entry.name))
+    axes.set(title=as_text(problem), xscale="log", yscale="log", xlabel="CPU seconds", ylabel="training loss")
 
 
 def _draw_bars(axes: Axes, problems: Sequence[str], pairs: Sequence[Paired]) -> None:
@@ -85,8 +87,9 @@ def _draw_bars(axes: Axes, problems: Sequence[str], pairs: Sequence[Paired]) -> 
     for number, one in enumerate(pairs):
         ratios = one.ratios()
         heights = [float(np.exp(ratios[name].mean())) if name in ratios else np.nan for name in problems]
-        axes.bar(np.arange(len(problems)) + number * width - 0.4, heights, width, label=one.entry.name)
+        axes.bar(np.arange(len(problems)) + number * width - 0.4, heights, width, label=as_text(one.entry.name))
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set(yscale="log", ylabel=f"loss / {pairs[0].reference.name}")
-    axes.set_xticks(range(len(problems)), problems, rotation=20, ha="right", fontsize=8)
+    axes.set(yscale="log", ylabel=as_text(f"loss / {pairs[0].reference.name}"))
+    names = [as_text(problem) for problem in problems]
+    axes.set_xticks(range(len(problems)), names, rotation=20, ha="right", fontsize=8)
     axes.legend(fontsize=8)

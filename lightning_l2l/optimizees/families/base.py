@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lightning_l2l.optimizees.base import EpisodeDataModule
-from lightning_l2l.optimizees.sources.small_images import found_images
+from lightning_l2l.optimizees.sources.images import LabelledImages
+from lightning_l2l.optimizees.sources.small_images import all_images, found_images
 
 
 class Family(ABC):
@@ -27,6 +28,10 @@ class Family(ABC):
         """
         return {describe(row): self.task(row, **settings) for row in self.rows}
 
+    def images(self) -> tuple[LabelledImages, ...]:
+        """The images that its tasks are made from, if any, at their own size."""
+        return ()
+
     @abstractmethod
     def task(self, row: Any, **settings: Any) -> EpisodeDataModule:
         """Makes one task, such as a ``ModuleTraining``.
@@ -47,6 +52,9 @@ class ImageFamily(Family):
     def __init__(self, root: str = "data") -> None:
         self.root = root
         self.data = found_images(root)
+
+    def images(self) -> tuple[LabelledImages, ...]:
+        return all_images(self.root)
 
 
 def describe(task: NamedTuple) -> str:

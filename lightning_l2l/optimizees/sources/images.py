@@ -91,7 +91,7 @@ def unpack_mnist(root: Path, name: str = "MNIST") -> None:
     """
     raw = root / name / "raw"
     _refuse_large_files(raw)
-    for archive in raw.glob("*-ubyte.gz"):
+    for archive in raw.glob("[!.]*-ubyte.gz"):
         if archive.with_suffix("").exists():
             continue
         try:
@@ -106,7 +106,7 @@ def unpack_mnist(root: Path, name: str = "MNIST") -> None:
 
 
 def _refuse_large_files(raw: Path) -> None:
-    for file in raw.glob("*-ubyte"):
+    for file in raw.glob("[!.]*-ubyte"):
         _refuse_large(file, file.stat().st_size)
 
 

@@ -12,6 +12,8 @@ from numpy.lib import format as npy
 from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.file_sizes import require_room
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 def read_npz(
     path: Path, keys: Sequence[str], others: Sequence[str] = (), setting: str = "data.source"
@@ -25,8 +27,8 @@ def read_npz(
         setting: what errors call the path.
 
     Raises:
-        InvalidInputError: the file is missing, cannot be read as an .npz, lacks a key, or declares arrays that it does
-            not hold or that do not fit into memory.
+        InvalidInputError: the file is missing, cannot be read as an .npz, lacks a key, has numbers that are not finite,
+            or declares arrays that it does not hold or that do not fit into memory.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -34,7 +36,7 @@ def read_npz(
             wanted = [key for key in (*keys, *others) if key in found]
             _check_sizes(file, wanted, f"{setting} is {path}, whose")
         with np.load(path, allow_pickle=False) as arrays:
-            read = {key: arrays[key] for key in wanted}
+            read = {key: _native(arrays[key]) for key in wanted}
     except FileNotFoundError:
         raise InvalidInputError(f"{setting} is {path}, which is not there: give the path of an .npz file.") from None
     except InvalidInputError:
@@ -44,6 +46,7 @@ def read_npz(
             f"{setting} is {path}, which is not an .npz file that can be read ({first_line(error)}): give the path "
             "of another."
         ) from error
+    _check_finite(read, f"{setting} is {path}, where")
     missing = [key for key in keys if key not in read]
     if missing:
         raise InvalidInputError(
@@ -51,6 +54,19 @@ def read_npz(
             f"save it with the keys {', '.join(keys)}."
         )
     return read
+
+
+def _check_finite(arrays: dict[str, np.ndarray], subject: str) -> None:
+    for key, array in arrays.items():
+        if array.dtype.kind == "f" and array.size and not (array.min() >= -LARGEST and array.max() <= LARGEST):
+            raise InvalidInputError(f"{subject} {key} has numbers that are not finite in float32: fix them.")
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """The same numbers in a type that torch knows: of this machine's byte order, and of eight bytes at most."""
+    if array.dtype.kind == "f" and array.itemsize > 8:
+        return array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _check_sizes(file: zipfile.ZipFile, names: Sequence[str], subject: str) -> None:

@@ -48,6 +48,12 @@ def pictures_in(folder: Path, subject: str) -> list[Path]:
     return found
 
 
+def file_sizes(folder: Path) -> list[str]:
+    """The name and the size in bytes of each picture's file under a folder, by which a folder is known again."""
+    paths = sorted(filter(is_picture, folder.rglob("*")))
+    return [f"{path.relative_to(folder)} {path.stat().st_size}" for path in paths]
+
+
 def folder_contents(folder: Path) -> dict[str, Sequence[Picture]]:
     """The content images of a folder with the folders train, val and test, each in a random order, always the same.
 

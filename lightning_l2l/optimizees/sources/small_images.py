@@ -66,6 +66,11 @@ def found_images(root: str) -> tuple[str, ...]:
     return tuple(SmallImages(name, root=root).found for name in get_args(Name))
 
 
+def all_images(root: str) -> tuple[LabelledImages, ...]:
+    """The images of both, at their own size."""
+    return tuple(_read(name, root) for name in get_args(Name))
+
+
 @cache
 def _load(source: SmallImages) -> TensorExamples:
     if source.flat:
@@ -106,7 +111,7 @@ def _read(name: Name, root: str) -> LabelledImages:
 
 
 def _has_files(name: Name, root: str) -> bool:
-    return any((Path(root) / name / "raw").glob("*ubyte*"))
+    return any((Path(root) / name / "raw").glob("[!.]*ubyte*"))
 
 
 def _fewer(images: LabelledImages, most: int) -> LabelledImages:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_l2l.errors import InvalidInputError, require_positive
-from lightning_l2l.rules.base import State, UpdateRule
+from lightning_l2l.errors import InvalidInputError, require_positive, require_within
+from lightning_l2l.rules.base import MOST_LAYERS, State, UpdateRule
 from lightning_l2l.rules.gradient_inputs import Momentum, preprocess_gradient
 
 
@@ -42,6 +42,9 @@ class AutogradLSTM(UpdateRule):
         for name, value in sizes.items():
             if value is not None:
                 require_positive(name, value)
+        require_within("num_layers", num_layers, 1, MOST_LAYERS)
+        if not math.isfinite(output_scale) or output_scale == 0:
+            raise InvalidInputError(f"output_scale is {output_scale}: give a finite number that is not 0.")
         for decay in momenta or ():
             if not 0 < decay < 1:
                 raise InvalidInputError(f"momenta has {decay}, but each is a decay: give numbers between 0 and 1.")
