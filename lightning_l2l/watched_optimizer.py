@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -60,16 +59,6 @@ class WatchedOptimizer(Optimizer):
         if not self.diagnose_every:
             raise RuntimeError("no step is diagnosed: give diagnose_every, such as diagnose_every=50")
         return dict(self._diagnostics)
-
-    def state_dict(self) -> dict[str, Any]:
-        """As ``torch.optim.Optimizer.state_dict``, with the guard's record if there is a guard."""
-        return super().state_dict() | ({} if self.guard is None else {"guard": asdict(self.guard)})
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As ``torch.optim.Optimizer.load_state_dict``; a guard that the state does not know begins anew."""
-        super().load_state_dict(state_dict)
-        if self.guard is not None:
-            self.guard = Guard(**asdict(Guard(**state_dict.get("guard", {}))))  # a copy
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("guard", "diagnose_every", "_until_diagnosed", "_diagnostics")

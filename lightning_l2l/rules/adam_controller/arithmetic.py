@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.rules.adam_controller.statistics import (
     Means,
     Memory,
@@ -33,7 +34,12 @@ class OneStep:
         """Its number of coordinates, and the addresses of all its parts, as kernel.cpp takes them."""
         state = self.state
         parts = self.theta, self.grad, *(state[name] for name in MEANS), state.get("orthogonal"), state["memory"]
-        return [self.theta.numel(), *(0 if part is None else part.data_ptr() for part in parts)]
+        row = [self.theta.numel(), *[0 if part is None else part.data_ptr() for part in parts]]
+        if row.count(0) > ("orthogonal" not in state):  # a tensor that wraps others has no numbers of its own
+            raise InvalidInputError(
+                "a parameter's gradient or state has no memory of its own: give the optimizer plain tensors."
+            )
+        return row
 
 
 class Factors(NamedTuple):
