@@ -16,6 +16,7 @@ from lightning_l2l.rules import UpdateRule
 from lightning_l2l.rules.base import full_precision
 from lightning_l2l.rules.fast.stepper import KeptState, Stepper, Work, flat
 from lightning_l2l.saved_states import fitting, own_entries
+from lightning_l2l.sharding import finite_everywhere, zero_processes
 from lightning_l2l.units import Unit, Units
 from lightning_l2l.watched_optimizer import WatchedOptimizer
 
@@ -41,7 +42,8 @@ class LearnedOptimizer(WatchedOptimizer):
 
     **Many processes.** With DDP all processes take the steps of one. In a ``ZeroRedundancyOptimizer`` a process steps
     whole tensors, so it works, but what a rule sees of other tensors is of those of the same process. Parameters that
-    are parts of tensors are refused: those of ``fully_shard``, and of FSDP unless the rule is coordinatewise.
+    are parts of tensors are refused: those of ``fully_shard``, and of FSDP unless the rule is coordinatewise. Where
+    gradients are spread over processes, a step is skipped in all of them if any gradient is not finite.
 
     **Compilation.** ``torch.compile`` the model as you like, but not ``step``: it would only take longer.
 
@@ -97,6 +99,7 @@ class LearnedOptimizer(WatchedOptimizer):
     ) -> None:
         self.skipped_steps = 0
         self._units = Units(bfloat16_state)
+        self._zero = zero_processes()
         settings = {"rule": self._units.register(rule), "lr": lr, "scale": scale, "weight_decay": weight_decay}
         super().__init__(params, settings, guard, diagnose_every)
 
@@ -105,6 +108,8 @@ class LearnedOptimizer(WatchedOptimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
+            if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
+                raise ValueError("Tensor lr must be 1-element")
             for name, largest in (("lr", math.inf), ("scale", math.inf), ("weight_decay", 1)):
                 if not 0 <= group[name] <= largest:
                     raise ValueError(f"Invalid {'learning rate' if name == 'lr' else name}: {group[name]}")
@@ -143,10 +148,11 @@ class LearnedOptimizer(WatchedOptimizer):
             with torch.enable_grad():
                 loss = closure()
         self.observe(loss)
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        params = [p for group in self.param_groups for p in group["params"]]
+        grads = [p.grad for p in params if p.grad is not None]
         if any(grad.layout != torch.strided for grad in grads):
             raise RuntimeError("LearnedOptimizer does not support sparse gradients: give dense ones (sparse=False)")
-        if not all_finite(grads):
+        if not finite_everywhere(all_finite(grads), params, self._zero):
             self.skipped_steps += 1
             return loss
         moving = [self._moving(own) for own in units]
@@ -172,7 +178,7 @@ class LearnedOptimizer(WatchedOptimizer):
         """
 
         def add(_: Any, saved: dict[str, Any]) -> None:  # before all other hooks, which see it
-            saved.update(own_entries(saved["param_groups"], self.param_groups, self._units))
+            saved.update(own_entries(saved, self.param_groups, self._units, self.state))
             if self.guard is not None:
                 saved["guard"] = asdict(self.guard)
 
@@ -258,6 +264,7 @@ class LearnedOptimizer(WatchedOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.__dict__.setdefault("_zero", None)  # which a copy does not belong to
         for group in self.param_groups:
             group.setdefault("weight_decay", 0.0)  # groups that were saved before there was any
         self._units = self._units.restored(self.param_groups)

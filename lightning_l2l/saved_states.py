@@ -3,34 +3,38 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.rules.fast.stepper import KeptState
+from lightning_l2l.rules.fast.stepper import KeptState, Stepper
 from lightning_l2l.rules.identity import identity, same
 from lightning_l2l.units import Unit, Units
 
 Groups = list[dict[str, Any]]
 
 
-def own_entries(saved: Groups, groups: Groups, units: Units) -> dict[str, Any]:
-    """Returns entries by which a state is recognised.
+def own_entries(saved: dict[str, Any], groups: Groups, units: Units, state: dict[Tensor, KeptState]) -> dict[str, Any]:
+    """Returns entries by which a state is recognised, and all states in the form in which they are saved.
 
     Args:
-        saved: the groups as the state dict holds them, with numbers instead of parameters.
+        saved: the base class's state dict.
         groups: the optimizer's.
-        units: the optimizer's.
+        units: makes their units.
+        state: the optimizer's.
 
     Returns:
-        The ``shapes`` of parameters by their numbers, and what tells the ``rules`` of the groups from others by names.
+        The ``shapes`` of parameters by their numbers, what tells the ``rules`` of the groups from others by their
+        names, and the ``state``.
     """
-    pairs = (
-        pair
-        for own, kept in zip(groups, saved, strict=True)
-        for pair in zip(own["params"], kept["params"], strict=True)
-    )
+    number_of = _numbers(groups, saved["param_groups"])
     rules = {group["rule"]: identity(units.rules[group["rule"]]) for group in groups}
-    return {"shapes": {number: list(p.shape) for p, number in pairs}, "rules": rules}
+    states = dict(saved["state"])
+    for unit in (unit for group in groups for unit in units.of(group, state)):
+        if getattr(unit.first, "_fsdp_flattened", False) and state.get(unit.first):
+            stepper, count = units.stepper(unit, state), unit.first.numel()
+            states[number_of[unit.first]] = in_rows(state[unit.first], stepper, count)
+    return {"shapes": {number: list(p.shape) for p, number in number_of.items()}, "rules": rules, "state": states}
 
 
 def fitting(
@@ -52,8 +56,7 @@ def fitting(
     if [len(group["params"]) for group in theirs] != [len(group["params"]) for group in groups]:
         return loaded, {}  # which the base class refuses
     check_rules(loaded, groups, of)
-    pairs = zip(groups, theirs, strict=True)
-    number_of = {p: number for own, kept in pairs for p, number in zip(own["params"], kept["params"], strict=True)}
+    number_of = _numbers(groups, theirs)
     states = {}
     for unit in units:
         numbers = [number_of[p] for p in unit.params]
@@ -97,6 +100,35 @@ def adopted(
             )
     stepper = units.stepper(unit, state)
     try:
-        return stepper.adopt(found, stepper.joined(unit.params).detach())
+        return stepper.adopt(_joined_rows(found, stepper), stepper.joined(unit.params).detach())
     except InvalidInputError as error:
         raise ValueError(f"loaded state dict has a state that does not fit: {error}") from error
+
+
+def _numbers(groups: Groups, saved: Groups) -> dict[Tensor, int]:
+    """The number of each parameter in a state dict."""
+    pairs = zip(groups, saved, strict=True)
+    return {p: number for own, kept in pairs for p, number in zip(own["params"], kept["params"], strict=True)}
+
+
+def in_rows(state: KeptState, stepper: Stepper, count: int) -> KeptState:
+    """Splits a coordinatewise rule's state into tensors of the parameter's own form, [P], as FSDP gathers them."""
+    rows: KeptState = {}
+    for name, value in stepper.rule.unpacked(state, count).items():
+        if name in stepper.per_coordinate:
+            rows |= {f"{name}/{number}": row for number, row in enumerate(value.reshape(-1, count))}
+        else:
+            rows[name] = value
+    return rows
+
+
+def _joined_rows(state: KeptState, stepper: Stepper) -> KeptState:
+    """Undoes ``in_rows``, of a state in any order; another state is returned unchanged."""
+    joined = {name: value for name, value in state.items() if "/" not in name}
+    for name, (leading, _) in stepper.per_coordinate.items() if len(joined) < len(state) else ():
+        rows = [
+            state[f"{name}/{number}"].reshape(-1) for number in range(leading.numel()) if f"{name}/{number}" in state
+        ]
+        if len(rows) == leading.numel():
+            joined[name] = torch.stack(rows).view(*leading, -1)
+    return joined

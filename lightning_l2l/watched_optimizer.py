@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 from lightning_l2l.diagnostics import saturated_numbers, step_numbers
 from lightning_l2l.guard import Guard, mean_over_ranks, safe_step
 from lightning_l2l.rules.fast.stepper import KeptState, Stepper
+from lightning_l2l.sharding import device_of
 
 
 class WatchedOptimizer(Optimizer):
@@ -42,7 +43,7 @@ class WatchedOptimizer(Optimizer):
             loss: the unscaled loss of a minibatch, one number; None is ignored.
         """
         if self.guard is not None and loss is not None:
-            self.guard.observe(mean_over_ranks(loss, self.param_groups[0]["params"][0].device))
+            self.guard.observe(mean_over_ranks(loss, device_of(self.param_groups[0]["params"])))
 
     def diagnostics(self) -> dict[str, float]:
         """Returns numbers about the last diagnosed step, for ``logger.log_metrics``; empty before the first one.
@@ -100,7 +101,9 @@ class WatchedOptimizer(Optimizer):
         """Names of all parameters; their numbers if they have none, and with their group's number if two are alike."""
         names: dict[Tensor, str] = {}
         for number, group in enumerate(self.param_groups):
-            given = group.get("param_names", range(len(names), len(names) + len(group["params"])))
+            numbers = range(len(names), len(names) + len(group["params"]))
+            given = group.get("param_names", numbers)
+            given = given if len(given) == len(numbers) else numbers  # parameters were added or removed by hand
             for p, name in zip(group["params"], map(str, given), strict=True):
                 names[p] = name if name not in names.values() else f"{number}.{name}"
         return names

@@ -56,7 +56,7 @@ class ControllerStepper(Stepper):
         *tensors, memory, controls, step = state.values()
         if rounds and not lie_alike([tensors.pop()], theta, torch.int16):
             return False
-        counted = type(step) is int and len(controls) == (CONTROLS if step else 0)
+        counted = type(step) is int and step >= 0 and len(controls) == (CONTROLS if step else 0)
         remembered = memory.shape == (MEMORY,) and memory.dtype is self.dtype and memory.device == self.device
         return counted and remembered and memory.is_contiguous() and lie_alike(tensors, theta, self.dtype)
 

@@ -60,6 +60,11 @@ class Stepper:
             for name, value in leaves[0].items()
             if all(_has_each(own[name], number) for own, number in zip(leaves, counts, strict=True))
         }
+        self.shared = {
+            name: value
+            for name, value in leaves[0].items()
+            if isinstance(value, Tensor) and name not in self.per_coordinate
+        }
 
     def joined(self, tensors: list[Tensor]) -> Tensor:
         """Parameters that are stepped as one, or their gradients, as ``step`` takes them."""
@@ -131,16 +136,7 @@ class Stepper:
 
     def holds(self, state: KeptState, theta: Tensor) -> bool:
         """Whether a state has the form that ``init`` returns for this θ; it may come from another machine or device."""
-        if list(state) != self.names:
-            return False
-        for name, value in state.items():
-            if name in self.per_coordinate:
-                leading, dtype = self.per_coordinate[name]
-                if not isinstance(value, Tensor) or (value.shape, value.dtype) != ((*leading, len(theta)), dtype):
-                    return False
-            if isinstance(value, Tensor) and value.device != self.device:
-                return False
-        return True
+        return list(state) == self.names and all([self._holds(name, state[name], len(theta)) for name in self.names])
 
     def adopt(self, state: KeptState, theta: Tensor) -> KeptState:
         """Returns a copy of a state of the same rule for a θ like this one, [P], converted to this stepper's form.
@@ -171,6 +167,15 @@ class Stepper:
 
     def _flatten(self, state: State) -> KeptState:
         return dict(zip(self.names, pytree.tree_leaves(state), strict=True))
+
+    def _holds(self, name: str, value: Any, length: int) -> bool:
+        """Whether one value of the state of so many coordinates has its form."""
+        if name in self.per_coordinate:
+            leading, dtype = self.per_coordinate[name]
+            if not isinstance(value, Tensor) or value.device != self.device:
+                return False
+            return (value.shape, value.dtype) == ((*leading, length), dtype)
+        return name not in self.shared or (_fills(value, self.shared[name]) and value.device == self.device)
 
     def _open(self, name: str, value: Any, part: slice) -> Any:
         """The part of the rule's state that belongs to some coordinates, in the type of the computation."""

@@ -66,8 +66,9 @@ class CompiledStepper(Stepper):
         return True
 
     def adopt(self, state: KeptState, theta: Tensor) -> KeptState:
-        if list(state) == self.names_without_kernel:
-            state = self._named(self.kernel.to_blocks(pytree.tree_unflatten(state.values(), self.structure)))
+        if state.keys() == set(self.names_without_kernel):
+            leaves = [state[name] for name in self.names_without_kernel]
+            state = self._named(self.kernel.to_blocks(pytree.tree_unflatten(leaves, self.structure)))
         return self.copy(state, self.init(theta))
 
     def _named(self, state: BlockState) -> KeptState:
