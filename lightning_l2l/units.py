@@ -26,22 +26,18 @@ class Unit:
         self.rule = rule
         self.params = params
         self.names = names
-        self.form: list[Any] = []  # device, type and shapes for which the stepper was made
+        self.first = params[0]
+        self.form: tuple = ()  # device, type and shapes for which the stepper was made
         self.stepper: Stepper | None = None
 
-    @property
-    def first(self) -> Tensor:
-        return self.params[0]
-
-    def shapes(self) -> list[torch.Size]:
-        return [p.shape for p in self.params]
-
     def gradients(self) -> list[Tensor]:
-        """Zeros where there is none.
+        """Zeros where there is none; a stepper compares the shape of a parameter that is stepped alone.
 
         Raises:
             ValueError: a gradient has not the shape of its parameter.
         """
+        if len(self.params) == 1 and self.first.grad is not None:
+            return [self.first.grad]
         for p in self.params:
             if p.grad is not None and p.grad.shape != p.shape:
                 raise ValueError(
@@ -96,13 +92,13 @@ class Units:
         Raises:
             ValueError: a parameter has changed its shape since its state began.
         """
-        first, shapes = unit.first, unit.shapes()
-        form = [first.device, first.dtype, *shapes]
+        first, shapes = unit.first, [p.shape for p in unit.params]
+        form = first.device, first.dtype, shapes
         if unit.stepper is not None and unit.form == form:
             return unit.stepper
-        if unit.form and unit.form[2:] != shapes and state.get(first):
+        if unit.form and unit.form[2] != shapes and state.get(first):
             raise ValueError(
-                f"a parameter's shape has changed from {[list(shape) for shape in unit.form[2:]]} to "
+                f"a parameter's shape has changed from {[list(shape) for shape in unit.form[2]]} to "
                 f"{[list(shape) for shape in shapes]} since its state began: give a new parameter to add_param_group, "
                 "or begin anew by del optimizer.state[parameter]"
             )

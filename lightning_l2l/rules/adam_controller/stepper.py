@@ -1,6 +1,7 @@
 """Steps parameter tensors by the controller, in place and all tensors of a group together."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class ControllerStepper(Stepper):
         self.device = device
         self.dtype = dtype
         self.arithmetic = arithmetic(device, dtype)
+        self._known: dict[int, Known] = {}  # by the state's identity
         self._features_of: dict[tuple[torch.Size, ...], Tensor] = {}
 
     def init(self, theta: Tensor) -> KeptState:
@@ -48,6 +50,30 @@ class ControllerStepper(Stepper):
             state["remainder"] = torch.zeros_like(theta, dtype=torch.int16)
         memory = torch.zeros(MEMORY, dtype=self.dtype, device=self.device)
         return {**state, "memory": memory, "controls": [], "step": 0}
+
+    def fit(self, work: Sequence[Work]) -> None:
+        for theta, grad, state in work:
+            if not self._knows(theta, grad, state):
+                super().fit([(theta, grad, state)])
+                self._known[id(state)] = known(theta, state)
+
+    def _knows(self, theta: Tensor, grad: Tensor, state: KeptState) -> bool:
+        """Whether these have the form in which they were checked before: comparing addresses takes less time."""
+        if (last := self._known.get(id(state))) is None or len(state) != last.length:
+            return False
+        *tensors, controls, step = state.values()
+        shape = theta.shape
+        return (
+            last.tensors == [*map(id, tensors)]
+            and last.places == [tensor.data_ptr() for tensor in tensors]
+            and last.dtype is theta.dtype
+            and last.shape == shape
+            and grad.shape == shape
+            and theta.device == grad.device == self.device
+            and type(step) is int
+            and step > 0
+            and len(controls) == CONTROLS
+        )
 
     def holds(self, state: KeptState, theta: Tensor) -> bool:
         means, rounds = self._means(theta), theta.dtype is not self.dtype
@@ -77,7 +103,10 @@ class ControllerStepper(Stepper):
     def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None, decay: float = 0.0) -> None:
         """Takes one step of each tensor, as in ``Stepper``; θ and its gradient are in any shape."""
         self.fit(work)
-        steps = [OneStep(opened(theta, state), ordered(grad, state), state) for theta, grad, state in work]
+        steps = [
+            OneStep(opened(theta, state), ordered(grad, state), state, self._known[id(state)].kept_at)
+            for theta, grad, state in work
+        ]
         if decay:
             torch._foreach_mul_([one.theta for one in steps], 1 - decay)
         for one in steps:
@@ -127,6 +156,31 @@ class ControllerStepper(Stepper):
             if directions is not mixed or not alone:
                 for one, direction in zip(kept, directions, strict=True):
                     one.copy_(direction.reshape(one.shape))
+
+
+class Known(NamedTuple):
+    """A θ and a state that were checked."""
+
+    shape: torch.Size
+    dtype: torch.dtype  # of θ
+    length: int  # of the state
+    tensors: list[int]  # the identities of those in the state, in its order
+    places: list[int]  # where they lie
+    kept_at: list[int]  # see OneStep
+
+
+def known(theta: Tensor, state: KeptState) -> Known:
+    """What to compare a θ and its state with at later steps.
+
+    Raises:
+        InvalidInputError: a tensor of the state has no memory of its own, as one that wraps others.
+    """
+    *tensors, _, _ = state.values()
+    at = {name: state[name].data_ptr() for name in state if isinstance(state[name], Tensor)}
+    if theta.numel() and not all(at.values()):
+        raise InvalidInputError("the state of a parameter has no memory of its own: give the optimizer plain tensors.")
+    kept_at = [*(at[name] for name in MEANS), at.get("orthogonal", 0), at["memory"]]
+    return Known(theta.shape, theta.dtype, len(state), [*map(id, tensors)], list(at.values()), kept_at)
 
 
 def opened(theta: Tensor, state: KeptState) -> Tensor:

@@ -221,8 +221,9 @@ def _has_each(value: Any, count: int) -> bool:
 def _fills(value: Any, place: Any) -> bool:
     """Whether a value of a state can take another's place, up to its device and the size of its floating point."""
     if isinstance(place, Tensor):
-        same_kind = isinstance(value, Tensor) and value.is_floating_point() == place.is_floating_point()
-        return same_kind and value.shape == place.shape
+        if not isinstance(value, Tensor) or value.is_floating_point() != place.is_floating_point():
+            return False
+        return (value.shape, value.layout) == (place.shape, place.layout)
     return not isinstance(value, Tensor) or (value.ndim == 0 and isinstance(place, int | float))
 
 
