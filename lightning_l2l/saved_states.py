@@ -32,8 +32,7 @@ def own_entries(saved: dict[str, Any], groups: Groups, units: Units, state: dict
     states = dict(saved["state"])
     for unit in (unit for group in groups for unit in units.of(group, state)):
         if getattr(unit.first, "_fsdp_flattened", False) and state.get(unit.first):
-            stepper, count = units.stepper(unit, state), unit.first.numel()
-            states[number_of[unit.first]] = in_rows(state[unit.first], stepper, count)
+            states[number_of[unit.first]] = in_rows(state[unit.first], units.stepper(unit, state), unit.first)
     return {"shapes": {number: list(p.shape) for p, number in number_of.items()}, "rules": rules, "state": states}
 
 
@@ -111,12 +110,12 @@ def _numbers(groups: Groups, saved: Groups) -> dict[Tensor, int]:
     return {p: number for own, kept in pairs for p, number in zip(own["params"], kept["params"], strict=True)}
 
 
-def in_rows(state: KeptState, stepper: Stepper, count: int) -> KeptState:
-    """Splits a coordinatewise rule's state into tensors of the parameter's own form, [P], as FSDP gathers them."""
+def in_rows(state: KeptState, stepper: Stepper, p: Tensor) -> KeptState:
+    """Splits a coordinatewise rule's state into tensors of its parameter's own shape, as FSDP gathers them."""
     rows: KeptState = {}
-    for name, value in stepper.rule.unpacked(state, count).items():
+    for name, value in stepper.rule.unpacked(state, p.numel()).items():
         if name in stepper.per_coordinate:
-            rows |= {f"{name}/{number}": row for number, row in enumerate(value.reshape(-1, count))}
+            rows |= {f"{name}/{number}": row for number, row in enumerate(value.reshape(-1, *p.shape))}
         else:
             rows[name] = value
     return rows
