@@ -1,7 +1,9 @@
 """A learned update rule as a ``torch.optim.Optimizer``, for any training loop."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from os import PathLike
 from typing import Any
 
@@ -9,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_l2l.guard import all_finite
-from lightning_l2l.named_rules import NamedRules
-from lightning_l2l.rules import Layout, UpdateRule, layout_of
+from lightning_l2l.guard import Guard, all_finite
+from lightning_l2l.rules import UpdateRule
 from lightning_l2l.rules.base import full_precision
-from lightning_l2l.rules.fast.stepper import KeptState, Stepper, flat, make_stepper
-from lightning_l2l.sharding import check_whole
+from lightning_l2l.rules.fast.stepper import KeptState, Stepper, Work, flat
+from lightning_l2l.saved_states import fitting, own_entries
+from lightning_l2l.sharding import finite_everywhere, zero_processes
+from lightning_l2l.units import Unit, Units
 from lightning_l2l.watched_optimizer import WatchedOptimizer
 
 
@@ -39,7 +42,8 @@ class LearnedOptimizer(WatchedOptimizer):
 
     **Many processes.** With DDP all processes take the steps of one. In a ``ZeroRedundancyOptimizer`` a process steps
     whole tensors, so it works, but what a rule sees of other tensors is of those of the same process. Parameters that
-    are parts of tensors are refused: those of ``fully_shard``, and of FSDP unless the rule is coordinatewise.
+    are parts of tensors are refused: those of ``fully_shard``, and of FSDP unless the rule is coordinatewise. Where
+    gradients are spread over processes, a step is skipped in all of them if any gradient is not finite.
 
     **Compilation.** ``torch.compile`` the model as you like, but not ``step``: it would only take longer.
 
@@ -93,13 +97,10 @@ class LearnedOptimizer(WatchedOptimizer):
         guard: bool = False,
         diagnose_every: int = 0,
     ) -> None:
-        self.bfloat16_state = bfloat16_state
         self.skipped_steps = 0
-        self._rules = NamedRules()
-        self._rule_of: dict[Tensor, str] = {}
-        self._steppers: dict[tuple, Stepper] = {}
-        self._to_start: set[Tensor] = set()  # parameters that have yet to move to their rule's learned start
-        settings = {"rule": self._rules.register(rule), "lr": lr, "scale": scale, "weight_decay": weight_decay}
+        self._units = Units(bfloat16_state)
+        self._zero = zero_processes()
+        settings = {"rule": self._units.register(rule), "lr": lr, "scale": scale, "weight_decay": weight_decay}
         super().__init__(params, settings, guard, diagnose_every)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -107,32 +108,24 @@ class LearnedOptimizer(WatchedOptimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
+            if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
+                raise ValueError("Tensor lr must be 1-element")
             for name, largest in (("lr", math.inf), ("scale", math.inf), ("weight_decay", 1)):
                 if not 0 <= group[name] <= largest:
                     raise ValueError(f"Invalid {'learning rate' if name == 'lr' else name}: {group[name]}")
-            if any(not p.is_floating_point() for p in group["params"]):
-                raise ValueError("LearnedOptimizer does not support complex or integer parameters")
-            group["rule"] = self._rules.register(group["rule"])
-            rule_of = self._rules.assign(group)
-            for p, name in rule_of.items():
-                check_whole(p, self._rules[name].coordinatewise)
-            self._rule_of |= rule_of
+            self._units.of(group, self.state)
         except ValueError:
             self.param_groups.pop()
             raise
-        learned = (p for p in group["params"] if type(self._rules[self._rule_of[p]]).start is not UpdateRule.start)
-        self._to_start.update(learned)
 
     @torch.no_grad()
     def start(self) -> None:
         """Moves parameters to their rule's learned start, θ ← rule.start(θ); other parameters do not move."""
-        for unit in (unit for group in self.param_groups for unit in self._units(group["params"])):
-            if unit[0] in self._to_start:
-                stepper = self._stepper(unit)
-                vector = stepper.rule.start(flat(unit).to(stepper.dtype)[None])[0]
-                for p, part in zip(unit, vector.split([p.numel() for p in unit]), strict=True):
-                    p.copy_(part.view_as(p))
-        self._to_start.clear()
+        for unit in self._all_units():
+            if unit.first in self._units.to_start:
+                stepper = self._units.stepper(unit, self.state)
+                unit.overwrite(stepper.rule.start(flat(unit.params).to(stepper.dtype)[None])[0])
+        self._units.to_start.clear()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -148,129 +141,130 @@ class LearnedOptimizer(WatchedOptimizer):
         Raises:
             RuntimeError: a gradient is sparse, a rule or the guard lacks the loss, or ``start`` has not been called.
         """
-        self._check_ready(closure)
+        units = [self._units.of(group, self.state) for group in self.param_groups]
+        self._check_ready(closure, {unit.rule for own in units for unit in own})
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         self.observe(loss)
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        params = [p for group in self.param_groups for p in group["params"]]
+        grads = [p.grad for p in params if p.grad is not None]
         if any(grad.layout != torch.strided for grad in grads):
             raise RuntimeError("LearnedOptimizer does not support sparse gradients: give dense ones (sparse=False)")
-        if not all_finite(grads):
+        if not finite_everywhere(all_finite(grads), params, self._zero):
             self.skipped_steps += 1
             return loss
+        moving = [self._moving(own) for own in units]
         share = self._learned_share()
         with self._diagnosed():
-            for group in self.param_groups:
-                self._step_group(group, loss, share)
+            for group, own in zip(self.param_groups, moving, strict=True):
+                self._step_group(group, own, loss, share)
             self._step_safely(1 - share)
         return loss
 
-    def _check_ready(self, closure: Callable[[], float] | None) -> None:
+    def _check_ready(self, closure: Callable[[], float] | None, rules: set[str]) -> None:
         self._check_observed(closure)
-        names = dict.fromkeys(self._rule_of.values())
-        seeing = next((name for name in names if "loss" in self._rules[name].sees), None)
-        if seeing is not None and closure is None:
-            raise RuntimeError(f"rule {seeing} sees the loss: call step(closure), with a closure that returns it")
-        if self._to_start:
-            name = self._rule_of[next(iter(self._to_start))]
+        if closure is None and (seeing := [name for name in rules if "loss" in self._units.rules[name].sees]):
+            raise RuntimeError(f"rule {seeing[0]} sees the loss: call step(closure), with a closure that returns it")
+        if self._units.to_start:
+            name = self._units.rule_of(next(iter(self._units.to_start)))
             raise RuntimeError(f"rule {name} has learned where to start: call start() before the first gradient")
+
+    def state_dict(self) -> dict[str, Any]:
+        """As ``torch.optim.Optimizer.state_dict``, with what tells the rules and the parameters from others.
+
+        A guard's record is in it, too. What the parameters have left that are in no group any more is not.
+        """
+
+        def add(_: Any, saved: dict[str, Any]) -> None:  # before all other hooks, which see it
+            saved.update(own_entries(saved, self.param_groups, self._units, self.state))
+            if self.guard is not None:
+                saved["guard"] = asdict(self.guard)
+
+        self._all_units()  # names the rules that groups were given by hand
+        everything, current = self.state, {p for group in self.param_groups for p in group["params"]}
+        if any(isinstance(p, Tensor) and p not in current for p in everything):
+            self.state = defaultdict(dict, {p: own for p, own in everything.items() if p in current})
+        try:
+            with self.register_state_dict_post_hook(add, prepend=True):
+                return super().state_dict()
+        finally:
+            self.state = everything
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a copy of another optimizer's state; see ``torch.optim.Optimizer.load_state_dict``.
 
-        The state may come from another machine or device, and from an optimizer with another ``bfloat16_state``.
+        The state may come from another machine or device, and from an optimizer with another ``bfloat16_state``. Rules
+        are compared by their contents, not by the names or paths under which they were given. A guard that the state
+        does not know begins anew.
 
         Raises:
-            ValueError: the state belongs to other parameters or rules.
+            ValueError: the state belongs to other parameters or rules; then nothing has been loaded.
         """
-        rules = [[group.get("rule") for group in groups] for groups in (state_dict["param_groups"], self.param_groups)]
-        if rules[0] != rules[1]:
-            raise ValueError(f"loaded state dict is of rules {rules[0]}, but the groups here have {rules[1]}")
-        # the base class would cast the state, so pass it only the groups
-        super().load_state_dict({**state_dict, "state": {}})
-        ids = [number for group in state_dict["param_groups"] for number in group["params"]]
-        number_of = dict(zip((p for group in self.param_groups for p in group["params"]), ids, strict=True))
-        for unit in (unit for group in self.param_groups for unit in self._units(group["params"])):
-            if (number := number_of[unit[0]]) in state_dict["state"]:
-                stepper = self._stepper(unit)
-                state = stepper.adopt(state_dict["state"][number], stepper.joined(unit).detach())
-                self.state[unit[0]] = state
-                self._to_start.difference_update(unit)
+        states: dict[Tensor, KeptState] = {}
+        guard: dict[str, Any] = {}
 
-    def _step_group(self, group: dict[str, Any], loss: float | None, share: float) -> None:
-        """Steps the parameters of a group that have a gradient, most of them in place and in one call."""
-        at_once: dict[Stepper, list[tuple]] = {}
+        def withhold(_: Any, loaded: dict[str, Any]) -> dict[str, Any]:  # after all other hooks; the base class would
+            rest, own = fitting(loaded, self.param_groups, self._all_units(), self._units, self.state)  # cast states
+            states.update(own)
+            guard.update(asdict(Guard(**loaded.get("guard", {}))))  # a copy
+            return rest
+
+        def put(_: Any) -> None:  # before all other hooks
+            self.state.update(states)
+            self._units.to_start.difference_update(
+                p for unit in self._all_units() if unit.first in states for p in unit.params
+            )
+            if self.guard is not None:
+                self.guard = Guard(**guard)
+
+        before = self.register_load_state_dict_pre_hook(withhold)
+        with before, self.register_load_state_dict_post_hook(put, prepend=True):
+            super().load_state_dict(state_dict)
+
+    def _moving(self, units: list[Unit]) -> list[tuple[Unit, Stepper]]:
+        """The units of which a parameter has a gradient, and what steps them."""
+        with_gradient = [unit for unit in units if any([p.grad is not None and p.numel() > 0 for p in unit.params])]
+        return [(unit, self._units.stepper(unit, self.state)) for unit in with_gradient]
+
+    def _step_group(
+        self, group: dict[str, Any], units: list[tuple[Unit, Stepper]], loss: float | None, share: float
+    ) -> None:
+        """Steps units of a group, most of them in place and in one call."""
+        at_once: dict[Stepper, list[Work]] = {}
         factor, decay = float(group["lr"]) * group["scale"] * share, float(group["lr"]) * group["weight_decay"]
-        for unit in self._units(group["params"]):
-            first = unit[0]
-            if not any([p.grad is not None and p.numel() > 0 for p in unit]):
-                continue
-            stepper = self._stepper(unit)
-            simple = stepper.keeps_shapes or (len(unit) == 1 and first.is_contiguous())
-            vector = stepper.joined([first.detach()] if simple else unit)
-            grad = stepper.joined([torch.zeros_like(p) if p.grad is None else p.grad for p in unit])
+        for unit, stepper in units:
+            first = unit.first
+            simple = stepper.keeps_shapes or (len(unit.params) == 1 and first.is_contiguous())
+            vector = stepper.joined([first.detach()] if simple else unit.params)
             state = self.state[first]
             if not state:
-                state = self.state[first] = stepper.init(vector)
-            elif not stepper.holds(state):
-                state = self.state[first] = stepper.adopt(state, vector)
+                state.update(stepper.init(vector))
+            work = vector, stepper.joined(unit.gradients()), state
             if simple:
-                at_once.setdefault(stepper, []).append((vector, grad, state))
+                at_once.setdefault(stepper, []).append(work)
                 continue
             with full_precision(vector):
-                stepper.step([(vector, grad, state)], factor, loss, decay)
-            for p, part in zip(unit, vector.split([p.numel() for p in unit]), strict=True):
-                if p.grad is not None:
-                    p.copy_(part.view_as(p))
-        for stepper, work in at_once.items():
-            with full_precision(work[0][0]):
-                stepper.step(work, factor, loss, decay)
+                stepper.step([work], factor, loss, decay)
+            unit.overwrite(vector, stepped_only=True)
+        for stepper, works in at_once.items():
+            with full_precision(works[0][0]):
+                stepper.step(works, factor, loss, decay)
 
-    def _units(self, params: list[Tensor]) -> list[list[Tensor]]:
-        """Groups parameters that are stepped as one vector; its state is kept under the first of them."""
-        units: dict[Any, list[Tensor]] = {}
-        for p in params:
-            name = self._rule_of[p]
-            units.setdefault(id(p) if by_itself(self._rules[name]) else name, []).append(p)
-        return list(units.values())
+    def _all_units(self) -> list[Unit]:
+        return [unit for group in self.param_groups for unit in self._units.of(group, self.state)]
 
     def _stepped(self) -> Iterator[tuple[Stepper, KeptState, list[Tensor]]]:
-        units = (unit for group in self.param_groups for unit in self._units(group["params"]))
-        return ((self._stepper(unit), self.state[unit[0]], unit) for unit in units if self.state.get(unit[0]))
-
-    def _stepper(self, unit: list[Tensor]) -> Stepper:
-        first, name = unit[0], self._rule_of[unit[0]]
-        rule = self._rules[name]
-        vector = None if by_itself(rule) else tuple(unit)
-        key = name, first.device, torch.promote_types(first.dtype, torch.float32), vector
-        if key not in self._steppers:
-            rule = rule if vector is None else rule.bind(self._layout(vector))
-            count = 1 if vector is None else sum(p.numel() for p in vector)
-            self._steppers[key] = make_stepper(rule, key[1], key[2], self.bfloat16_state, count)
-        return self._steppers[key]
-
-    def _layout(self, unit: Sequence[Tensor]) -> Layout:
-        """The layout of the vector that holds these parameters; parameters without names are numbered."""
-        names: dict[Tensor, str] = {}
-        for group in self.param_groups:
-            names |= dict(zip(group["params"], group.get("param_names", ()), strict=False))
-        return layout_of({names.get(p, str(number)): p.shape for number, p in enumerate(unit)})
+        stepped = [unit for unit in self._all_units() if self.state.get(unit.first)]
+        return ((self._units.stepper(unit, self.state), self.state[unit.first], unit.params) for unit in stepped)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: self.__dict__[name] for name in ("bfloat16_state", "skipped_steps", "_rules", "_to_start")}
-        return super().__getstate__() | own
+        return super().__getstate__() | {name: self.__dict__[name] for name in ("skipped_steps", "_units")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._steppers = {}
-        self._rule_of = {}
+        self.__dict__.setdefault("_zero", None)  # which a copy does not belong to
         for group in self.param_groups:
             group.setdefault("weight_decay", 0.0)  # groups that were saved before there was any
-            self._rule_of |= self._rules.assign(group)
-
-
-def by_itself(rule: UpdateRule) -> bool:
-    """Whether each parameter tensor has a state of its own."""
-    return rule.coordinatewise or rule.tensorwise
+        self._units = self._units.restored(self.param_groups)

@@ -1,5 +1,6 @@
 """The update rules of an optimizer's param groups, by the names under which the groups hold them."""
 
+import re
 from os import PathLike
 from typing import Any
 
@@ -8,6 +9,9 @@ from torch import Tensor
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.rules import Grouped, UpdateRule
 from lightning_l2l.rules.files import load_rule
+
+# What DistributedDataParallel, torch.compile, FSDP and activation checkpointing add to parameters' names.
+WRAPPED = re.compile(r"^(?:module\.)+|\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.(?:module\.)?")
 
 
 class NamedRules(dict[str, UpdateRule]):
@@ -50,9 +54,25 @@ class NamedRules(dict[str, UpdateRule]):
                 f"model.named_parameters() instead of model.parameters(), or {by_hand}"
             )
         try:
-            groups = [rule.group_of(name, f"give {by_hand}") for name in group["param_names"]]
+            groups = [_group_of(rule, name, f"give {by_hand}") for name in group["param_names"]]
         except InvalidInputError as error:
             raise ValueError(str(error)) from error
+        if len(groups) != len(group["params"]):
+            raise ValueError(
+                f"a group has {len(group['params'])} parameters, but {len(groups)} param_names, by which rule "
+                f"{group['rule']} chooses among its rules: change both, or use add_param_group"
+            )
         names = {own: f"{group['rule']}.{own}" for own in groups}
         self.update({name: rule.rules[own] for own, name in names.items()})  # type: ignore[misc]
         return {p: names[own] for p, own in zip(group["params"], groups, strict=True)}
+
+
+def _group_of(rule: Grouped, name: str, fix: str) -> str:
+    """As ``Grouped.group_of``, where compilation or the wrapper of many processes may stand before a name."""
+    try:
+        return rule.group_of(name, fix)
+    except InvalidInputError:
+        plain = WRAPPED.sub("", name)
+        if plain == name:
+            raise
+        return rule.group_of(plain, fix)

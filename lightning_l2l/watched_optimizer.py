@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 from lightning_l2l.diagnostics import saturated_numbers, step_numbers
 from lightning_l2l.guard import Guard, mean_over_ranks, safe_step
 from lightning_l2l.rules.fast.stepper import KeptState, Stepper
+from lightning_l2l.sharding import device_of
 
 
 class WatchedOptimizer(Optimizer):
@@ -43,7 +43,7 @@ class WatchedOptimizer(Optimizer):
             loss: the unscaled loss of a minibatch, one number; None is ignored.
         """
         if self.guard is not None and loss is not None:
-            self.guard.observe(mean_over_ranks(loss, self.param_groups[0]["params"][0].device))
+            self.guard.observe(mean_over_ranks(loss, device_of(self.param_groups[0]["params"])))
 
     def diagnostics(self) -> dict[str, float]:
         """Returns numbers about the last diagnosed step, for ``logger.log_metrics``; empty before the first one.
@@ -60,16 +60,6 @@ class WatchedOptimizer(Optimizer):
         if not self.diagnose_every:
             raise RuntimeError("no step is diagnosed: give diagnose_every, such as diagnose_every=50")
         return dict(self._diagnostics)
-
-    def state_dict(self) -> dict[str, Any]:
-        """As ``torch.optim.Optimizer.state_dict``, with the guard's record if there is a guard."""
-        return super().state_dict() | ({} if self.guard is None else {"guard": asdict(self.guard)})
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As ``torch.optim.Optimizer.load_state_dict``; a guard that the state does not know begins anew."""
-        super().load_state_dict(state_dict)
-        if self.guard is not None:
-            self.guard = Guard(**asdict(Guard(**state_dict.get("guard", {}))))  # a copy
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("guard", "diagnose_every", "_until_diagnosed", "_diagnostics")
@@ -111,7 +101,9 @@ class WatchedOptimizer(Optimizer):
         """Names of all parameters; their numbers if they have none, and with their group's number if two are alike."""
         names: dict[Tensor, str] = {}
         for number, group in enumerate(self.param_groups):
-            given = group.get("param_names", range(len(names), len(names) + len(group["params"])))
+            numbers = range(len(names), len(names) + len(group["params"]))
+            given = group.get("param_names", numbers)
+            given = given if len(given) == len(numbers) else numbers  # parameters were added or removed by hand
             for p, name in zip(group["params"], map(str, given), strict=True):
                 names[p] = name if name not in names.values() else f"{number}.{name}"
         return names

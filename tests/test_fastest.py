@@ -1,69 +1,16 @@
-"""Which way of running a rule is chosen, and what happens where there is no compiler."""
+"""Which way of running a rule is chosen."""
 
-import logging
-
-import pytest
 import torch
-from conftest import skip
 
 from lightning_l2l.meta_gradients import FirstOrder, Plan
 from lightning_l2l.meta_losses import WeightedSum
 from lightning_l2l.optimizees import ImageClassification
 from lightning_l2l.rules import Adam, CoordinatewiseLSTM, fastest
-from lightning_l2l.rules.fast.compiler import load_kernel
 from lightning_l2l.rules.fast.sliced import Sliced
-from lightning_l2l.rules.lstm.kernel import SOURCE, CompiledLSTM
+from lightning_l2l.rules.lstm.kernel import CompiledLSTM
 from lightning_l2l.unroll import learning_curves
 
 LARGE = torch.zeros(2, 10_000)
-
-
-@pytest.fixture
-def fresh_kernels(tmp_path, monkeypatch, caplog):
-    """An empty cache of kernels, and what is logged of it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    load_kernel.cache_clear()
-    caplog.set_level(logging.INFO, "lightning_l2l")
-    yield caplog
-    load_kernel.cache_clear()
-
-
-def small_kernel():
-    return load_kernel(SOURCE, hidden=4, layers=1, preprocessed=0, momenta=0)
-
-
-def test_the_kernel_is_compiled_once(fresh_kernels, tmp_path):
-    if small_kernel() is None:
-        skip("there is no C++ compiler")
-    assert "Compiled a kernel in" in fresh_kernels.text
-    fresh_kernels.clear()
-    load_kernel.cache_clear()
-    assert small_kernel() is not None
-    assert not fresh_kernels.text
-    assert len(list((tmp_path / "cache" / "lightning_l2l").iterdir())) == 1
-
-
-def test_without_a_compiler_the_eager_way_is_taken(fresh_kernels, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert isinstance(fastest(CoordinatewiseLSTM(), LARGE), Sliced)
-    assert "No C++ compiler was found" in fresh_kernels.text
-
-
-def test_a_compiler_that_fails_is_told_of(fresh_kernels, monkeypatch, tmp_path):
-    compiler = tmp_path / "c++"
-    compiler.write_text("#!/bin/sh\necho no such processor >&2; exit 1")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    assert small_kernel() is None
-    assert "no such processor" in fresh_kernels.text
-    assert not list((tmp_path / "cache" / "lightning_l2l").iterdir())
-
-
-def test_a_cache_that_cannot_be_written_is_told_of(fresh_kernels, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert small_kernel() is None
-    assert "could not be compiled" in fresh_kernels.text
 
 
 def test_the_fastest_way_that_fits_is_taken():

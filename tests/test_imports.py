@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "lightning_l2l"
 FLOORS = [  # each may import from those before it, and from its own
     {"errors", "digests", "tensorboard", "terminal", "file_sizes", "whole_files", "interrupts", "yaml_files", "parser"},
     {"rules", "pretrained"},
-    {"guard", "diagnostics", "watched_optimizer", "named_rules", "sharding", "learned_optimizer", "episodes"},
+    {"guard", "diagnostics", "watched_optimizer", "named_rules", "sharding", "units", "saved_states"}
+    | {"learned_optimizer", "episodes"},
     {"unroll"},
     {"meta_losses"},
     {"meta_gradients", "optimizees"},

@@ -2,10 +2,12 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from lightning_l2l import LearnedOptimizer
@@ -70,6 +72,38 @@ def guards_decide_together(parameters, rule) -> None:
     assert guarded.guard.triggers == 1 and guarded.guard.since == 2
 
 
+def skipped_together(optimizer, model, steps: Callable[[], int]) -> None:
+    """A gradient that is not finite in one process alone; the other must not step either."""
+    for number, bad in enumerate((False, True, False)):
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.zero_grad()
+        model(torch.ones(4, 6)).square().mean().backward()
+        own = [p.grad for p in model.parameters() if p.grad is not None and p.numel()]
+        if bad and RANK == 1:
+            own[-1].fill_(torch.nan)
+        optimizer.step()
+        same = all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+        assert same == bad, number
+    assert steps() == 1
+
+
+def zero_skips_together() -> None:
+    model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 3)))
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), LearnedOptimizer, rule=controller(), guard=False)
+    skipped_together(optimizer, model, lambda: optimizer.optim.skipped_steps)
+
+
+def fsdp_skips_together_and_gathers_its_state() -> None:
+    """What is gathered is compared in test_sharding.py: on CPUs, FSDP gives all states of a tensor the same memory."""
+    layers = nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 3))
+    model = FullyShardedDataParallel(layers, use_orig_params=True, device_id=torch.device("cpu"))
+    optimizer = LearnedOptimizer(model.parameters(), CoordinatewiseLSTM(hidden_size=3))
+    skipped_together(optimizer, model, lambda: optimizer.skipped_steps)
+    saved = FullyShardedDataParallel.optim_state_dict(model, optimizer)["state"]
+    shapes = {name: {tuple(value.shape) for value in state.values()} for name, state in saved.items()}
+    assert shapes == {"0.weight": {(3, 6)}, "0.bias": {(3,)}, "1.weight": {(3, 3)}, "1.bias": {(3,)}}
+
+
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=RANK, world_size=2)
 torch.manual_seed(0)
 for rule in (CoordinatewiseLSTM(hidden_size=5), controller()):
@@ -82,6 +116,8 @@ trained(
     lambda p: ZeroRedundancyOptimizer(p, LearnedOptimizer, rule=rule, **SETTINGS),  # each process steps a tensor
     lambda p: Apart(p, rule),
 )
+zero_skips_together()
+fsdp_skips_together_and_gathers_its_state()
 dist.barrier()  # neither leaves while the other still talks to it
 dist.destroy_process_group()
 time.sleep(1)  # gloo's thread lets go of the last tensors, which aborts a process whose interpreter is gone by then

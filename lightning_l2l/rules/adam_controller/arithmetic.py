@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.rules.adam_controller.statistics import (
     Means,
     Memory,
@@ -27,13 +28,17 @@ class OneStep:
     theta: Tensor  # in the type of the computation
     grad: Tensor
     state: KeptState
+    kept_at: list[int]  # addresses of what is kept of it: four running means, O (0 for a vector) and its memory
 
     @cached_property
     def row(self) -> list[int]:
         """Its number of coordinates, and the addresses of all its parts, as kernel.cpp takes them."""
-        state = self.state
-        parts = self.theta, self.grad, *(state[name] for name in MEANS), state.get("orthogonal"), state["memory"]
-        return [self.theta.numel(), *(0 if part is None else part.data_ptr() for part in parts)]
+        at_theta, at_grad = self.theta.data_ptr(), self.grad.data_ptr()
+        if not at_theta or not at_grad:  # a tensor that wraps others has no numbers of its own
+            raise InvalidInputError(
+                "a parameter or its gradient has no memory of its own: give the optimizer plain tensors."
+            )
+        return [self.theta.numel(), at_theta, at_grad, *self.kept_at]
 
 
 class Factors(NamedTuple):

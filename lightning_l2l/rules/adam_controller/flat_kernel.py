@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_l2l.rules.adam_controller.kernel import FIELDS, PIECE, Kernel, kernel_for, pointer
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.rules.adam_controller.kernel import FIELDS, PIECE, Kernel, kernel_for
 from lightning_l2l.rules.adam_controller.network import CONTROLS, ControllerNetwork
 from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape
 from lightning_l2l.rules.adam_controller.statistics import MEMORY
 from lightning_l2l.rules.base import Place
+from lightning_l2l.rules.fast.addresses import address
 from lightning_l2l.rules.fast.cores import map_on_cores
 
 
@@ -76,7 +78,7 @@ class KernelSteps:
             products = self.sums("multiply", theta, grad, means, orthogonal, memory)
             rows = self.rows(theta, grad, means, orthogonal, memory)
             t = torch.full(memory.shape[:2], state.step, dtype=torch.double)
-            inputs, sizes = kernel().describe(pointer(rows), sums, products, t, self.shapes, self.rule.every)
+            inputs, sizes = kernel().describe(at(rows), sums, products, t, self.shapes, self.rule.every)
         controls = self.rule.controls(inputs, sizes).mT.contiguous()
         return state._replace(orthogonal=orthogonal, controls=controls, memory=memory)
 
@@ -89,7 +91,7 @@ class KernelSteps:
         """The step from these controls, after moving the running means on if ``average``."""
         update = torch.zeros_like(grad)
         rows = self.rows(update, grad, state.means, state.orthogonal, state.memory)
-        controls, t = state.controls.flatten(0, 1), torch.full((len(rows),), state.step, dtype=torch.double)
+        controls, t = controls_of(rows, state), torch.full((len(rows),), state.step, dtype=torch.double)
 
         def run(part: slice) -> None:
             kernel().step(len(rows[part]), at(rows, part), at(controls, part), at(t, part), 1.0, average)
@@ -99,10 +101,11 @@ class KernelSteps:
 
     def backward(self, grad: Tensor, state: KernelState, of_update: Tensor, of_means: Tensor) -> tuple[Tensor, Tensor]:
         """Derivatives with respect to the gradient and to the controls; those in ``of_means`` are overwritten."""
-        of_grad, of_controls = torch.empty_like(grad), torch.empty_like(state.controls).flatten(0, 1)
+        of_grad = torch.empty_like(grad)
         rows = self.rows(of_update, grad, state.means, state.orthogonal, state.memory)
         cotangents = self.rows(of_update, of_grad, of_means, state.orthogonal, state.memory)
-        controls, t = state.controls.flatten(0, 1), torch.full((len(rows),), state.step, dtype=torch.double)
+        controls, t = controls_of(rows, state), torch.full((len(rows),), state.step, dtype=torch.double)
+        of_controls = torch.empty_like(controls)
 
         def run(part: slice) -> None:
             parts = (at(tensor, part) for tensor in (rows, cotangents, controls, t, of_controls))
@@ -112,11 +115,16 @@ class KernelSteps:
         return of_grad, of_controls.view_as(state.controls)
 
     def rows(self, theta: Tensor, grad: Tensor, means: Tensor, orthogonal: Tensor, memory: Tensor) -> Tensor:
-        """The pieces that are the tensors of all episodes, as ``Kernel`` takes them, [N · tensors, 9]."""
+        """The pieces that are the tensors of all episodes, as ``Kernel`` takes them, [N · tensors, 9].
+
+        Raises:
+            InvalidInputError: the tensors do not fit the layout, or each other.
+        """
         offsets, addressed = self._table(*theta.shape)
-        start = means.data_ptr()
-        bases = [0, theta.data_ptr(), grad.data_ptr(), start, start, start, start, orthogonal.data_ptr()]
-        return torch.addcmul(offsets, addressed, torch.tensor([*bases, memory.data_ptr()]))
+        count, start = theta.numel(), address(means, 4 * theta.numel())
+        bases = [0, address(theta, count), address(grad, count), start, start, start, start, address(orthogonal, count)]
+        bases.append(address(memory, MEMORY * len(theta) * len(self.places)))
+        return torch.addcmul(offsets, addressed, torch.tensor(bases))
 
     def on_cores(self, like: Tensor, function: Callable[[slice], Any]) -> list:
         """Calls a function on slices of the pieces, one for each core that is worth waking."""
@@ -128,6 +136,10 @@ class KernelSteps:
     def _table(self, n: int, size: int) -> tuple[Tensor, Tensor]:
         """Coordinates and offsets in bytes of each piece, and whether a row's numbers are addresses."""
         if (n, size) not in self._offsets:
+            if size != (last := max((place.stop for place in self.places), default=size)):
+                raise InvalidInputError(
+                    f"θ has {size} coordinates, but its layout {last}: bind the rule to its layout."
+                )
             table = torch.zeros(n, len(self.places), FIELDS, dtype=torch.long)
             episodes = torch.arange(n)
             for number, place in enumerate(self.places):
@@ -170,6 +182,14 @@ def kernel() -> Kernel:
     return kernel_for(torch.device("cpu"), torch.float32)  # type: ignore[return-value]
 
 
-def at(tensor: Tensor, part: slice) -> c_void_p:
+def controls_of(rows: Tensor, state: KernelState) -> Tensor:
+    """The controls of each piece, [N · tensors, 6]."""
+    controls = state.controls.flatten(0, 1)
+    address(controls, CONTROLS * len(rows))
+    return controls
+
+
+def at(tensor: Tensor, part: slice = slice(0, None)) -> c_void_p:
     """The address of a part of the rows of a tensor."""
-    return c_void_p(tensor.data_ptr() + part.start * tensor.stride(0) * tensor.element_size())
+    first = address(tensor, tensor.numel(), tensor.dtype)
+    return c_void_p(first + part.start * tensor.stride(0) * tensor.element_size())

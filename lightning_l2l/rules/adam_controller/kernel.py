@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_l2l.rules.adam_controller.arithmetic import Arithmetic, OneStep
-from lightning_l2l.rules.adam_controller.statistics import FEATURES, Sizes
+from lightning_l2l.rules.adam_controller.statistics import FEATURES, SHAPE, Sizes
+from lightning_l2l.rules.fast.addresses import address
 from lightning_l2l.rules.fast.compiler import load_cpu_kernel
 from lightning_l2l.rules.fast.cores import map_on_cores
 
@@ -33,7 +34,7 @@ class Kernel:
     def sums(self, name: str, count: int, rows: Any) -> Tensor:
         """Sums over each piece, [pieces, 10] by ``average`` and [pieces, 2] by ``multiply``."""
         result = torch.empty(count, SUMS[name], dtype=torch.double)
-        getattr(self.library, name)(ctypes.c_int64(count), rows, pointer(result))
+        getattr(self.library, name)(ctypes.c_int64(count), rows, ctypes.c_void_p(result.data_ptr()))
         return result
 
     def step(self, count: int, rows: Any, controls: Any, t: Any, factor: float, average: bool) -> None:
@@ -45,9 +46,13 @@ class Kernel:
     ) -> tuple[Tensor, Sizes]:
         """As ``Arithmetic.describe``, of whole tensors at steps t [networks, tensors], 0 where it is not due."""
         inputs, sizes = torch.empty(*t.shape, FEATURES), torch.empty(*t.shape, len(Sizes._fields))
-        tensors = (pointer(tensor) for tensor in (sums, products, t, shapes))
-        counts = map(ctypes.c_int64, t.shape)
-        self.library.describe(*counts, rows, *tensors, ctypes.c_double(every), pointer(inputs), pointer(sizes))
+        of_tensors = ((sums, SUMS["average"]), (products, SUMS["multiply"]), (t, 1))
+        given = [address(tensor, t.numel() * width, torch.double) for tensor, width in of_tensors]
+        given.append(address(shapes, t.shape[1] * SHAPE))
+        counts, results = map(ctypes.c_int64, t.shape), (inputs.data_ptr(), sizes.data_ptr())
+        self.library.describe(
+            *counts, rows, *map(ctypes.c_void_p, given), ctypes.c_double(every), *map(ctypes.c_void_p, results)
+        )
         return inputs, Sizes(*sizes.unbind(-1))
 
 
@@ -116,11 +121,6 @@ def integers(rows: Iterable[Iterable[int]]) -> ctypes.Array:
     """C's array of the numbers of all rows."""
     numbers = list(chain.from_iterable(rows))
     return (ctypes.c_int64 * len(numbers))(*numbers)
-
-
-def pointer(tensor: Tensor) -> ctypes.c_void_p:
-    """The address of a tensor's numbers, which must stay alive while it is used."""
-    return ctypes.c_void_p(tensor.data_ptr())
 
 
 def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel | None:

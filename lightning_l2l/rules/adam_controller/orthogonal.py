@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_l2l.rules.fast.addresses import address
 from lightning_l2l.rules.fast.compiler import load_cpu_kernel
 from lightning_l2l.rules.fast.cores import map_on_cores
 
@@ -42,6 +43,9 @@ def orthogonalize_(matrices: Tensor, spectral_limit: int | None = None, block: i
 
     Returns:
         The results, [matrices, rows, columns].
+
+    Raises:
+        InvalidInputError: a kernel would compute them, but they are not contiguous.
     """
     small, large = sorted(matrices.shape[1:])
     rms = RMS if spectral_limit is None else RMS * min(1.0, (spectral_limit / large) ** 0.5)
@@ -63,15 +67,15 @@ def _by_kernel(kernel: ctypes.CDLL, matrices: Tensor, rms: float, parts: int) ->
     """Does all of it in place, the parts of all matrices on all cores."""
     count, *shape = matrices.shape
     norms = torch.empty(count * parts, dtype=torch.double)
-    address, at_norms = ctypes.c_void_p(matrices.data_ptr()), ctypes.c_void_p(norms.data_ptr())
+    place, at_norms = ctypes.c_void_p(address(matrices, matrices.numel())), ctypes.c_void_p(norms.data_ptr())
     sides = [ctypes.c_long(number) for number in (*shape, parts)]
-    kernel.norms(address, ctypes.c_long(count), *sides, at_norms)
+    kernel.norms(place, ctypes.c_long(count), *sides, at_norms)
     worthwhile = matrices.numel() * min(shape) // WORTHWHILE
     threads = max(min(torch.get_num_threads(), len(norms), worthwhile), 1)
     bounds = [ctypes.c_long(len(norms) * core // threads) for core in range(threads + 1)]
 
     def run(begin: ctypes.c_long, end: ctypes.c_long) -> None:
-        kernel.orthogonalize(address, *sides, at_norms, begin, end, ctypes.c_float(rms))
+        kernel.orthogonalize(place, *sides, at_norms, begin, end, ctypes.c_float(rms))
 
     map_on_cores(threads, run, bounds[:-1], bounds[1:])
     return matrices

@@ -1,16 +1,19 @@
 """Steps parameter tensors by the controller, in place and all tensors of a group together."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_l2l.rules.adam_controller.arithmetic import OneStep
+from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.rules.adam_controller.arithmetic import MEANS, OneStep
 from lightning_l2l.rules.adam_controller.kernel import arithmetic
-from lightning_l2l.rules.adam_controller.network import ControllerNetwork
+from lightning_l2l.rules.adam_controller.network import CONTROLS, ControllerNetwork
 from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape, orthogonalize_
 from lightning_l2l.rules.adam_controller.remainder import exact, round_into
 from lightning_l2l.rules.adam_controller.statistics import MEMORY, shape_features
+from lightning_l2l.rules.fast.addresses import lie_alike
 from lightning_l2l.rules.fast.stepper import KeptState, Stepper, Work
 
 
@@ -37,28 +40,73 @@ class ControllerStepper(Stepper):
         self.device = device
         self.dtype = dtype
         self.arithmetic = arithmetic(device, dtype)
+        self._known: dict[int, Known] = {}  # by the state's identity
         self._features_of: dict[tuple[torch.Size, ...], Tensor] = {}
 
     def init(self, theta: Tensor) -> KeptState:
         """Returns the state before the first step of a tensor of any shape."""
-        state: KeptState = {name: torch.zeros_like(theta, dtype=self.dtype) for name in ("m9", "m99", "v99", "v999")}
-        if self.rule.orthogonal and matrix_shape(theta.shape):
-            state["orthogonal"] = torch.zeros_like(theta, dtype=self.dtype)
+        state: KeptState = {name: torch.zeros_like(theta, dtype=self.dtype) for name in self._means(theta)}
         if theta.dtype != self.dtype:
             state["remainder"] = torch.zeros_like(theta, dtype=torch.int16)
         memory = torch.zeros(MEMORY, dtype=self.dtype, device=self.device)
         return {**state, "memory": memory, "controls": [], "step": 0}
 
-    def holds(self, state: KeptState) -> bool:
-        return "m9" in state and state["m9"].device == self.device
+    def fit(self, work: Sequence[Work]) -> None:
+        for theta, grad, state in work:
+            if not self._knows(theta, grad, state):
+                super().fit([(theta, grad, state)])
+                self._known[id(state)] = known(theta, state)
+
+    def _knows(self, theta: Tensor, grad: Tensor, state: KeptState) -> bool:
+        """Whether these have the form in which they were checked before: comparing addresses takes less time."""
+        if (last := self._known.get(id(state))) is None or len(state) != last.length:
+            return False
+        *tensors, controls, step = state.values()
+        shape = theta.shape
+        return (
+            last.tensors == [*map(id, tensors)]
+            and last.places == [tensor.data_ptr() for tensor in tensors]
+            and last.dtype is theta.dtype
+            and last.shape == shape
+            and grad.shape == shape
+            and theta.device == grad.device == self.device
+            and type(step) is int
+            and step > 0
+            and len(controls) == CONTROLS
+        )
+
+    def holds(self, state: KeptState, theta: Tensor) -> bool:
+        means, rounds = self._means(theta), theta.dtype is not self.dtype
+        if list(state) != [*means, *(["remainder"] if rounds else []), "memory", "controls", "step"]:
+            return False
+        *tensors, memory, controls, step = state.values()
+        if rounds and not lie_alike([tensors.pop()], theta, torch.int16):
+            return False
+        counted = type(step) is int and step >= 0 and len(controls) == (CONTROLS if step else 0)
+        remembered = memory.shape == (MEMORY,) and memory.dtype is self.dtype and memory.device == self.device
+        return counted and remembered and memory.is_contiguous() and lie_alike(tensors, theta, self.dtype)
 
     def adopt(self, state: KeptState, theta: Tensor) -> KeptState:
-        adopted = self.copy(state, self.init(theta))
-        return {**adopted, "controls": list(adopted["controls"])}
+        """As ``Stepper.adopt``; what rounding took is left out if θ has become exact, and begins if it no longer is."""
+        fresh = self.init(theta)
+        if "remainder" in state.keys() ^ fresh.keys():
+            state = {name: state.get(name, value) for name, value in fresh.items()}
+        adopted = self.copy(state, fresh)
+        controls, step = [float(number) for number in adopted["controls"]], int(adopted["step"])
+        if step < 0 or len(controls) != (CONTROLS if step else 0):
+            raise InvalidInputError(
+                f"the state of a parameter at step {step} has {len(controls)} controls, but {self.rule.label} keeps "
+                f"{CONTROLS} after the first step: load the state of the same parameters."
+            )
+        return {**adopted, "controls": controls, "step": step}
 
     def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None, decay: float = 0.0) -> None:
         """Takes one step of each tensor, as in ``Stepper``; θ and its gradient are in any shape."""
-        steps = [OneStep(opened(theta, state), ordered(grad, state), state) for theta, grad, state in work]
+        self.fit(work)
+        steps = [
+            OneStep(opened(theta, state), ordered(grad, state), state, self._known[id(state)].kept_at)
+            for theta, grad, state in work
+        ]
         if decay:
             torch._foreach_mul_([one.theta for one in steps], 1 - decay)
         for one in steps:
@@ -79,6 +127,10 @@ class ControllerStepper(Stepper):
         inputs, sizes = self.arithmetic.describe(steps, due, sums, shapes, self.rule.every)
         for one, controls in zip(chosen, self.rule.controls(inputs, sizes).T.tolist(), strict=True):
             one.state["controls"] = controls
+
+    def _means(self, theta: Tensor) -> tuple[str, ...]:
+        """The names of what is kept for each coordinate."""
+        return (*MEANS, "orthogonal") if self.rule.orthogonal and theta.ndim > 1 else MEANS
 
     def _shapes(self, shapes: tuple[torch.Size, ...]) -> Tensor:
         """Features of tensors' shapes, [tensors, 5]; they are the same at most steps."""
@@ -104,6 +156,31 @@ class ControllerStepper(Stepper):
             if directions is not mixed or not alone:
                 for one, direction in zip(kept, directions, strict=True):
                     one.copy_(direction.reshape(one.shape))
+
+
+class Known(NamedTuple):
+    """A θ and a state that were checked."""
+
+    shape: torch.Size
+    dtype: torch.dtype  # of θ
+    length: int  # of the state
+    tensors: list[int]  # the identities of those in the state, in its order
+    places: list[int]  # where they lie
+    kept_at: list[int]  # see OneStep
+
+
+def known(theta: Tensor, state: KeptState) -> Known:
+    """What to compare a θ and its state with at later steps.
+
+    Raises:
+        InvalidInputError: a tensor of the state has no memory of its own, as one that wraps others.
+    """
+    *tensors, _, _ = state.values()
+    at = {name: state[name].data_ptr() for name in state if isinstance(state[name], Tensor)}
+    if theta.numel() and not all(at.values()):
+        raise InvalidInputError("the state of a parameter has no memory of its own: give the optimizer plain tensors.")
+    kept_at = [*(at[name] for name in MEANS), at.get("orthogonal", 0), at["memory"]]
+    return Known(theta.shape, theta.dtype, len(state), [*map(id, tensors)], list(at.values()), kept_at)
 
 
 def opened(theta: Tensor, state: KeptState) -> Tensor:

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.rules.base import State, Tape, UpdateRule
+from lightning_l2l.rules.fast.addresses import address
 from lightning_l2l.rules.fast.compiler import load_kernel
 from lightning_l2l.rules.fast.cores import map_on_cores
 from lightning_l2l.rules.lstm.cell import AutogradLSTM, LSTMState
@@ -39,6 +41,7 @@ class CompiledLSTM(UpdateRule):
         self.kernel = kernel
         self.threads = threads
         self.block_size = kernel.block_size()
+        self.parameter_count = sum(parameter.numel() for parameter in rule.parameters())
 
     @classmethod
     def of(cls, rule: AutogradLSTM, threads: int) -> "CompiledLSTM | None":
@@ -64,15 +67,18 @@ class CompiledLSTM(UpdateRule):
     def step(self, parameters: Tensor, grad: Tensor, before: State, after: State) -> Tensor:
         """Returns the step [N, P] and fills ``after``, which may be ``before``."""
         grad, update = grad.contiguous(), torch.empty_like(grad, memory_format=torch.contiguous_format)
+        settings, count = self._settings(parameters), grad.numel()
+        from_before, to_after = self._state_addresses(before, count), self._state_addresses(after, count)
+        at_grad, at_update = address(grad, count), address(update, count)
 
         def run(first: int, count: int) -> None:
             self.kernel.forward(
-                *self._settings(parameters),
+                *settings,
                 ctypes.c_long(count),
-                _address(grad, first),
-                *self._addresses(before, first),
-                *self._addresses(after, first),
-                _address(update, first),
+                ctypes.c_void_p(at_grad + 4 * first),
+                *self._state_pointers(from_before, first),
+                *self._state_pointers(to_after, first),
+                ctypes.c_void_p(at_update + 4 * first),
             )
 
         map_on_cores(self._threads(grad), run, *zip(*self._parts(grad), strict=True))
@@ -86,21 +92,28 @@ class CompiledLSTM(UpdateRule):
             grads: ∇_t .. ∇_{t+K-1}, each [N, P] and contiguous.
             cotangents: G_t .. G_{t+K-1} of the steps, likewise.
             before: the state h_t.
-        """
 
-        def addresses(tensors: list[Tensor], first: int) -> ctypes.Array:
-            return (ctypes.c_void_p * len(tensors))(*(_address(tensor, first).value for tensor in tensors))
+        Raises:
+            InvalidInputError: the tensors do not fit each other.
+        """
+        if len(grads) != len(cotangents):
+            raise InvalidInputError(
+                f"there are {len(grads)} gradients, but {len(cotangents)} cotangents: give as many."
+            )
+        settings, count = self._settings(parameters), grads[0].numel()
+        of_state = self._state_addresses(before, count)
+        of_grads, of_cotangents = ([address(tensor, count) for tensor in each] for each in (grads, cotangents))
 
         def run(first: int, count: int) -> Tensor:
             result = torch.zeros(len(parameters), dtype=torch.float64)
             self.kernel.backward(
-                *self._settings(parameters),
+                *settings,
                 ctypes.c_long(count),
                 ctypes.c_long(len(grads)),
-                addresses(grads, first),
-                addresses(cotangents, first),
-                *self._addresses(before, first),
-                _address(result),
+                _pointers([place + 4 * first for place in of_grads]),
+                _pointers([place + 4 * first for place in of_cotangents]),
+                *self._state_pointers(of_state, first),
+                ctypes.c_void_p(result.data_ptr()),
             )
             return result
 
@@ -115,29 +128,34 @@ class CompiledLSTM(UpdateRule):
             work: θ and ∇_t, [P], float32 and contiguous, and the state of each, as ``init`` returns it or with the
                 same ``blocks`` in bfloat16 (all of them in one type), which is overwritten.
             factor: of the step.
+
+        Raises:
+            InvalidInputError: the tensors do not fit each other.
         """
         counts = [theta.numel() for theta, _, _ in work]
+        kept = torch.bfloat16 if work[0][2].blocks.dtype is torch.bfloat16 else torch.float32
         addresses = [
-            (grad.data_ptr(), state.blocks.data_ptr(), state.momenta.data_ptr(), theta.data_ptr())
-            for theta, grad, state in work
+            (address(grad, count), *self._state_addresses(state, count, kept), address(theta, count))
+            for (theta, grad, state), count in zip(work, counts, strict=True)
         ]
+        settings = self._settings(parameters)
         threads = max(1, min(self.threads, sum(counts) // (BLOCKS_PER_THREAD * self.block_size)))
         pieces = list(zip(counts, *zip(*addresses, strict=True), strict=True))
         if threads > 1:
             layers, momenta = self._state_sizes
-            widths = 4, layers * work[0][2].blocks.element_size(), 4 * momenta, 4  # bytes that a coordinate takes
+            widths = 4, layers * kept.itemsize, 4 * momenta, 4  # bytes that a coordinate takes
             size = self.block_size * -(-sum(counts) // (8 * threads * self.block_size))
             pieces = sorted(split(pieces, size, widths), reverse=True)  # largest first, to balance the cores
 
         def run(core: int) -> None:
             counts, *addresses = zip(*pieces[core::threads], strict=True)
             self.kernel.optimize(
-                *self._settings(parameters),
+                *settings,
                 ctypes.c_float(factor),
-                ctypes.c_int(work[0][2].blocks.dtype == torch.bfloat16),
+                ctypes.c_int(kept is torch.bfloat16),
                 ctypes.c_long(len(counts)),
                 (ctypes.c_long * len(counts))(*counts),
-                *((ctypes.c_void_p * len(counts))(*each) for each in addresses),
+                *map(_pointers, addresses),
             )
 
         map_on_cores(threads, run, range(threads))
@@ -173,14 +191,22 @@ class CompiledLSTM(UpdateRule):
         """Numbers per coordinate in each tensor of the state."""
         return self.rule.num_layers * 2 * self.rule.hidden_size, 2 * len(self.rule.momenta)
 
-    def _addresses(self, state: State, first: int) -> Iterator[ctypes.c_void_p]:
-        """The addresses of the block that begins with coordinate ``first``, one for each tensor of the state."""
-        return (_address(tensor, size * first) for tensor, size in zip(state, self._state_sizes, strict=True))
+    def _state_addresses(self, state: State, count: int, kept: torch.dtype = torch.float32) -> tuple[int, int]:
+        """The addresses of both tensors of a state of so many coordinates; ``kept`` is the type of its blocks."""
+        coordinates = self.block_size * -(-count // self.block_size)
+        layers, momenta = self._state_sizes
+        return address(state[0], layers * coordinates, kept), address(state[1], momenta * coordinates)
+
+    def _state_pointers(self, addresses: tuple[int, int], first: int) -> Iterator[ctypes.c_void_p]:
+        """Where the block that begins with coordinate ``first`` lies in both tensors of a state in float32."""
+        sizes = self._state_sizes
+        return (ctypes.c_void_p(place + 4 * size * first) for place, size in zip(addresses, sizes, strict=True))
 
     def _settings(self, parameters: Tensor) -> tuple:
         decays = (ctypes.c_double * len(self.rule.momenta))(*self.rule.momenta)
         preprocessing = ctypes.c_float(self.rule.preprocessing or 0.0)
-        return _address(parameters), preprocessing, decays, ctypes.c_float(self.rule.output_scale)
+        at_parameters = ctypes.c_void_p(address(parameters, self.parameter_count))
+        return at_parameters, preprocessing, decays, ctypes.c_float(self.rule.output_scale)
 
     def _threads(self, grad: Tensor) -> int:
         return max(1, min(self.threads, grad.numel() // (BLOCKS_PER_THREAD * self.block_size)))
@@ -240,6 +266,6 @@ def join_blocks(blocks: Tensor, count: int) -> Tensor:
     return blocks.movedim(0, -2).flatten(-2)[..., None, :count]
 
 
-def _address(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
-    """The address of an element, counted from the tensor's first one."""
-    return ctypes.c_void_p(tensor.data_ptr() + offset * tensor.element_size())
+def _pointers(places: Sequence[int]) -> ctypes.Array:
+    """C's array of addresses."""
+    return (ctypes.c_void_p * len(places))(*places)

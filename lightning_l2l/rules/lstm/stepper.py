@@ -28,12 +28,15 @@ class CompiledStepper(Stepper):
         self.parameters = kernel.parameter_vector()
         self.names_without_kernel = self.names
         self.names = ["blocks", "momenta"] if kernel.rule.momenta else ["blocks"]
+        one = self.init(torch.zeros(1))
+        self.forms = [(value.shape[1:], value.dtype) for value in one.values()]
 
     def init(self, theta: Tensor) -> KeptState:
         state = self.kernel.init(theta.new_empty(len(theta), dtype=self.kept_dtype))
-        return self._kept(state._replace(momenta=state.momenta.to(self.dtype)))
+        return self._named(state._replace(momenta=state.momenta.to(self.dtype)))
 
     def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None, decay: float = 0.0) -> None:
+        self.fit(work)
         direct = []
         for theta, grad, state in work:
             if theta.dtype == grad.dtype == self.dtype:
@@ -45,22 +48,30 @@ class CompiledStepper(Stepper):
             width = self.kernel.block_size
             for part in self.parts(theta):
                 computed = theta[part].to(self.dtype) * (1 - decay)
-                blocks = BlockState(*(tensor[part.start // width :] for tensor in self._opened(state)))
+                own = slice(part.start // width, -(-part.stop // width))
+                blocks = BlockState(*(tensor[own] for tensor in self._opened(state)))
                 self.kernel.optimize(self.parameters, [(computed, grad[part].to(self.dtype), blocks)], factor)
                 theta[part] = computed  # rounded once
         if direct:
             self.kernel.optimize(self.parameters, direct, factor)
 
-    def holds(self, state: KeptState) -> bool:
-        blocks = state.get("blocks")
-        return blocks is not None and blocks.is_cpu
+    def holds(self, state: KeptState, theta: Tensor) -> bool:
+        if list(state) != self.names:
+            return False
+        blocks = -(-len(theta) // self.kernel.block_size)
+        for value, (shape, dtype) in zip(state.values(), self.forms, strict=True):
+            form = isinstance(value, Tensor) and (value.shape, value.dtype) == ((blocks, *shape), dtype)
+            if not (form and value.is_cpu and value.is_contiguous()):
+                return False
+        return True
 
     def adopt(self, state: KeptState, theta: Tensor) -> KeptState:
-        if list(state) == self.names_without_kernel:
-            state = self._kept(self.kernel.to_blocks(pytree.tree_unflatten(state.values(), self.structure)))
+        if state.keys() == set(self.names_without_kernel):
+            leaves = [state[name] for name in self.names_without_kernel]
+            state = self._named(self.kernel.to_blocks(pytree.tree_unflatten(leaves, self.structure)))
         return self.copy(state, self.init(theta))
 
-    def _kept(self, state: BlockState) -> KeptState:
+    def _named(self, state: BlockState) -> KeptState:
         return {name: getattr(state, name) for name in self.names}
 
     def _opened(self, state: KeptState) -> BlockState:
