@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from reliability.forks import Forks
 
 FEW = 4  # runs of each kind, in two minutes

@@ -4,19 +4,21 @@ import gzip
 import shutil
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from command_line import TINY_ART, tiny
+from command_line import tiny
 from PIL import Image
-from reliability.outcomes import newest
 
-NETWORK = "--data.network={class_path: lightning_l2l.optimizees.MLP, init_args: {inputs: 64, hidden_sizes: [2]}}"
-IMAGES = [  # 8 x 8 pixels
-    *(NETWORK, "--data.episodes_per_batch=2", "--data.train_episodes=2", "--data.val_episodes=2"),
-    *("--trainer.max_epochs=1", "--comparison.baselines=[]"),
-]
+SMALL = [*("--data.episodes_per_batch=2", "--data.train_episodes=2", "--data.val_episodes=2"), "--trainer.max_epochs=1"]
+NETWORK = "--data.network={{class_path: lightning_l2l.optimizees.MLP, init_args: {{inputs: {}, hidden_sizes: [2]}}}}"
+NO_RACE = "--comparison.baselines=[]"
+PICTURES = (".png", ".jpg", ".bmp", ".tiff", ".gif", ".webp", ".ppm")
+
+
+def fit_images(source: str, inputs: int) -> list[str]:
+    return tiny("fit", *SMALL, NO_RACE, NETWORK.format(inputs), f"--data.source={source}", config="mnist.yaml")
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,12 @@ class Kind:
     write: Callable[[Path, Path], Path]
     command: list[str]
     checked: bool = True
-    environment: tuple[tuple[str, str], ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def a_checkpoint(run: Path, folder: Path) -> Path:
     shutil.copytree(run / "runs", folder / "runs")
-    return newest(folder) / "checkpoints/last.ckpt"  # type: ignore[operator]
+    return next(folder.glob("runs/*/version_0/checkpoints/last.ckpt"))
 
 
 def a_rule(run: Path, folder: Path) -> Path:
@@ -79,29 +81,25 @@ def write_idx_files(folder: Path) -> None:
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
 
 
-def a_picture_of_a_folder(suffix: str, mode: str = "RGB") -> Callable[[Path, Path], Path]:
+def a_picture_file(suffix: str) -> Kind:
     def write(run: Path, folder: Path) -> Path:
-        for part in ("train", "test"):
-            for label in range(2):
-                (folder / "pictures" / part / str(label)).mkdir(parents=True)
-                for number in range(8):
-                    picture(8, mode, number).save(folder / "pictures" / part / str(label) / f"{number}{suffix}")
-        return folder / f"pictures/train/1/3{suffix}"
+        for number in range(32):
+            place = folder / "pictures" / ("train", "test")[number % 2] / str(number // 2 % 2)
+            place.mkdir(parents=True, exist_ok=True)
+            picture(8, number).save(place / f"{number}{suffix}")
+        return folder / f"pictures/train/1/2{suffix}"
 
-    return write
-
-
-def a_style(suffix: str) -> Callable[[Path, Path], Path]:
-    def write(run: Path, folder: Path) -> Path:
-        picture(24, "RGB", 0).save(folder / f"style{suffix}")
-        return folder / f"style{suffix}"
-
-    return write
+    return Kind(write, fit_images("pictures", 192), checked=False)
 
 
-def picture(size: int, mode: str, seed: int) -> Image.Image:
+def a_style(run: Path, folder: Path) -> Path:
+    picture(24, 0).save(folder / "style.jpg")
+    return folder / "style.jpg"
+
+
+def picture(size: int, seed: int) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(256, size=(size, size, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).convert("RGB").convert(mode)
+    return Image.fromarray(pixels)
 
 
 def a_cached_result(run: Path, folder: Path) -> Path:
@@ -110,23 +108,19 @@ def a_cached_result(run: Path, folder: Path) -> Path:
 
 
 def a_kernel(run: Path, folder: Path) -> Path:
-    shutil.copytree(run / "cache/lightning_l2l", folder / "cache/lightning_l2l")
-    return next((folder / "cache/lightning_l2l").glob("*.so"))
+    kept = shutil.copytree(run / "cache", folder / "cache")
+    return next(kept.rglob("*.so"))
 
 
-LOCAL = tiny("validate", "--ckpt_path=pretrained:mnist", config="mnist.yaml")
 KINDS = {
-    "checkpoint resumed": Kind(a_checkpoint, tiny("fit", "--ckpt_path=last", "--trainer.max_epochs=3")),
-    "checkpoint validated": Kind(a_checkpoint, tiny("validate", "--ckpt_path=last")),
+    "checkpoint, resumed": Kind(a_checkpoint, tiny("fit", "--ckpt_path=last", "--trainer.max_epochs=3")),
+    "checkpoint, validated": Kind(a_checkpoint, tiny("validate", "--ckpt_path=last")),
     "rule": Kind(a_rule, tiny("validate", "--ckpt_path=pretrained:rule.safetensors")),
-    "npz": Kind(an_npz, tiny("fit", *IMAGES, "--data.source=images.npz", config="mnist.yaml")),
-    "idx": Kind(idx_files("train-labels", zipped=False), tiny("fit", *IMAGES[1:], "--data.source=local", config="mnist.yaml"), checked=False),
-    "idx.gz": Kind(idx_files("t10k-labels", zipped=True), tiny("fit", *IMAGES[1:], "--data.source=local", config="mnist.yaml")),
-    **{
-        f"picture {suffix}": Kind(a_picture_of_a_folder(suffix), tiny("fit", *IMAGES, "--data.source=pictures", config="mnist.yaml"), checked=suffix == ".png")
-        for suffix in (".png", ".jpg", ".bmp", ".tiff", ".gif", ".webp", ".ppm")
-    },
-    "style .jpg": Kind(a_style(".jpg"), ["validate", "--config=neural_art.yaml", *TINY_ART, "--data.style=style.jpg"], checked=False),
+    ".npz": Kind(an_npz, fit_images("images.npz", 64)),
+    "IDX": Kind(idx_files("train-labels", zipped=False), fit_images("local", 784), checked=False),
+    "IDX, zipped": Kind(idx_files("t10k-labels", zipped=True), fit_images("local", 784)),
+    **{f"{suffix} of a folder": a_picture_file(suffix) for suffix in PICTURES},
+    "style": Kind(a_style, tiny("validate", "--data.style=style.jpg", config="neural_art.yaml"), checked=False),
     "cache": Kind(a_cached_result, tiny("test", "--ckpt_path=best")),
-    "kernel": Kind(a_kernel, tiny("fit", "--ckpt_path=last", "--trainer.max_epochs=3"), environment=(("XDG_CACHE_HOME", "cache"),)),
+    "kernel": Kind(a_kernel, tiny("fit", NO_RACE), environment={"XDG_CACHE_HOME": "cache"}),
 }

@@ -19,10 +19,17 @@ FOREIGN = [  # what a class path must never run; each would touch the file canar
 CLASSES = [  # classes that exist, and stand at the wrong place
     *("torch.nn.Linear", "torch.nn.Module", "torch.optim.Adam", "pytorch_lightning.Trainer", "builtins.dict"),
     *("lightning_l2l.rules.SGD", "lightning_l2l.optimizees.Quadratics", "lightning_l2l.meta_gradients.Exact"),
-    *("lightning_l2l.learners.MetaLearner", "lightning_l2l.rules.NoSuchRule", "no.such.Class", "lightning_l2l", "", ".."),
+    *(
+        "lightning_l2l.learners.MetaLearner",
+        "lightning_l2l.rules.NoSuchRule",
+        "no.such.Class",
+        "lightning_l2l",
+        "",
+        "..",
+    ),
 ]
 NOT_FINITE = [math.nan, math.inf, -math.inf]
-NUMBERS = [0, -1, -7, 1, 0.5, 3, 1e-30, 1e30, -1e30, 10**6, 10**9, 2**63, 10**400, 1e-320, *NOT_FINITE]
+NUMBERS = [0, -1, -7, 1, 0.5, 3, 1e-30, 1e30, -1e30, 10**6, 10**9, 2**63, 1e-320, 10**400, *NOT_FINITE]
 OTHERS = [
     *("text", "", "null", "1e3", "$x$", "é\u0000", "a/b", "~", "0x10", "1_000", "12:30", "*x", "&x", "{", "x" * 5000),
     *(True, False, None, [], {}, [1, 2], [[]], {"a": 1}, {"init_args": {}}, {"class_path": None}, [None], {"": 1}),

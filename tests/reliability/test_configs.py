@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from command_line import tiny
+
 from reliability import mutations
 from reliability.forks import Forks
 from reliability.mutations import as_flag, mutated, mutated_text, value_at

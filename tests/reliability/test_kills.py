@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from command_line import HALF_EXACT, tiny
+
 from reliability import kills
 from reliability.forks import Forks
 from reliability.outcomes import differences, outcome
@@ -72,4 +73,3 @@ def resumable(name: str, folder: Path) -> list[str]:
     """The command line that goes on with what there is."""
     begun = any(folder.glob("runs/*/*/checkpoints/last.ckpt"))
     return [*FITS[name], *(["--ckpt_path=last"] if begun else [])]
-
