@@ -76,6 +76,7 @@ def test_a_damaged_file_is_refused_in_a_sentence_or_changes_nothing(seed, forks,
     change(file, way, choices)
     print(f"{name} is {way}: {len(before)} bytes, {file.stat().st_size} now")
     ended = forks.run(kind.command, tmp_path, **kind.environment)
+    print(ended.status, ended.figures)
     assert not list(tmp_path.rglob("canary"))
     assert ended.fault == ""
     count("refused" if ended.status else "read")
