@@ -46,7 +46,9 @@ class Ended:
         if self.status < 0:
             return f"it is killed by {signal.Signals(-self.status).name}"
         if "Traceback (most recent call last)" in self.output:
-            return f"traceback: {self.output.strip().splitlines()[-1]}"
+            lines = self.output.strip().splitlines()
+            places = [line.strip() for line in lines if line.lstrip().startswith("File ")]
+            return f"traceback: {lines[-1]} ({places[-1] if places else 'nowhere'})"
         if self.status not in (0, 2) or (self.status == 2 and not self.sentence):
             return f"status {self.status} without a sentence"
         if len(self.sentence) > LONGEST:

@@ -78,14 +78,13 @@ def _in_rate(step: Callable, value: float, learner: Any, objective: Tensor) -> T
 
 
 def _in_phi(step: Callable, value: float, learner: Any, objective: Tensor) -> Tensor:
-    norm = step(learner, objective)
     next(learner.rule.parameters()).data.view(-1)[0] = value
-    return norm
+    return step(learner, objective)
 
 
 def _with(tensor: Tensor, value: float) -> Tensor:
     """A tensor with one of its numbers replaced."""
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or not tensor.numel():
         return tensor
     spoiled = torch.zeros_like(tensor)
     spoiled.view(-1)[0] = value
