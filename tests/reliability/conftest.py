@@ -12,8 +12,8 @@ import pytest
 
 from reliability.forks import Forks
 
-FEW = 4  # runs of each kind, in two minutes
-CASES = {"kills": 1, "configs": 4, "files": 4, "numbers": 1}  # cases for each run
+FEW = 3  # runs of each kind, in two minutes of one core
+CASES = {"kills": 1, "configs": 4, "files": 4, "numbers": 2}  # cases for each run
 COUNTED = "reliability"  # what a test's report calls its figures
 
 
@@ -47,17 +47,22 @@ def kind_of(module: str) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line of figures for each kind."""
+    """One line of figures for each kind, and how to repeat each failure alone."""
     figures: dict[str, Counter[str]] = {}
+    repeats = []
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, []):
-            path = Path(report.nodeid.partition("::")[0])
-            if path.parent.name != "reliability" or report.when != "call":
+            path, _, name = report.nodeid.partition("::")
+            if Path(path).parent.name != "reliability" or report.when != "call":
                 continue
-            figures.setdefault(kind_of(path.name), Counter()).update(
-                [outcome, *(what for name, what in report.user_properties if name == COUNTED)]
-            )
+            counted = [what for key, what in report.user_properties if key == COUNTED]
+            figures.setdefault(kind_of(path), Counter()).update([outcome, *counted])
+            if outcome == "failed":
+                seed = name.partition("[")[2].removesuffix("]")
+                repeats.append(f"uv run pytest -n 0 '{report.nodeid}' --first-seed {seed}")
     for kind, counted in sorted(figures.items()):
         passed, failed = counted.pop("passed", 0), counted.pop("failed", 0)
         parts = ", ".join(f"{number} {what}" for what, number in sorted(counted.items()))
         terminalreporter.write_line(f"{kind}: {passed + failed} ({parts}), {passed} as they must be, {failed} failed")
+    for line in repeats:
+        terminalreporter.write_line(line)

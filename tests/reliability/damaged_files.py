@@ -117,10 +117,10 @@ KINDS = {
     "checkpoint, validated": Kind(a_checkpoint, tiny("validate", "--ckpt_path=last")),
     "rule": Kind(a_rule, tiny("validate", "--ckpt_path=pretrained:rule.safetensors")),
     ".npz": Kind(an_npz, fit_images("images.npz", 64)),
+    "cache": Kind(a_cached_result, tiny("test", "--ckpt_path=best")),
+    "kernel": Kind(a_kernel, tiny("fit", NO_RACE), environment={"XDG_CACHE_HOME": "cache"}),
     "IDX": Kind(idx_files("train-labels", zipped=False), fit_images("local", 784), checked=False),
     "IDX, zipped": Kind(idx_files("t10k-labels", zipped=True), fit_images("local", 784)),
     **{f"{suffix} of a folder": a_picture_file(suffix) for suffix in PICTURES},
     "style": Kind(a_style, tiny("validate", "--data.style=style.jpg", config="neural_art.yaml"), checked=False),
-    "cache": Kind(a_cached_result, tiny("test", "--ckpt_path=best")),
-    "kernel": Kind(a_kernel, tiny("fit", NO_RACE), environment={"XDG_CACHE_HOME": "cache"}),
 }
