@@ -8,7 +8,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TIMES = {"train/episodes_per_second"}  # of what is logged
-PLACES = ("dirpath", "model_path", "k_models", "hyper_parameters")  # ends of the names of what depends on the place
+OTHERS = ("dirpath", "model_path", "k_models", "hyper_parameters", "current_score")
+"""Ends of names of what depends on the place, and of a score that Lightning keeps but does not restore."""
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def content(path: Path) -> Any:
 
     def stripped(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: stripped(one) for key, one in value.items() if not str(key).endswith(PLACES)}
+            return {key: stripped(one) for key, one in value.items() if not str(key).endswith(OTHERS)}
         if isinstance(value, list | tuple):
             return [stripped(one) for one in value]
         return repr(value.tolist() if isinstance(value, torch.Tensor) else value)
