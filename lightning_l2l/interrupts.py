@@ -63,6 +63,8 @@ class Interrupt(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Stops here if it was asked to."""
         if trainer.strategy.reduce_boolean_decision(self.requested, all=False):  # the signal may reach only one process
+            trainer._logger_connector.on_batch_end()  # logs this meta-batch, as Lightning does only after this hook
+            trainer._logger_connector.update_train_step_metrics()
             rank_zero_info("\nResume with the same command and --ckpt_path last.")
             raise Terminated(TERMINATED) if self.number == signal.SIGTERM else Interrupted
 

@@ -142,6 +142,13 @@ def test_a_diverging_rule_can_be_drawn(tmp_path):
     write_results([Race("uniform", broken)], tmp_path, "quadratic")
 
 
+@pytest.mark.parametrize("first", [torch.nan, torch.inf, -torch.inf, -1.0])
+@pytest.mark.parametrize("later", [torch.nan, -torch.inf, 0.0, 1.0])
+def test_losses_that_a_log_scale_cannot_show_are_left_out(first, later, tmp_path):
+    curves = torch.tensor([first, *[later] * 30]).repeat(3, 1)
+    write_results([Race("uniform", [Entry("broken", "learned", curves)])], tmp_path, "quadratic")
+
+
 def test_variants_share_one_table_and_one_figure(tmp_path):
     write_results(races(30, 120), tmp_path, "quadratic")
     with (tmp_path / "results.csv").open() as file:

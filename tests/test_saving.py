@@ -9,11 +9,13 @@ import torch
 from command_line import HALF_EXACT, RUN, fit, tiny
 from conftest import same, weights
 from pytorch_lightning import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lightning_l2l.trained.saving
 from lightning_l2l.callbacks import Interrupt
 from lightning_l2l.cli import main
 from lightning_l2l.learners import MetaLearner
+from lightning_l2l.trained.saving import LastCheckpoint, meta_batches
 
 CHECKPOINTS = RUN / "checkpoints"
 FLAGS = ["--data.train_episodes=16", "--trainer.max_epochs=4", "--data.val_episodes=12", HALF_EXACT]  # 4 × 4 batches
@@ -124,6 +126,21 @@ def test_a_run_killed_again_and_again_resumes_to_the_bit(whole, monkeypatch):
             fit(*flags, *stop, "--ckpt_path=last")
     fit(*flags, "--ckpt_path=last")
     assert (content("last.ckpt"), content("best.ckpt")) == whole
+
+
+def test_what_a_checkpoint_has_seen_is_logged(monkeypatch):
+    """Else a run that is killed after it was saved, or interrupted, would lose the numbers of a meta-batch."""
+    save, counts = LastCheckpoint._save, []
+
+    def counting(self, trainer):
+        save(self, trainer)
+        logged = EventAccumulator(str(RUN)).Reload().Scalars("train/meta_loss")
+        counts.append((len(logged), meta_batches(trainer)))
+
+    monkeypatch.setattr(LastCheckpoint, "_save", counting)
+    with pytest.raises(SystemExit):
+        fit(*FLAGS, "--trainer.callbacks+=forks.StopAfter", "--trainer.callbacks.batches=7")
+    assert counts == [(4, 4), (4, 4), (7, 7)]
 
 
 def test_a_run_that_hardly_validates_is_saved_after_each_epoch(monkeypatch):

@@ -220,6 +220,7 @@ def curves_figure(races: Sequence[Race], experiment: str) -> Figure:
 
 def _draw(axes: Axes, entries: Sequence[Entry], title: str) -> None:
     """The means, each with a band that holds the middle two thirds of the episodes."""
+    axes.set_ylim(1, 10)  # stays where there is no loss that a log scale can show
     for entry in entries:
         steps = np.arange(entry.curves.shape[1])
         low, high = entry.curves.float().nan_to_num(torch.inf).quantile(torch.tensor([1 / 6, 5 / 6]), dim=0)
@@ -227,9 +228,9 @@ def _draw(axes: Axes, entries: Sequence[Entry], title: str) -> None:
         (line,) = axes.plot(steps, mean, label=as_text(entry.name), zorder=3 - (entry.kind == "baseline"))
         axes.fill_between(steps, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
     means = torch.stack([entry.curves.mean(0) for entry in entries])
-    finite = means[means.isfinite()]
+    finite = means[means.isfinite() & (means > 0)]
     if len(finite):  # a rule that diverges must not flatten the others
-        start = min(float(mean[0]) for mean in means if mean[0].isfinite())
+        start = min((float(mean[0]) for mean in means if 0 < mean[0] < torch.inf), default=float(finite.max()))
         axes.set_ylim(float(finite.min()) / 1.5, 2 * start)
     axes.set(title=as_text(title), xlabel="step", ylabel="loss", yscale="log")
     axes.legend()

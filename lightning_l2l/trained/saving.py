@@ -85,10 +85,14 @@ class LastCheckpoint(ModelCheckpoint):
         self.saved = meta_batches(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Saves before a validation, which may take long, and where training ends inside an epoch."""
-        loop = trainer.fit_loop.epoch_loop
+        """Saves where training ends inside an epoch."""
         self.due = what_follows(trainer)
-        if self.due == "validation" or (self.due == "meta-batch" and (loop._is_training_done or trainer.should_stop)):
+        if self.due == "meta-batch" and (trainer.fit_loop.epoch_loop._is_training_done or trainer.should_stop):
+            self._save(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves before a validation, which may take long, and after the meta-batch's numbers are logged."""
+        if trainer.state.fn == "fit" and self.due == "validation":
             self._save(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
