@@ -11,7 +11,7 @@ from command_line import HALF_EXACT, tiny
 
 from reliability import kills
 from reliability.forks import Forks
-from reliability.outcomes import differences, outcome
+from reliability.outcomes import differences, newest, outcome
 
 LONGER = ["--data.train_episodes=16", "--trainer.max_epochs=4", "--data.val_episodes=12"]
 FITS = {
@@ -56,7 +56,7 @@ def test_a_killed_fit_resumes_to_the_bit(seed, forks, unkilled, count, tmp_path)
     ended = forks.run(resumable(name, tmp_path), tmp_path)
     assert ended.status == 0, ended.output
     assert differences(outcome(tmp_path), expected) == []
-    assert not list(tmp_path.rglob("checkpoints/.*"))
+    assert not list(newest(tmp_path).glob("checkpoints/.*"))  # a run killed before it had a checkpoint is left alone
 
 
 def choose_kill(choices: random.Random, seconds: float, writes: int) -> tuple[str, partial[None]]:
