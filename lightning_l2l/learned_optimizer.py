@@ -241,7 +241,8 @@ class LearnedOptimizer(WatchedOptimizer):
             state = self.state[first]
             if not state:
                 state.update(stepper.init(vector))
-            work = vector, stepper.joined(unit.gradients()), state
+            grad = first.grad if stepper.keeps_shapes else stepper.joined(unit.gradients())
+            work = vector, grad, state
             if simple:
                 at_once.setdefault(stepper, []).append(work)
                 continue
