@@ -241,8 +241,8 @@ class LearnedOptimizer(WatchedOptimizer):
             state = self.state[first]
             if not state:
                 state.update(stepper.init(vector))
-            grad = first.grad if stepper.keeps_shapes else stepper.joined(unit.gradients())
-            work = vector, grad, state
+            grads = [first.grad] if stepper.keeps_shapes and first.grad is not None else unit.gradients()
+            work = vector, stepper.joined(grads), state
             if simple:
                 at_once.setdefault(stepper, []).append(work)
                 continue
