@@ -241,7 +241,8 @@ class LearnedOptimizer(WatchedOptimizer):
             state = self.state[first]
             if not state:
                 state.update(stepper.init(vector))
-            work = vector, stepper.joined(unit.gradients()), state
+            grads = [first.grad] if stepper.keeps_shapes and first.grad is not None else unit.gradients()
+            work = vector, stepper.joined(grads), state
             if simple:
                 at_once.setdefault(stepper, []).append(work)
                 continue

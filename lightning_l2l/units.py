@@ -31,13 +31,11 @@ class Unit:
         self.stepper: Stepper | None = None
 
     def gradients(self) -> list[Tensor]:
-        """Zeros where there is none; a stepper compares the shape of a parameter that is stepped alone.
+        """Zeros where there is none.
 
         Raises:
             ValueError: a gradient has not the shape of its parameter.
         """
-        if len(self.params) == 1 and self.first.grad is not None:
-            return [self.first.grad]
         for p in self.params:
             if p.grad is not None and p.grad.shape != p.shape:
                 raise ValueError(
