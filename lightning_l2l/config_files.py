@@ -116,7 +116,7 @@ def refuse_old_keys(settings: Given) -> None:
     Raises:
         InvalidInputError: shows the equivalent table.
     """
-    if settings.learner is None or settings.learner.rpartition(".")[2] == "MetaLearner":
+    if str(settings.learner or "MetaLearner").rpartition(".")[2] == "MetaLearner":
         refuse_old_schedule(settings.settings, settings.epochs)
 
 
@@ -181,10 +181,9 @@ def check_sections(config: Any) -> None:
     Raises:
         InvalidInputError: names the first.
     """
-    empty = {"trainer": "leave it out", "variants": "give {} for none"}
-    for key, fix in empty.items():
-        if config.get(key) is None:
-            raise InvalidInputError(f"{key} is null, but it must be a mapping: {fix}, or give its settings.")
+    for key in ("trainer", "variants", "comparison", "benchmark", "pictures", "predictions", "early_stopping"):
+        if key in config and config[key] is None:
+            raise InvalidInputError(f"{key} is null, but it must be a mapping: leave it out, or give its settings.")
     require_within("seed_everything", config.seed_everything, 0, 2**32 - 1)  # what NumPy takes
     if config.trainer.max_steps != -1:
         require_positive("trainer.max_steps", config.trainer.max_steps)

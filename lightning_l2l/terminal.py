@@ -16,7 +16,8 @@ LONGEST = 280  # characters of a sentence, with "error: " before it less than 30
 LONGEST_WORD = 80
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a user's input is not to blame for
 MEMORY = ("allocate memory", "Unable to allocate", "Maximum allowed dimension", "array is too big", "out of memory")
-OTHERS = ("pytorch_lightning", "lightning_fabric", "lightning_utilities", "jsonargparse", "tensorboard")
+OTHERS = {"pytorch_lightning", "lightning_fabric", "lightning_utilities", "jsonargparse", "tensorboard"}
+STANDARD = os.path.dirname(os.__file__)
 
 
 class ShortParser(argparse.ArgumentParser):
@@ -71,8 +72,10 @@ def ending(error: BaseException) -> tuple[str, int] | None:
             return "A path has a null byte in it: give another path.", 2
         if isinstance(cause, ImportError):
             return one_sentence(f"{first_line(cause)}: install it, or change the setting that needs it."), 2
-    if _raised_in(error).intersection(OTHERS):
+    if (library := OTHERS.intersection(_raised_in(error))) and not isinstance(error, TypeError | AttributeError):
         return one_sentence(first_line(error)), 2
+    if library:
+        return one_sentence(f"{min(library)} cannot use a setting ({first_line(error)}): correct it."), 2
     return None
 
 
@@ -85,9 +88,10 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _raised_in(error: BaseException) -> set[str]:
-    """The parts of the path of the file that raised an error."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return set(frames[-1].filename.split(os.sep)) if frames else set()
+    """The parts of the path of the file that raised an error, by itself or in the standard library."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    own = [file for file in files if "site-packages" in file or not file.startswith(STANDARD)]
+    return set(own[-1].split(os.sep)) if own else set()
 
 
 def one_sentence(text: str) -> str:

@@ -88,6 +88,13 @@ CONFIGS = {
     "bool.yaml": (b"variants: {yes: {horizon: 5}}", "has the key True"),
     "trainer.yaml": (b"trainer: null", "trainer is null"),
     "variants.yaml": (b"variants: null", "variants is null"),
+    "benchmark.yaml": (b"benchmark: null", "benchmark is null"),
+    "learner.yaml": (b"model: {class_path: .inf}", "model"),
+    "queue.yaml": (
+        b"trainer: {logger: {class_path: pytorch_lightning.loggers.TensorBoardLogger, init_args: {save_dir: runs}, "
+        b"dict_kwargs: {max_queue: null}}}",
+        "tensorboard cannot use a setting",
+    ),
 }
 
 

@@ -190,10 +190,10 @@ class MetaLearner(LightningModule):
         norm = torch.nn.utils.clip_grad_norm_(self.rule.parameters(), self.gradient_clip)
         if norm.isfinite():  # the same in every process, since DDP has averaged the gradients
             optimizer.step()  # type: ignore[union-attr]
-            self._check_finite()
         else:
             self.skipped_steps += 1
             self._say_once("The meta-gradient is not finite: its meta-step is skipped")
+        self._check_finite()
         return norm
 
     def _check_finite(self) -> None:
