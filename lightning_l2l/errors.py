@@ -9,7 +9,15 @@ class InvalidInputError(Exception):
 
     Its message is one sentence that names the key, the value and the fix; the command line prints it without a
     traceback and exits with status 2.
+
+    Args:
+        message: the sentence.
+        to_copy: what the user may copy, such as a flag; it is printed in full on a line of its own.
     """
+
+    def __init__(self, message: str = "", to_copy: str = "") -> None:
+        super().__init__(message)
+        self.to_copy = to_copy
 
 
 def first_line(error: BaseException) -> str:

@@ -52,11 +52,12 @@ def ending(error: BaseException) -> tuple[str, int] | None:
     """How a command ends with an error.
 
     Returns:
-        One sentence, and the exit status: 1 where a disk failed, 2 otherwise. None for a fault of a program's own,
-        which needs its traceback.
+        One sentence, with what is to be copied below it, and the exit status: 1 where a disk failed, 2 otherwise. None
+        for a fault of a program's own, which needs its traceback.
     """
     if (invalid := invalid_input(error)) is not None:
-        return one_sentence(str(invalid)), 2
+        to_copy = getattr(invalid, "to_copy", "")
+        return one_sentence(str(invalid)) + (f"\n  {to_copy}" if to_copy else ""), 2
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno is not None:
             place = cause.filename if cause.filename is not None else "A file"

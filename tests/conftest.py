@@ -76,7 +76,7 @@ def fitted(empty_folder, one_fit) -> None:
 
 @pytest.fixture
 def fails(capsys):
-    """Runs a command line that must end with one sentence and a status, by default 2, and returns the sentence."""
+    """Runs a command line that must end with one sentence, and status 2 unless told; returns it and what to copy."""
     from lightning_l2l.cli import main
 
     def run(*arguments: str, status: int = 2) -> str:
@@ -87,7 +87,8 @@ def fails(capsys):
         sentences = [line for line in lines if line.startswith("error: ")]
         assert len(sentences) == 1 and len(sentences[0]) < 300
         assert "Traceback" not in "\n".join(lines)
-        return sentences[0]
+        to_copy = [line for line in lines if line.startswith("  --")]
+        return "\n".join(sentences + to_copy)
 
     return run
 

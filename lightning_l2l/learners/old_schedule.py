@@ -19,16 +19,19 @@ def refuse_old_schedule(settings: dict[str, Any], epochs: Any) -> None:
         epochs: ``trainer.max_epochs`` as given, or None.
 
     Raises:
-        InvalidInputError: shows the equivalent table.
+        InvalidInputError: shows the equivalent table, to be copied.
     """
     old = [key for key in OLD_KEYS if key in settings]
     if not old:
         return
     given = ", ".join(f"model.{key} is {as_flow(settings[key])}" for key in old)
     those, them = ("that is", "it") if len(old) == 1 else ("those are", "them")
-    fixes = [f"give model.stages={as_flow(old_table(settings, epochs))}"] if SCHEDULE.keys() & old else []
+    table = f"--model.stages={as_flow(old_table(settings, epochs))}" if SCHEDULE.keys() & old else ""
+    fixes = ["give the table below"] if table else []
     fixes += [f"for {key} set the environment variable {MACHINE[key]}" for key in MACHINE if key in old]
-    raise InvalidInputError(f"{given}, but {those} no longer a setting: remove {them} and {', and '.join(fixes)}.")
+    raise InvalidInputError(
+        f"{given}, but {those} no longer a setting: remove {them} and {', and '.join(fixes)}.", table
+    )
 
 
 def refuse_another_schedule(kept: dict[str, Any], stages: list[dict[str, Any]] | None, epochs: int) -> None:
@@ -47,8 +50,9 @@ def refuse_another_schedule(kept: dict[str, Any], stages: list[dict[str, Any]] |
     table = old_table(kept, epochs)
     if _comparable(table) != _comparable(stages or [{}]):
         raise InvalidInputError(
-            f"model.stages is {as_flow(stages)}, but the checkpoint was trained with what is now "
-            f"model.stages={as_flow(table)}: give that, or start anew without --ckpt_path."
+            f"model.stages is {as_flow(stages)}, but the checkpoint was trained with the table below: give that, or "
+            "start anew without --ckpt_path.",
+            f"--model.stages={as_flow(table)}",
         )
 
 
