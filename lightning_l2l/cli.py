@@ -125,7 +125,7 @@ class LearningToLearnCLI(LightningCLI):
             ) from error
         parser.add_argument(
             "--variants",
-            type=dict[str, dict],  # data, until _variant parses them
+            type=dict[str, dict],  # data, until make_variants parses them
             default={},
             help="Further races of a test: a name for each, with the data settings that it changes.",
         )

@@ -73,10 +73,11 @@ def ending(error: BaseException) -> tuple[str, int] | None:
             return "A path has a null byte in it: give another path.", 2
         if isinstance(cause, ImportError):
             return one_sentence(f"{first_line(cause)}: install it, or change the setting that needs it."), 2
-    if (library := OTHERS.intersection(_raised_in(error))) and not isinstance(error, TypeError | AttributeError):
-        return one_sentence(first_line(error)), 2
-    if library:
-        return one_sentence(f"{min(library)} cannot use a setting ({first_line(error)}): correct it."), 2
+    if library := OTHERS.intersection(_raised_in(error)):
+        reason = first_line(error)
+        if isinstance(error, TypeError | AttributeError):  # which says nothing of a setting
+            reason = f"{min(library)} cannot use a setting ({reason}): correct it."
+        return one_sentence(reason), 2
     return None
 
 

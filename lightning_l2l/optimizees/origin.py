@@ -52,8 +52,9 @@ class Origin:
         Raises:
             InvalidInputError: names both.
         """
-        if (self.source, self.digest) != (kept["source"], kept["digest"]):
-            here, there = (f"{source} ({digest or 'drawn'})" for source, digest in self._both(kept))
+        own, theirs = (self.source, self.digest), (kept["source"], kept["digest"])
+        if own != theirs:
+            here, there = (f"{source} ({digest or 'drawn'})" for source, digest in (own, theirs))
             raise InvalidInputError(
                 f"data is {here}, but the checkpoint was trained on {there}: give that data, or start anew without "
                 "--ckpt_path."
@@ -79,9 +80,6 @@ class Origin:
                 f"data is {self.source}, of whose test part {share:.0%} lie in what the checkpoint was trained on, "
                 f"{kept['source']}: test on that data, or on other data."
             )
-
-    def _both(self, kept: dict[str, Any]) -> tuple[tuple[str, str], tuple[str, str]]:
-        return (self.source, self.digest), (kept["source"], kept["digest"])
 
     def _rows(self, part: str) -> Tensor:
         """Digests of the rows of a part, as networks see them, [M]."""

@@ -67,9 +67,11 @@ def _in_objective(step: Callable, value: float, learner: Any, objective: Tensor)
 
 
 def _in_adam(step: Callable, value: float, learner: Any, objective: Tensor) -> Tensor:
-    for state in learner.optimizers().state.values():
+    states = learner.optimizers().state
+    first = None if states else step(learner, objective)  # which makes the state; the next step meets the value
+    for state in states.values():
         state["exp_avg"].view(-1)[0] = value
-    return step(learner, objective)
+    return step(learner, objective) if first is None else first
 
 
 def _in_rate(step: Callable, value: float, learner: Any, objective: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ void backward(int64_t count, const float* __restrict grad, const float* __restri
         for (int k = 0; k < 6; ++k)
             for (int lane = 0; lane < LANES; ++lane) sums[k] += of[k][lane];
     }
-    of_controls = {float(sums[0]), float(sums[1] * f.of_grad),    float(sums[2] * f.of_m99),
+    of_controls = {float(sums[0]), float(sums[1] * f.of_grad), float(sums[2] * f.of_m99),
                    float(sums[3]), float(sums[4] * f.of_epsilon), float(-sums[5])};
 }
 
@@ -144,8 +144,7 @@ void multiply(const Piece& piece, double* sums) {
 
 // Everything below is written out in statistics.py.
 constexpr int FEATURES = 22, SHAPE = 5, SHARED = 6, OWN = 3, SIZES = 5;
-constexpr double FIRST = 8, REFERENCE = 6, DECAY = 0.8, QUIET = 0.25, VANISHED = 1e-12,
-                 TINY = FLT_MIN;
+constexpr double FIRST = 8, REFERENCE = 6, DECAY = 0.8, QUIET = 0.25, VANISHED = 1e-12, TINY = FLT_MIN;
 
 double log_ratio(double above, double below, double low, double high) {
     return std::log(std::clamp(above / std::max(TINY, below), std::exp(2 * low), std::exp(2 * high))) / 2;
