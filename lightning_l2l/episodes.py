@@ -49,7 +49,8 @@ class Episodes(ABC):
 
         differentiable = torch.is_grad_enabled()  # with respect to φ, through θ: for second-order meta-gradients
         if torch.is_inference_mode_enabled():  # in which enable_grad has no effect
-            grad, (_, losses) = torch.func.grad_and_value(self._total_loss, has_aux=True)(theta, step)
+            with torch.inference_mode(False), torch.no_grad():  # PyTorch 2.11's torch.func gives zeros in that mode
+                grad, (_, losses) = torch.func.grad_and_value(self._total_loss, has_aux=True)(theta, step)
             return losses, grad
         with torch.enable_grad():
             theta = theta if differentiable and theta.requires_grad else theta.detach().requires_grad_()

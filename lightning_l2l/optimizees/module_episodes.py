@@ -74,7 +74,7 @@ class ModuleEpisodes(Episodes):
         return Episodes.hessian_product(replace(self, channels_last=False), theta, step, vector)
 
     def _value_and_grad(self, theta: Tensor, step: int, batching: Batching) -> tuple[Tensor, Tensor]:
-        if batching != "gradients":
+        if batching != "gradients" or torch.is_inference_mode_enabled():
             return super().value_and_grad(theta, step)
         one = torch.func.grad_and_value(self._one_loss)
         theta = theta if torch.is_grad_enabled() else theta.detach()
