@@ -53,9 +53,10 @@ class WeightedSum(MetaLoss):
                 f"model.loss_weights is {weights}: give finite numbers, of which at least one is not 0."
             )
         self.weights = weights
+        self._listed = torch.tensor(weights if isinstance(weights, list) else [], dtype=torch.double)
 
     def __call__(self, losses: Tensor, step: int, horizon: int, reference: Tensor | None = None) -> Tensor:
-        return losses.T @ self._weights(horizon).to(losses)[step : step + len(losses)]
+        return losses.T @ self._weights(horizon, losses.device).to(losses)[step : step + len(losses)]
 
     def check(self, horizon: int) -> None:
         if isinstance(self.weights, list) and len(self.weights) != horizon:
@@ -64,15 +65,18 @@ class WeightedSum(MetaLoss):
                 "step, or uniform, last or linear, which fit any number of them."
             )
 
-    def _weights(self, horizon: int) -> Tensor:
-        """w_1 .. w_T, [T]."""
-        if self.weights == "uniform":
-            return torch.ones(horizon)
-        if self.weights == "last":
-            return torch.nn.functional.one_hot(torch.tensor(horizon - 1), horizon).float()
+    def _weights(self, horizon: int, device: torch.device) -> Tensor:
+        """w_1 .. w_T, [T]; those of a config are copied to the device only once, as a CUDA graph cannot do that."""
+        if isinstance(self.weights, list):
+            if self._listed.device != device:
+                self._listed = self._listed.to(device)
+            return self._listed
         if self.weights == "linear":
-            return torch.arange(1.0, horizon + 1) * 2 / (horizon + 1)
-        return torch.tensor(self.weights, dtype=torch.double)
+            return torch.arange(1.0, horizon + 1, device=device) * 2 / (horizon + 1)
+        weights = torch.ones(horizon, device=device)
+        if self.weights == "last":
+            weights[:-1] = 0
+        return weights
 
 
 class LogLoss(MetaLoss):
@@ -103,7 +107,7 @@ class LogLoss(MetaLoss):
         if reference is not None:
             values = values - (reference.to(values) + self.floor).log()
         tenth = max(horizon // 10, 1)
-        weights = torch.full((horizon,), 1 / horizon, dtype=torch.double)
+        weights = torch.full((horizon,), 1 / horizon, dtype=torch.double, device=losses.device)
         weights[-tenth:] += self.last / tenth
         return values.T @ weights.to(values)[step : step + len(values)]
 

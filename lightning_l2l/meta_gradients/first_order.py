@@ -17,7 +17,7 @@ from lightning_l2l.meta_gradients.base import (
     update_size,
     with_objective,
 )
-from lightning_l2l.meta_gradients.cuda_graph import Recordings
+from lightning_l2l.meta_gradients.recordings import Recordings
 from lightning_l2l.rules import UpdateRule
 from lightning_l2l.rules.base import full_precision
 from lightning_l2l.rules.fast import machine
@@ -43,7 +43,7 @@ class FirstOrder(MetaGradient):
     w_s is the derivative of the meta-loss with respect to f(θ_s), the weight of step s in a weighted sum. If a rule
     learns the start of a run, G_0 is the derivative with respect to that start.
 
-    On a GPU each truncation of the horizon is recorded once and launched as a whole from then on (``cuda_graph``).
+    On a GPU each truncation of the horizon is recorded once and launched as a whole from then on (``recordings``).
     """
 
     def __init__(self) -> None:

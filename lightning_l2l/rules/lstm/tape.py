@@ -5,7 +5,8 @@ rows. Each layer's input, hidden state and a row of ones (for the bias) are stac
 one matrix product forward and two or three backward. tanh(x) is computed as 2σ(2x) − 1, because σ is several times
 faster than tanh on the CPU; for the candidate the inner 2 goes into its weights, so that one σ serves all gates.
 
-Fresh pages of memory cost more time than the arithmetic on them, so buffers are reused.
+Fresh pages of memory cost more time than the arithmetic on them, so on a CPU buffers are reused. A GPU's memory has no
+such price, and a CUDA graph needs its own.
 """
 
 from collections import defaultdict
@@ -93,7 +94,8 @@ class LSTMTape(Tape):
                 torch.mm(weight[:, inputs:-1].T, grad_gates, out=grad_hidden[index])
                 if index:
                     grad_hidden[index - 1].addmm_(weight[:, :inputs].T, grad_gates)
-        _free_buffers[self.key].append(self.layers)  # which must not be read from now on
+        if scratch.is_cpu:
+            _free_buffers[self.key].append(self.layers)  # which must not be read from now on
         grad_weights = [double_candidate(grad) for grad in grad_weights]
         biases = [grad[:, -1] for grad in grad_weights]
         return [*(grad[:, :-1] for grad in grad_weights), *biases, grad_output.T, grad_bias]

@@ -5,18 +5,22 @@ recorded, copied and told apart is tested everywhere, the recorder itself on a G
 """
 
 import logging
+from copy import deepcopy
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_l2l.meta_gradients import Plan, cuda_graph
+from lightning_l2l.meta_gradients import Plan, recordings
 from lightning_l2l.meta_gradients.base import with_objective
-from lightning_l2l.meta_gradients.cuda_graph import CudaGraph, Recordings
 from lightning_l2l.meta_gradients.first_order import first_order_steps
-from lightning_l2l.meta_losses import WeightedSum
+from lightning_l2l.meta_gradients.recordings import Recordings
+from lightning_l2l.meta_losses import LogLoss, WeightedSum
 from lightning_l2l.optimizees import MLP, ImageClassification, Quadratics
 from lightning_l2l.optimizees.sources.images import LabelledImages
 from lightning_l2l.rules import SGD, CoordinatewiseLSTM, Grouped
+from lightning_l2l.rules.fast.cuda_graph import CudaGraph
 from lightning_l2l.unroll import start
 
 PLAN = Plan(WeightedSum(), horizon=6, unroll=3)
@@ -103,6 +107,41 @@ def test_groups_with_states_of_numbers_are_recorded(device, record):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+class OneDevice(TorchDispatchMode):
+    """Refuses operations that copy between devices or read a number in Python, as a recording does."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        assert len({tensor.device for tensor in tensors}) < 2 and "_local_scalar_dense" not in str(func), func
+        return result
+
+
+GROUPED = Grouped({"a": CoordinatewiseLSTM(4, momenta=[0.9]), "b": SGD(0.1)}, {"a": ["*weight"], "b": ["*bias"]})
+META_LOSSES = [WeightedSum(), WeightedSum("last"), WeightedSum("linear"), WeightedSum([1, 0, 2, 0, 1, 3]), LogLoss()]
+
+
+@pytest.mark.parametrize("meta_loss", META_LOSSES, ids=lambda loss: getattr(loss, "weights", "log"))
+@pytest.mark.parametrize(
+    ("data", "rule"),
+    [
+        (Quadratics(horizon=6), CoordinatewiseLSTM(4)),
+        (classification(random_scaling=1.0), CoordinatewiseLSTM(4)),
+        (classification(), GROUPED),
+    ],
+    ids=["quadratics", "classification", "groups"],
+)
+def test_steps_stay_on_their_device(monkeypatch, data, rule, meta_loss):
+    """A device of shapes without numbers stands for the GPU."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="": False)  # which knows no such device
+    episodes = data._collate("train", [0, 1])
+    bound = deepcopy(rule).bind(episodes.layout).to("meta")
+    episodes, plan = episodes.to("meta"), Plan(meta_loss, 6, 3)
+    first_order_steps(bound, episodes, run := start(bound, episodes), plan)  # may set something up
+    with OneDevice():
+        assert first_order_steps(bound, episodes, run, plan).losses.is_meta
+
+
 def test_a_recording_is_replayed_for_each_later_meta_batch():
     made = []
 
@@ -164,7 +203,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(record, caplog):
 
 
 def test_truncations_that_never_come_again_stop_being_recorded(monkeypatch, caplog):
-    monkeypatch.setattr(cuda_graph, "MOST", 1)
+    monkeypatch.setattr(recordings, "MOST", 1)
     meta_train(compute := Recordings(first_order_steps, RunAgain), CoordinatewiseLSTM(4), Quadratics(horizon=6), "cpu")
     assert compute.full and len(compute.recordings) == 1
     assert sum("only 1 recorded truncations" in message for message in caplog.messages) == 1

@@ -7,7 +7,6 @@ a truncation are the same in every meta-batch, though: recorded once, they are l
 import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -17,49 +16,11 @@ from torch.utils import _pytree as pytree
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.errors import first_line
 from lightning_l2l.rules import UpdateRule
+from lightning_l2l.rules.fast.cuda_graph import CudaGraph, TensorFunction
 from lightning_l2l.unroll import Run
 
 log = logging.getLogger(__name__)
-TensorFunction = Callable[[Sequence[Tensor]], list[Tensor]]
 MOST = 256  # recordings; more would mean that something changes in every meta-batch, so that none is ever reused
-
-
-class CudaGraph:
-    """The kernels that a function of tensors launches, recorded; called, they run on other tensors of the same shapes.
-
-    Args:
-        function: what is recorded; only its kernels may depend on a tensor's values.
-        inputs: tensors on one GPU to record it with.
-    """
-
-    @torch.no_grad()
-    def __init__(self, function: TensorFunction, inputs: Sequence[Tensor]) -> None:
-        self.inputs = [tensor.clone() for tensor in inputs]
-        warm_up = torch.cuda.Stream()
-        warm_up.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(warm_up):  # what libraries set up on their first call cannot be recorded
-            for _ in range(2):
-                function(self.inputs)
-        torch.cuda.current_stream().wait_stream(warm_up)
-        torch.clear_autocast_cache()  # else every replay would use the weights cast during the warm-up
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=_pool()):
-            self.outputs = function(self.inputs)
-        torch.clear_autocast_cache()
-
-    @torch.no_grad()
-    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Runs the kernels; the caller owns the returned tensors."""
-        for own, given in zip(self.inputs, inputs, strict=True):
-            own.copy_(given)
-        self.graph.replay()
-        return [output.clone() for output in self.outputs]
-
-
-@cache
-def _pool() -> Any:
-    """The memory pool that recordings use while they run; they share one, since no two run at once."""
-    return torch.cuda.graph_pool_handle()
 
 
 class Recordings:
