@@ -1,7 +1,7 @@
 """Protects a run from gradients that are not finite and from divergence."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -139,6 +139,12 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 def _all_finite(tensors: list[Tensor]) -> bool:
     """As ``all_finite``, on one device; a finite sum proves that all numbers are finite, and is tried first."""
-    if math.isfinite(torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors]).sum().item()):
+    sums: Sequence[Tensor]
+    if tensors[0].is_cuda:  # one launch for all
+        widest = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+        sums = torch._foreach_norm(tensors, 1, dtype=widest)
+    else:
+        sums = [tensor.sum(dtype=torch.float32) for tensor in tensors]
+    if math.isfinite(torch.stack(list(sums)).sum().item()):
         return True
     return all(bool(tensor.isfinite().all()) for tensor in tensors)

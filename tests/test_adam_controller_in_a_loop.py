@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from lightning_l2l import LearnedOptimizer
 from lightning_l2l.rules import AdamController, layout_of
 from lightning_l2l.rules.adam_controller import stepper
 from lightning_l2l.rules.adam_controller.arithmetic import Arithmetic
-from lightning_l2l.rules.adam_controller.kernel import KernelArithmetic, arithmetic
+from lightning_l2l.rules.adam_controller.kernel import KernelArithmetic
 from lightning_l2l.rules.adam_controller.remainder import exact
 
 NETWORKS = {
@@ -27,12 +28,32 @@ NETWORKS = {
 
 @pytest.fixture(params=["kernel", "torch"])
 def way(request, monkeypatch):
-    """Both ways of touching every coordinate."""
-    if request.param == "torch":
-        monkeypatch.setattr(stepper, "arithmetic", lambda *_: Arithmetic())
-    elif not isinstance(arithmetic(torch.device("cpu"), torch.float32), KernelArithmetic):
-        skip("there is no C++ compiler")
+    """Both ways of touching every coordinate on a CPU."""
+    take(request.param, monkeypatch)
     return request.param
+
+
+@pytest.fixture(params=["kernel", "torch", "triton"])
+def any_way(request, monkeypatch):
+    """As ``way``, and in addition Triton's interpreter, which runs slowly what is compiled for a GPU elsewhere."""
+    take(request.param, monkeypatch)
+
+
+def take(name, monkeypatch):
+    if name == "torch":
+        monkeypatch.setattr(stepper, "arithmetic", lambda *_: Arithmetic())
+    elif name == "triton":
+        pytest.importorskip("triton", reason="Triton comes with PyTorch for NVIDIA GPUs")
+        if "TRITON_INTERPRET" not in os.environ:
+            skip("kernels are compiled for the GPU here: see test_gpu.py")
+        from lightning_l2l.rules.adam_controller import gpu_kernel
+
+        monkeypatch.setattr(gpu_kernel, "BLOCK", 32)
+        monkeypatch.setattr(gpu_kernel, "ADDED", 2)
+        ways = {torch.float32: gpu_kernel.GpuArithmetic, torch.double: Arithmetic}
+        monkeypatch.setattr(stepper, "arithmetic", lambda _, dtype: ways[dtype]())
+    elif not isinstance(stepper.arithmetic(torch.device("cpu"), torch.float32), KernelArithmetic):
+        skip("there is no C++ compiler")
 
 
 def network(name="mlp", dtype=torch.float32):
@@ -75,7 +96,7 @@ def theta(model):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_steps_are_those_on_flat_parameters(way, name):
+def test_steps_are_those_on_flat_parameters(any_way, name):
     rule, model = controller(0.1), network(name)
     want = by_hand(rule, model, range(30))
     train(model, LearnedOptimizer(model.parameters(), rule), range(30))
@@ -108,7 +129,7 @@ def test_the_directions_of_split_matrices_are_renewed_half_as_often(way, dtype):
     torch.testing.assert_close(theta(model), want, rtol=1e-4, atol=2e-5)
 
 
-def test_channels_last_and_strided_parameters(way):
+def test_channels_last_and_strided_parameters(any_way):
     rule, model = controller(), nn.Conv2d(3, 4, 3)
     other = copy.deepcopy(model).to(memory_format=torch.channels_last)
     other.bias = nn.Parameter(torch.empty(8)[::2].copy_(model.bias.detach()))

@@ -75,25 +75,32 @@ def test_controller_step(benchmark, against, operations_per_second, units, direc
     against(ours, reference, time.process_time, PERIOD, 9, floor, must=3.0, stretch=1.5)
 
 
-@pytest.mark.parametrize("network", ["3x512", "resnet18"])
-def test_whole_training_step(benchmark, against, network):
-    """CPU seconds of forward, backward and AdamController's step, batch size 32, beside those with Adam's."""
-    torch.set_num_threads(1)
+def training_step(network: str, device: str = "cpu") -> tuple[nn.Module, Callable[[torch.optim.Optimizer], None]]:
+    """A network, and what takes a training step of it on a batch of 32: forward, backward and the optimizer's step."""
     if network == "3x512":
         layers = [module for fed, out in pairwise((784, 512, 512, 512)) for module in (nn.Linear(fed, out), nn.ReLU())]
-        model, inputs = nn.Sequential(*layers, nn.Linear(512, 10)), torch.randn(32, 784)
+        model, inputs = nn.Sequential(*layers, nn.Linear(512, 10)), torch.randn(32, 784, device=device)
     else:
-        model, inputs = resnet18(num_classes=10), torch.randn(32, 3, 64, 64)
-    labels = torch.randint(10, (32,))
-    learned = LearnedOptimizer(model.parameters(), AdamController())
+        model, inputs = resnet18(num_classes=10), torch.randn(32, 3, 64, 64, device=device)
+    labels = torch.randint(10, (32,), device=device)
+    model.to(device)
 
-    def training_step(optimizer) -> None:
+    def take(optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs), labels).backward()
         optimizer.step()
 
+    return model, take
+
+
+@pytest.mark.parametrize("network", ["3x512", "resnet18"])
+def test_whole_training_step(benchmark, against, network):
+    """CPU seconds of forward, backward and AdamController's step, batch size 32, beside those with Adam's."""
+    torch.set_num_threads(1)
+    model, take = training_step(network)
+    learned = LearnedOptimizer(model.parameters(), AdamController())
     adam = torch.optim.Adam(model.parameters(), fused=True)
-    ours, reference = (period(partial(training_step, optimizer)) for optimizer in (learned, adam))
+    ours, reference = (period(partial(take, optimizer)) for optimizer in (learned, adam))
     against(ours, reference, time.process_time, PERIOD, 3 if network == "resnet18" else 9, must=1.3, stretch=1.1)
 
 

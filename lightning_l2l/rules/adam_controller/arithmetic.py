@@ -1,5 +1,6 @@
 """What the controller computes of whole tensors: by PyTorch's operations, on any device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape, orthogonalize_
 from lightning_l2l.rules.adam_controller.statistics import (
+    MEMORY,
     Means,
     Memory,
     Sizes,
@@ -102,10 +105,25 @@ class Arithmetic:
             if "orthogonal" in one.state:
                 one.theta.add_(one.state["orthogonal"], alpha=own.orthogonal)
 
+    def orthogonalize(self, steps: list[OneStep], spectral_limit: int | None, block: int | None) -> None:
+        """Renews the O of matrices; those of one shape are computed together."""
+        for shape, same in by_shape(steps).items():
+            kept = [one.state["orthogonal"] for one in same]
+            alone = len(same) == 1 and kept[0].is_contiguous()  # then it is computed where it is kept
+            mixed = kept[0].view(1, *shape) if alone else kept[0].new_empty(len(same), *shape)
+            for one, matrix in zip(same, mixed, strict=True):
+                torch.lerp(one.state["m9"].reshape(shape), one.grad.reshape(shape), 0.1, out=matrix)
+            directions = orthogonalize_(mixed, spectral_limit, block)
+            if directions is not mixed or not alone:
+                for one, direction in zip(kept, directions, strict=True):
+                    one.copy_(direction.reshape(one.shape))
+
     def describe(
         self, steps: list[OneStep], due: list[bool], sums: Tensor, shapes: Tensor, every: int
     ) -> tuple[Tensor, Sizes]:
         """What the network sees of the tensors for which it is due; what they remember is renewed.
+
+        It is computed on the CPU, since launching so little work on a GPU would take longer.
 
         Args:
             steps: all tensors that are stepped, with the O of this step.
@@ -117,17 +135,30 @@ class Arithmetic:
         Returns:
             The inputs of those that are due, [due, 22], and what the outputs refer to.
         """
-        chosen = [one for one, own in zip(steps, due, strict=True) if own]
-        rows = torch.tensor(due, device=sums.device)
-        t = sums.new_tensor([one.state["step"] for one in chosen])
-        kept = torch.stack([one.state["memory"] for one in chosen])
-        last = Memory(kept[:, 0], kept[:, 1], kept[:, 2:])
-        memory, own, sizes = remember(tensor_means(chosen, sums[rows]), last, t, every)
-        kept = torch.cat([memory.agreement[:, None], memory.reference[:, None], memory.shared], 1)
-        for one, row in zip(chosen, kept, strict=True):
-            one.state["memory"].copy_(row)
-        everyone = torch.stack([one.state["memory"] for one in steps])[:, 2:].mean(0, keepdim=True)
-        return features(memory.shared, everyone, own, shapes[rows], t), sizes
+        sums, products, kept = self.gathered(steps, sums)
+        rows = torch.tensor(due)
+        t, counts = kept.new_tensor([(one.state["step"], one.theta.numel()) for one in steps])[rows].unbind(1)
+        last = Memory(kept[rows, 0], kept[rows, 1], kept[rows, 2:])
+        memory, own, sizes = remember(tensor_means(sums[rows], products[rows], counts), last, t, every)
+        kept[rows] = torch.cat([memory.agreement[:, None], memory.reference[:, None], memory.shared], 1)
+        self.keep(steps, kept)
+        return features(memory.shared, kept[:, 2:].mean(0, keepdim=True), own, shapes[rows], t), sizes
+
+    def gathered(self, steps: list[OneStep], sums: Tensor) -> Sequence[Tensor]:
+        """Sums [tensors, 10] and products [tensors, 2] on the CPU, and what is remembered, [tensors, 8]."""
+        remembered = torch.stack([one.state["memory"] for one in steps])
+        return torch.cat([sums, self.products(steps), remembered], 1).cpu().split([10, 2, MEMORY], 1)
+
+    def keep(self, steps: list[OneStep], remembered: Tensor) -> None:
+        """Renews what is remembered, [tensors, 8]."""
+        memories = [one.state["memory"] for one in steps]
+        torch._foreach_copy_(memories, list(remembered.to(memories[0].device).unbind()))
+
+    def products(self, steps: list[OneStep]) -> Tensor:
+        """The sums of each tensor's O² and m₉ · O, [tensors, 2]; zeros for a vector."""
+        zero = steps[0].grad.new_zeros(2)
+        pairs = [(one.state.get("orthogonal"), one.state["m9"]) for one in steps]
+        return torch.stack([zero if o is None else torch.stack([dot(o, o), dot(o, m9)]) for o, m9 in pairs])
 
     def _average(self, steps: list[OneStep]) -> None:
         grads = [one.grad for one in steps]
@@ -136,21 +167,22 @@ class Arithmetic:
             torch._foreach_lerp_([one.state[name] for one in steps], new, weight)
 
 
+def by_shape(steps: list[OneStep]) -> dict[tuple[int, int], list[OneStep]]:
+    """Matrices by their rows and columns."""
+    found: dict[tuple[int, int], list[OneStep]] = {}
+    for one in steps:
+        if shape := matrix_shape(one.theta.shape):
+            found.setdefault(shape, []).append(one)
+    return found
+
+
 def dot(first: Tensor, second: Tensor) -> Tensor:
     """The scalar product of two tensors of as many numbers, []."""
     return torch.dot(first.reshape(-1), second.reshape(-1))
 
 
-def tensor_means(steps: list[OneStep], sums: Tensor) -> Means:
-    """Divides sums [tensors, 10] by the number of coordinates, and adds the means of products with O."""
-    zero = sums.new_zeros(())
-    directions = [one.state.get("orthogonal") for one in steps]
-    squares = [zero if direction is None else dot(direction, direction) for direction in directions]
-    products = [
-        zero if direction is None else dot(direction, one.state["m9"])
-        for one, direction in zip(steps, directions, strict=True)
-    ]
-    counts = sums.new_tensor([one.theta.numel() for one in steps])
+def tensor_means(sums: Tensor, products: Tensor, counts: Tensor) -> Means:
+    """Divides sums [tensors, 10] and products [tensors, 2] of tensors by their numbers of coordinates [tensors]."""
     last, grad_last, grad, theta, m9, m9_m99, m99, v99, v999, adam = (sums.T / counts).unbind()
-    with_m9, orthogonal = torch.stack(products) / counts, torch.stack(squares) / counts
+    orthogonal, with_m9 = (products.T / counts).unbind()
     return Means(last, grad_last, grad, theta, m9, m9_m99, with_m9, m99, orthogonal, v99, v999, adam)

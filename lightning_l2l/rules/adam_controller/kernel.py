@@ -55,6 +55,15 @@ class Kernel:
         )
         return inputs, Sizes(*sizes.unbind(-1))
 
+    def described(
+        self, t: list[int], rows: Any, sums: Tensor, products: Tensor, shapes: Tensor, every: int
+    ) -> tuple[Tensor, Sizes]:
+        """As ``Arithmetic.describe``, from sums and products on a CPU, of tensors at steps t, 0 where it is not due."""
+        steps = torch.tensor([t], dtype=torch.double)
+        inputs, sizes = self.describe(rows, sums, products, steps, shapes, every)
+        chosen = slice(None) if all(t) else steps[0] > 0
+        return inputs[0, chosen], Sizes(*(size[0, chosen] for size in sizes))
+
 
 class KernelArithmetic(Arithmetic):
     """Large tensors are split into pieces, for several threads."""
@@ -69,11 +78,8 @@ class KernelArithmetic(Arithmetic):
     def describe(
         self, steps: list[OneStep], due: list[bool], sums: Tensor, shapes: Tensor, every: int
     ) -> tuple[Tensor, Sizes]:
-        t = torch.tensor([[one.state["step"] * own for one, own in zip(steps, due, strict=True)]], dtype=torch.double)
-        rows = integers([one.row for one in steps])
-        inputs, sizes = self.kernel.describe(rows, sums, self._sums("multiply", steps), t, shapes, every)
-        chosen = slice(None) if all(due) else torch.tensor(due)
-        return inputs[0, chosen], Sizes(*(size[0, chosen] for size in sizes))
+        t, rows = steps_due(steps, due), integers([one.row for one in steps])
+        return self.kernel.described(t, rows, sums, self._sums("multiply", steps), shapes, every)
 
     def step(self, steps: list[OneStep], factor: float, average: bool) -> None:
         def run(numbers: list[int], rows: ctypes.Array) -> None:
@@ -117,6 +123,11 @@ class KernelArithmetic(Arithmetic):
         return map_on_cores(threads, function, numbers, rows)
 
 
+def steps_due(steps: list[OneStep], due: list[bool]) -> list[int]:
+    """The step of each tensor, 0 where the network is not due."""
+    return [one.state["step"] * own for one, own in zip(steps, due, strict=True)]
+
+
 def integers(rows: Iterable[Iterable[int]]) -> ctypes.Array:
     """C's array of the numbers of all rows."""
     numbers = list(chain.from_iterable(rows))
@@ -127,9 +138,3 @@ def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel | None:
     """The kernel, if this machine has one for these tensors."""
     library = load_cpu_kernel(SOURCE, device, dtype)
     return None if library is None else Kernel(library)
-
-
-def arithmetic(device: torch.device, dtype: torch.dtype) -> Arithmetic:
-    """The fastest one."""
-    kernel = kernel_for(device, dtype)
-    return Arithmetic() if kernel is None else KernelArithmetic(kernel, torch.get_num_threads())

@@ -59,7 +59,10 @@ def orthogonalize_(matrices: Tensor, spectral_limit: int | None = None, block: i
     rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=tiny)
     tall = matrices.shape[1] > small
     wide = matrices.mT.contiguous() if tall else matrices
-    wide = torch.cat([_orthogonal(part, rms) for part in wide.tensor_split(parts, 1)], 1)
+    if small % parts:
+        wide = torch.cat([_orthogonal(part, rms) for part in wide.tensor_split(parts, 1)], 1)
+    else:  # all parts are equal
+        wide = _orthogonal(wide.reshape(-1, small // parts, large), rms).view_as(wide)
     return wide.mT if tall else wide
 
 
@@ -87,7 +90,7 @@ def _orthogonal(x: Tensor, rms: float) -> Tensor:
     x = x / norm.clamp(min=VANISHED)
     x = _iterate_gram(x) if x.shape[2] > WIDE * x.shape[1] else _iterate(x)
     size = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) / (x.shape[1] * x.shape[2]) ** 0.5
-    return x * torch.where(norm > VANISHED, rms / size.clamp(min=torch.finfo(x.dtype).tiny), 0.0)
+    return x * (rms / size.clamp(min=torch.finfo(x.dtype).tiny) * (norm > VANISHED))
 
 
 def _iterate(x: Tensor) -> Tensor:

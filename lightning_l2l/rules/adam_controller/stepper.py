@@ -1,18 +1,20 @@
 """Steps parameter tensors by the controller, in place and all tensors of a group together."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.rules.adam_controller.arithmetic import MEANS, OneStep
-from lightning_l2l.rules.adam_controller.kernel import arithmetic
+from lightning_l2l.rules.adam_controller.arithmetic import MEANS, Arithmetic, OneStep
+from lightning_l2l.rules.adam_controller.kernel import KernelArithmetic, kernel_for
 from lightning_l2l.rules.adam_controller.network import CONTROLS, ControllerNetwork
-from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape, orthogonalize_
+from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape
 from lightning_l2l.rules.adam_controller.remainder import exact, round_into
 from lightning_l2l.rules.adam_controller.statistics import MEMORY, shape_features
+from lightning_l2l.rules.fast import machine
 from lightning_l2l.rules.fast.addresses import lie_alike
 from lightning_l2l.rules.fast.stepper import KeptState, Stepper, Work
 
@@ -36,7 +38,7 @@ class ControllerStepper(Stepper):
     keeps_shapes = True
 
     def __init__(self, rule: ControllerNetwork, device: torch.device, dtype: torch.dtype) -> None:
-        self.rule: ControllerNetwork = rule
+        self.rule: ControllerNetwork = rule.cpu()  # where it runs, since it is small
         self.device = device
         self.dtype = dtype
         self.arithmetic = arithmetic(device, dtype)
@@ -122,11 +124,17 @@ class ControllerStepper(Stepper):
         """Moves all running means on, runs the network for the tensors that are due and renews their O."""
         sums = self.arithmetic.average(steps)
         chosen = [one for one, own in zip(steps, due, strict=True) if own]
-        self._orthogonalize(chosen)
+        renewed = [one for one in chosen if self._renews(one)]
+        self.arithmetic.orthogonalize(renewed, self.rule.spectral_limit, self.rule.block)
         shapes = self._shapes(tuple(one.theta.shape for one in steps))
         inputs, sizes = self.arithmetic.describe(steps, due, sums, shapes, self.rule.every)
         for one, controls in zip(chosen, self.rule.controls(inputs, sizes).T.tolist(), strict=True):
             one.state["controls"] = controls
+
+    def _renews(self, one: OneStep) -> bool:
+        """Whether a tensor has an O that is renewed at this step."""
+        shape = matrix_shape(one.theta.shape) if "orthogonal" in one.state else None
+        return shape is not None and self.rule.renews(one.state["step"], shape)
 
     def _means(self, theta: Tensor) -> tuple[str, ...]:
         """The names of what is kept for each coordinate."""
@@ -136,26 +144,8 @@ class ControllerStepper(Stepper):
         """Features of tensors' shapes, [tensors, 5]; they are the same at most steps."""
         if shapes not in self._features_of:
             numbers = [shape_features(shape, self.rule.all_sides) for shape in shapes]
-            self._features_of = {shapes: torch.tensor(numbers, dtype=self.dtype, device=self.device)}
+            self._features_of = {shapes: torch.tensor(numbers, dtype=self.dtype)}
         return self._features_of[shapes]
-
-    def _orthogonalize(self, steps: list[OneStep]) -> None:
-        """Renews the O of each matrix; matrices of one shape are computed together."""
-        by_shape: dict[tuple[int, int], list[OneStep]] = {}
-        for one in steps:
-            shape = matrix_shape(one.theta.shape) if "orthogonal" in one.state else None
-            if shape and self.rule.renews(one.state["step"], shape):
-                by_shape.setdefault(shape, []).append(one)
-        for shape, same in by_shape.items():
-            kept = [one.state["orthogonal"] for one in same]
-            alone = len(same) == 1 and kept[0].is_contiguous()  # then it is computed where it is kept
-            mixed = kept[0].view(1, *shape) if alone else kept[0].new_empty(len(same), *shape)
-            for one, matrix in zip(same, mixed, strict=True):
-                torch.lerp(one.state["m9"].reshape(shape), one.grad.reshape(shape), 0.1, out=matrix)
-            directions = orthogonalize_(mixed, self.rule.spectral_limit, self.rule.block)
-            if directions is not mixed or not alone:
-                for one, direction in zip(kept, directions, strict=True):
-                    one.copy_(direction.reshape(one.shape))
 
 
 class Known(NamedTuple):
@@ -181,6 +171,16 @@ def known(theta: Tensor, state: KeptState) -> Known:
         raise InvalidInputError("the state of a parameter has no memory of its own: give the optimizer plain tensors.")
     kept_at = [*(at[name] for name in MEANS), at.get("orthogonal", 0), at["memory"]]
     return Known(theta.shape, theta.dtype, len(state), [*map(id, tensors)], list(at.values()), kept_at)
+
+
+def arithmetic(device: torch.device, dtype: torch.dtype) -> Arithmetic:
+    """The fastest one."""
+    if device.type == "cuda" and dtype == torch.float32 and machine.compiled() and find_spec("triton"):
+        from lightning_l2l.rules.adam_controller.gpu_kernel import GpuArithmetic  # where there is Triton
+
+        return GpuArithmetic()
+    kernel = kernel_for(device, dtype)
+    return Arithmetic() if kernel is None else KernelArithmetic(kernel, torch.get_num_threads())
 
 
 def opened(theta: Tensor, state: KeptState) -> Tensor:
