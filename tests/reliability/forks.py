@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
+
 MEMORY = 4 << 30  # bytes that a fork may take
 LONGEST = 300  # characters of an error's sentence
 TESTS = Path(__file__).parents[1]
@@ -83,13 +85,10 @@ class Forks:
         """
         target = (list(command), str(folder.absolute()), before, environment)
         process = self.context.Process(target=_main, args=target)
-        inherited = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = self.path  # for the server, which the first start brings up
-        process.start()
-        if inherited is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = inherited
+        with pytest.MonkeyPatch.context() as server:  # which the first start brings up
+            server.setenv("PYTHONPATH", self.path)
+            server.setenv("CUDA_VISIBLE_DEVICES", "")  # since CUDA does not run in a fork
+            process.start()
         process.join(timeout)
         hung = process.is_alive() and not _stops(process)
         output = (folder / "output").read_text(errors="replace") if (folder / "output").exists() else ""
