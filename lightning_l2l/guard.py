@@ -1,7 +1,7 @@
 """Protects a run from gradients that are not finite and from divergence."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -129,22 +129,18 @@ def mean_over_ranks(loss: float | Tensor, device: torch.device) -> float:
     return mean.item()
 
 
-def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether every number of every tensor is finite."""
+def all_finite(tensors: Iterable[Tensor], squared: bool = False) -> bool:
+    """Whether every number of every tensor is finite; its square, too, if ``squared``, in float32 or float64."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
         by_device.setdefault(tensor.device, []).append(tensor)
-    return all(_all_finite(same) for same in by_device.values())
+    return all(_all_finite(same, squared) for same in by_device.values())
 
 
-def _all_finite(tensors: list[Tensor]) -> bool:
-    """As ``all_finite``, on one device; a finite sum proves that all numbers are finite, and is tried first."""
-    sums: Sequence[Tensor]
-    if tensors[0].is_cuda:  # one launch for all
-        widest = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-        sums = torch._foreach_norm(tensors, 1, dtype=widest)
-    else:
-        sums = [tensor.sum(dtype=torch.float32) for tensor in tensors]
-    if math.isfinite(torch.stack(list(sums)).sum().item()):
+def _all_finite(tensors: list[Tensor], squared: bool) -> bool:
+    """As ``all_finite``, on one device; a finite sum of squares proves it, and is tried first."""
+    widest = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    if math.isfinite(torch.stack(list(torch._foreach_norm(tensors, 2, dtype=widest))).square().sum().item()):
         return True
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+    exact = [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
+    return all(bool((tensor.square() if squared else tensor).isfinite().all()) for tensor in exact)

@@ -32,8 +32,9 @@ class LearnedOptimizer(WatchedOptimizer):
     shapes; a parameter without a gradient has a zero gradient in it and does not move. A rule that sees the loss needs
     ``step(closure)``. A rule with a learned start needs ``start()`` before the first gradient.
 
-    **Gradients.** Parameters whose ``grad`` is None are skipped, and keep their state. If any gradient is not finite,
-    the whole step is skipped: no parameter and no state changes, and ``skipped_steps`` counts it. A learned rule was
+    **Gradients.** Parameters whose ``grad`` is None are skipped, and keep their state. If the square of any gradient is
+    not finite (above 1.8e19 in float32), the whole step is skipped: no parameter and no state changes, and
+    ``skipped_steps`` counts it. Running means of squares would stay infinite for good. A learned rule was
     trained on gradients of a minibatch's mean loss: do not give it gradients of a sum, or otherwise scaled ones.
 
     **Precision.** Steps are computed in float32, in float64 for float64 parameters; half-precision parameters are
@@ -152,7 +153,7 @@ class LearnedOptimizer(WatchedOptimizer):
         grads = [p.grad for p in params if p.grad is not None]
         if any(grad.layout != torch.strided for grad in grads):
             raise RuntimeError("LearnedOptimizer does not support sparse gradients: give dense ones (sparse=False)")
-        if not finite_everywhere(all_finite(grads), params, self._zero):
+        if not finite_everywhere(all_finite(grads, squared=True), params, self._zero):
             self.skipped_steps += 1
             return loss
         moving = [self._moving(own) for own in units]

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 from lightning_l2l import LearnedOptimizer
 from lightning_l2l.optimizees import MLP, ImageClassification
 from lightning_l2l.pretrained import save_rule
-from lightning_l2l.rules import NAG, SGD, Adam, UpdateRule
+from lightning_l2l.rules import NAG, SGD, Adam, AdamController, CoordinatewiseLSTM, UpdateRule
 from lightning_l2l.unroll import learning_curves
 
 
@@ -150,13 +150,32 @@ def test_what_is_not_finite_skips_the_whole_step(way):
         assert all(torch.equal(value, state[number][name]) for name, value in kept.items())
 
 
-def test_large_gradients_whose_sum_overflows_are_not_skipped():
-    p = torch.zeros(4, requires_grad=True)
-    p.grad = torch.full((4,), 3e38)
+@pytest.mark.parametrize("count", [1, 4])
+def test_large_gradients_are_skipped_only_if_a_square_overflows(count):
+    p = torch.zeros(count, requires_grad=True)
     optimizer = LearnedOptimizer([p], lstm())
+    p.grad = torch.full((count,), 1e19)  # whose sum of squares overflows
     optimizer.step()
+    before = p.detach().clone()
     assert optimizer.skipped_steps == 0
     assert p.isfinite().all() and p.any()
+    p.grad = torch.full((count,), 2e19)
+    optimizer.step()
+    assert optimizer.skipped_steps == 1
+    assert torch.equal(p.detach(), before)
+
+
+@pytest.mark.parametrize(
+    "rule", [CoordinatewiseLSTM(4, momenta=[0.9]), AdamController()], ids=["momenta", "controller"]
+)
+def test_a_gradient_whose_square_overflows_leaves_running_means_finite(rule):
+    p = torch.ones(3, 3, requires_grad=True)
+    optimizer = LearnedOptimizer([p], rule)
+    for size in (1.0, 1e20, 1.0, 1.0):
+        p.grad = torch.full((3, 3), size)
+        optimizer.step()
+    assert optimizer.skipped_steps == 1 and p.isfinite().all()
+    assert all(torch.as_tensor(value).isfinite().all() for value in optimizer.state[p].values())
 
 
 def test_parameters_without_gradients_are_skipped():

