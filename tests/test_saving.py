@@ -3,12 +3,14 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from command_line import HALF_EXACT, RUN, fit, tiny
 from conftest import same, weights
 from pytorch_lightning import Callback
+from reliability.outcomes import content
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lightning_l2l.trained.saving
@@ -52,18 +54,9 @@ class StopAt(Callback):
         self.reached("epoch_end")
 
 
-def content(name: str) -> object:
-    """A checkpoint without what depends on its place."""
-
-    def stripped(value):
-        if isinstance(value, dict):
-            placed = ("dirpath", "model_path", "k_models", "hyper_parameters")
-            return {key: stripped(one) for key, one in value.items() if not str(key).endswith(placed)}
-        if isinstance(value, list | tuple):
-            return [stripped(one) for one in value]
-        return value.tolist() if isinstance(value, torch.Tensor) else value
-
-    return stripped(torch.load(CHECKPOINTS / name, weights_only=True))
+def contents() -> list[Any]:
+    """The newest run's last and best checkpoints."""
+    return [content(CHECKPOINTS / name) for name in ("last.ckpt", "best.ckpt")]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +65,7 @@ def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("whole"))
         fit(*FLAGS, "--trainer.callbacks+=test_saving.StopAt")
-        return content("last.ckpt"), content("best.ckpt")
+        return contents()
 
 
 def resumed(monkeypatch, hook: str, count: int, how: type[BaseException]) -> tuple[object, object]:
@@ -92,7 +85,7 @@ def resumed(monkeypatch, hook: str, count: int, how: type[BaseException]) -> tup
     with pytest.raises((SystemExit, Killed)):
         fit(*flags)
     fit(*flags, "--ckpt_path=last")
-    return content("last.ckpt"), content("best.ckpt")
+    return contents()
 
 
 @pytest.mark.parametrize(
@@ -125,7 +118,7 @@ def test_a_run_killed_again_and_again_resumes_to_the_bit(whole, monkeypatch):
             stop = ["--trainer.callbacks+=forks.StopAfter", f"--trainer.callbacks.batches={batches}"]
             fit(*flags, *stop, "--ckpt_path=last")
     fit(*flags, "--ckpt_path=last")
-    assert (content("last.ckpt"), content("best.ckpt")) == whole
+    assert contents() == whole
 
 
 def test_what_a_checkpoint_has_seen_is_logged(monkeypatch):
@@ -147,7 +140,7 @@ def test_a_run_that_hardly_validates_is_saved_after_each_epoch(monkeypatch):
     """And a kill loses no more than an epoch."""
     monkeypatch.setitem(globals(), "FLAGS", [*FLAGS, "--trainer.check_val_every_n_epoch=3"])
     fit(*FLAGS, "--trainer.callbacks+=test_saving.StopAt")
-    uninterrupted = content("last.ckpt"), content("best.ckpt")
+    uninterrupted = contents()
     for hook, count in (("batch_start", 6), ("epoch_end", 2), ("val_batch_end", 2)):
         shutil.rmtree("runs")
         assert resumed(monkeypatch, hook, count, Killed) == uninterrupted, hook

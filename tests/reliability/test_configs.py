@@ -109,7 +109,7 @@ def nonsense(folder: Path, whole: Path, settings: dict[str, Any], path: mutation
     """What is wrong with a fit that ended well with a changed setting; empty if nothing is."""
     now = settings_of(folder)
     before, after = value_at(settings, path), value_at(now, path)
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value) and not isinstance(after, str):  # any text is a name
         return f"{value} is accepted"
     if isinstance(value, int | float) and value < 0 < (before or 0) and path[-1] not in BELOW_0:
         return f"{value} is accepted in place of {before}"
