@@ -1,11 +1,11 @@
 """Finds configs by name and merges them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, Namespace
 
 from lightning_l2l.errors import InvalidInputError, first_line, require_not_negative, require_positive, require_within
 from lightning_l2l.learners.old_schedule import refuse_old_schedule
@@ -173,7 +173,7 @@ def _check_keys(settings: Any, subject: str) -> None:
 
 
 def check_sections(config: Any) -> None:
-    """Refuses sections that are empty, variants whose names are none, and settings of Lightning's that mean nothing.
+    """Refuses sections that are no mappings, variants whose names are none, and settings of Lightning's that mean nothing.
 
     Args:
         config: the parsed settings of a command.
@@ -182,8 +182,9 @@ def check_sections(config: Any) -> None:
         InvalidInputError: names the first.
     """
     for key in ("trainer", "variants", "comparison", "benchmark", "pictures", "predictions", "early_stopping"):
-        if key in config and config[key] is None:
-            raise InvalidInputError(f"{key} is null, but it must be a mapping: leave it out, or give its settings.")
+        if key in config and not isinstance(section := config[key], Mapping | Namespace):
+            shown = "null" if section is None else str(section)[:80]
+            raise InvalidInputError(f"{key} is {shown}, but it must be a mapping: leave it out, or give its settings.")
     require_within("seed_everything", config.seed_everything, 0, 2**32 - 1)  # what NumPy takes
     if config.trainer.max_steps != -1:
         require_positive("trainer.max_steps", config.trainer.max_steps)
