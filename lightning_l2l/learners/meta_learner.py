@@ -98,7 +98,8 @@ class MetaLearner(LightningModule):
         Raises:
             InvalidInputError: says why.
         """
-        self.rule.bind(datamodule.episodes("val", [0]).layout)
+        episodes = datamodule.episodes("val", [0])
+        self.rule.bind(episodes.layout).start(episodes.theta)  # a rule may make parameters in their shapes
         self.meta_loss.check(datamodule.horizon)
 
     def _check_fit(self) -> None:

@@ -5,8 +5,10 @@ from lightning_l2l.rules.base import Layout, Place, State, Tape, UpdateRule, lay
 from lightning_l2l.rules.fast.fastest import fastest
 from lightning_l2l.rules.grouped import Grouped
 from lightning_l2l.rules.hand_designed import NAG, SGD, Adam, AdamW, CosineAdam, HandDesignedRule, RMSprop
+from lightning_l2l.rules.learned_start import LearnedStart
 from lightning_l2l.rules.lstm.rule import CoordinatewiseLSTM
 from lightning_l2l.rules.per_coordinate_mlp import PerCoordinateMLP
+from lightning_l2l.rules.per_coordinate_sgd import PerCoordinateSGD
 
 __all__ = [
     "NAG",
@@ -19,7 +21,9 @@ __all__ = [
     "Grouped",
     "HandDesignedRule",
     "Layout",
+    "LearnedStart",
     "PerCoordinateMLP",
+    "PerCoordinateSGD",
     "Place",
     "RMSprop",
     "State",

@@ -19,11 +19,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 import lightning_l2l.rules
 from lightning_l2l.digests import content
 from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.rules import UpdateRule
+from lightning_l2l.rules.shaped import take_shapes
 from lightning_l2l.whole_files import replacing
 
 FOLDER = Path(__file__).parents[1] / "pretrained"
@@ -65,6 +67,7 @@ def check_fit(rule: UpdateRule, tensors: Mapping[str, Tensor], name: str | PathL
     Raises:
         InvalidInputError: names the first.
     """
+    take_shapes(rule, tensors)
     kept, here = described(tensors), described(rule.state_dict())
     for key in (*here, *kept):
         if kept.get(key) != here.get(key):
@@ -77,7 +80,10 @@ def check_fit(rule: UpdateRule, tensors: Mapping[str, Tensor], name: str | PathL
 def described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The kind and the shape of each tensor, in words."""
     kinds = {True: "numbers", False: "whole numbers"}
-    return {key: f"{kinds[one.is_floating_point()]} of shape {tuple(one.shape)}" for key, one in tensors.items()}
+    return {
+        key: "not made yet" if is_lazy(one) else f"{kinds[one.is_floating_point()]} of shape {tuple(one.shape)}"
+        for key, one in tensors.items()
+    }
 
 
 def save_rule(rule: UpdateRule, path: str | PathLike, settings: dict[str, Any], data: str = "") -> None:

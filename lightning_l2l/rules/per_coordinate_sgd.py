@@ -1,0 +1,47 @@
+"""Gradient descent with a learned rate for each coordinate."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_l2l.errors import require_positive
+from lightning_l2l.rules.base import Layout, State
+from lightning_l2l.rules.shaped import ShapedByOptimizee, refuse_other_size, size_of, take_shape
+
+
+class PerCoordinateSGD(ShapedByOptimizee):
+    """Gradient descent with a learned rate for each coordinate: g = −α ⊙ ∇ (Meta-SGD, arXiv:1707.09835, equation 2).
+
+    φ is α [P], of any sign. Meta-SGD also learns where runs start: put this rule into ``LearnedStart``.
+
+    Args:
+        learning_rate: every coordinate's α before anything is learned.
+    """
+
+    def __init__(self, learning_rate: float = 0.01) -> None:
+        super().__init__()
+        require_positive("learning_rate", learning_rate)
+        self.learning_rate = learning_rate
+        self.rates = nn.UninitializedParameter()
+
+    def bind(self, layout: Layout) -> "PerCoordinateSGD":
+        """Makes the rates of the first optimizee.
+
+        Raises:
+            InvalidInputError: the optimizee has another size than the first.
+        """
+        if is_lazy(self.rates):
+            self.rates.materialize((size_of(layout),))
+            nn.init.constant_(self.rates, self.learning_rate)
+        refuse_other_size(self, self.rates, size_of(layout))
+        return self
+
+    def take_shapes(self, tensors: Mapping[str, Tensor]) -> None:
+        take_shape(self.rates, tensors.get("rates"))
+
+    def init(self, theta: Tensor) -> State:
+        return ()
+
+    def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
+        return -self.rates * grad, state
