@@ -99,7 +99,7 @@ class MetaLearner(LightningModule):
             InvalidInputError: says why.
         """
         episodes = datamodule.episodes("val", [0])
-        self.rule.bind(episodes.layout).start(episodes.theta)  # a rule may make parameters in their shapes
+        self.rule.bind(episodes.layout).start(episodes.theta)  # which may make its parameters
         self.meta_loss.check(datamodule.horizon)
 
     def _check_fit(self) -> None:

@@ -19,7 +19,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 import lightning_l2l.rules
 from lightning_l2l.digests import content
@@ -80,10 +79,7 @@ def check_fit(rule: UpdateRule, tensors: Mapping[str, Tensor], name: str | PathL
 def described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The kind and the shape of each tensor, in words."""
     kinds = {True: "numbers", False: "whole numbers"}
-    return {
-        key: "not made yet" if is_lazy(one) else f"{kinds[one.is_floating_point()]} of shape {tuple(one.shape)}"
-        for key, one in tensors.items()
-    }
+    return {key: f"{kinds[one.is_floating_point()]} of shape {tuple(one.shape)}" for key, one in tensors.items()}
 
 
 def save_rule(rule: UpdateRule, path: str | PathLike, settings: dict[str, Any], data: str = "") -> None:

@@ -4,7 +4,6 @@ import hashlib
 from typing import Any
 
 import torch
-from torch.nn.parameter import is_lazy
 
 from lightning_l2l.rules.base import UpdateRule
 
@@ -22,8 +21,6 @@ def identity(rule: UpdateRule) -> dict[str, Any]:
     }
     digest = hashlib.sha256()
     for name, tensor in rule.state_dict().items():
-        if is_lazy(tensor):  # not made yet: the rule is not trained
-            continue
         digest.update(f"{name} {list(tensor.shape)} ".encode())
         digest.update(tensor.detach().cpu().to(torch.float64).numpy().tobytes())
     return {"class": type(rule).__name__, "settings": settings, "numbers": digest.hexdigest()}

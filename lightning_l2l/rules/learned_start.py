@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import Tensor
 
 from lightning_l2l.rules.base import Layout, State, Tape, UpdateRule
-from lightning_l2l.rules.shaped import ShapedByOptimizee, refuse_other_size, size_of, take_shape
+from lightning_l2l.rules.shaped import ShapedByOptimizee, coordinate_parameter, refuse_other_size, size_of, take_shape
 
 
 class LearnedStart(ShapedByOptimizee):
@@ -24,7 +23,7 @@ class LearnedStart(ShapedByOptimizee):
 
     def __init__(self, rule: UpdateRule) -> None:
         super().__init__()
-        self.theta = nn.UninitializedParameter()
+        self.theta = coordinate_parameter()
         self.rule = rule
         self.sees = rule.sees
         self.constants = rule.constants
@@ -48,10 +47,8 @@ class LearnedStart(ShapedByOptimizee):
         Args:
             theta: the optimizee's own θ_0, [N, P].
         """
-        if is_lazy(self.theta):
-            self.theta.materialize(theta.shape[1:])
-            with torch.no_grad():
-                self.theta.copy_(theta[0])
+        if self.theta.numel() == 0:
+            self.theta.data = theta[0].detach().clone().to(self.theta)
         return self.theta.repeat(len(theta), 1)
 
     def take_shapes(self, tensors: Mapping[str, Tensor]) -> None:

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import Tensor
 
 from lightning_l2l.errors import require_positive
 from lightning_l2l.rules.base import Layout, State
-from lightning_l2l.rules.shaped import ShapedByOptimizee, refuse_other_size, size_of, take_shape
+from lightning_l2l.rules.shaped import ShapedByOptimizee, coordinate_parameter, refuse_other_size, size_of, take_shape
 
 
 class PerCoordinateSGD(ShapedByOptimizee):
@@ -23,7 +22,7 @@ class PerCoordinateSGD(ShapedByOptimizee):
         super().__init__()
         require_positive("learning_rate", learning_rate)
         self.learning_rate = learning_rate
-        self.rates = nn.UninitializedParameter()
+        self.rates = coordinate_parameter()
 
     def bind(self, layout: Layout) -> "PerCoordinateSGD":
         """Makes the rates of the first optimizee.
@@ -31,10 +30,10 @@ class PerCoordinateSGD(ShapedByOptimizee):
         Raises:
             InvalidInputError: the optimizee has another size than the first.
         """
-        if is_lazy(self.rates):
-            self.rates.materialize((size_of(layout),))
-            nn.init.constant_(self.rates, self.learning_rate)
-        refuse_other_size(self, self.rates, size_of(layout))
+        size = size_of(layout)
+        refuse_other_size(self, self.rates, size)
+        if self.rates.numel() == 0:
+            self.rates.data = self.rates.new_full((size,), self.learning_rate)
         return self
 
     def take_shapes(self, tensors: Mapping[str, Tensor]) -> None:

@@ -4,8 +4,8 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.rules.base import Layout, UpdateRule
@@ -48,10 +48,15 @@ def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
+def coordinate_parameter() -> nn.Parameter:
+    """A parameter for a number of each coordinate of θ, which is empty until their number is known."""
+    return nn.Parameter(torch.zeros(0))
+
+
 def take_shape(parameter: nn.Parameter, tensor: Tensor | None) -> None:
-    """Makes a parameter in the shape of a tensor, unless it is made or there is no such tensor."""
-    if is_lazy(parameter) and tensor is not None and not is_lazy(tensor) and tensor.ndim == 1:
-        parameter.materialize(tensor.shape)  # type: ignore[attr-defined]
+    """Makes an empty parameter as long as a vector that it will be given, [P]."""
+    if parameter.numel() == 0 and tensor is not None and tensor.ndim == 1:
+        parameter.data = parameter.new_zeros(tensor.shape)
 
 
 def size_of(layout: Layout) -> int:
@@ -65,7 +70,7 @@ def refuse_other_size(rule: UpdateRule, parameter: nn.Parameter, size: int) -> N
     Raises:
         InvalidInputError: names both sizes.
     """
-    if not is_lazy(parameter) and parameter.numel() != size:
+    if parameter.numel() not in (0, size):
         raise InvalidInputError(
             f"rule is {rule.label} with a number for each of {parameter.numel():,} coordinates, but the optimizee has "
             f"{size:,} parameters: give the network that it was trained on, or train it anew."
