@@ -20,11 +20,9 @@ from lightning_l2l.rules import (
     LearnedStart,
     PerCoordinateMLP,
     PerCoordinateSGD,
-    fastest,
     layout_of,
 )
 from lightning_l2l.rules.files import check_fit, load_rule, save_rule
-from lightning_l2l.rules.per_episode import PerEpisode
 from lightning_l2l.unroll import learning_curves, optimize
 
 LAYOUT = layout_of({"weight": (4, 3), "bias": (4,)})
@@ -128,7 +126,8 @@ def test_a_file_and_a_state_dict_hold_all_of_it():
     save_rule(rule, "rule.safetensors", settings)
     other = LearnedStart(PerCoordinateSGD())
     other.load_state_dict(rule.state_dict())
-    for loaded in (load_rule("rule.safetensors"), load_rule("rule.safetensors", LearnedStart(PerCoordinateSGD())), other):
+    given = load_rule("rule.safetensors", LearnedStart(PerCoordinateSGD()))
+    for loaded in (load_rule("rule.safetensors"), given, other):
         assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in rule.state_dict().items())
 
 

@@ -43,7 +43,8 @@ class GradientTransforms(ShapedByOptimizee):
         require_positive("learning_rate", learning_rate)
         self.transform = transform
         self.learning_rate = learning_rate
-        self._make = of_learn2learn(transform) if isinstance(transform, str) else transform
+        if isinstance(transform, str):
+            of_learn2learn(transform)  # now, if it is missing
         self._shapes: Shapes = []
         self.transforms = nn.ModuleList()
         self.register_buffer("shapes", torch.zeros(0, dtype=torch.long))  # so that a file tells how to make transforms
@@ -85,8 +86,9 @@ class GradientTransforms(ShapedByOptimizee):
 
     def _take(self, shapes: Shapes) -> None:
         """Makes the transforms of tensors of these shapes."""
+        make = of_learn2learn(self.transform) if isinstance(self.transform, str) else self.transform
         try:
-            self.transforms.extend(self._make(nn.Parameter(torch.zeros(shape))) for shape in shapes)
+            self.transforms.extend(make(nn.Parameter(torch.zeros(shape))) for shape in shapes)
         except NotImplementedError as error:
             raise InvalidInputError(
                 f"rule is {self.label} by {self.transform}, which has no transform for one of the optimizee's "

@@ -27,6 +27,7 @@ class LearnedStart(ShapedByOptimizee):
         self.rule = rule
         self.sees = rule.sees
         self.constants = rule.constants
+        self.takes_phi_per_episode = rule.takes_phi_per_episode  # type: ignore[misc]
 
     @property
     def label(self) -> str:
@@ -49,7 +50,7 @@ class LearnedStart(ShapedByOptimizee):
         """
         if self.theta.numel() == 0:
             self.theta.data = theta[0].detach().clone().to(self.theta)
-        return self.theta.repeat(len(theta), 1)
+        return self.theta.expand(len(theta), -1).contiguous()
 
     def take_shapes(self, tensors: Mapping[str, Tensor]) -> None:
         take_shape(self.theta, tensors.get("theta"))

@@ -1,4 +1,4 @@
-"""The LSTM of Ravi and Larochelle, whose cell is θ."""
+"""The LSTM of "Optimization as a model for few-shot learning" (Ravi and Larochelle, ICLR 2017)."""
 
 import math
 from typing import NamedTuple
@@ -22,8 +22,7 @@ class MetaLearnerLSTMState(NamedTuple):
 
 
 class MetaLearnerLSTM(UpdateRule):
-    """An LSTM cell whose cell state is θ and whose candidate is −∇ ("Optimization as a model for few-shot learning",
-    Ravi and Larochelle, ICLR 2017, section 3.1).
+    """An LSTM whose cell is θ and whose candidate is −∇ (Ravi and Larochelle, ICLR 2017, section 3.1).
 
         θ_{t+1} = f_t ⊙ θ_t − i_t ⊙ ∇_t
         i_t = σ(W_I [x_t, θ_t, i_{t−1}] + b_I)
@@ -31,7 +30,7 @@ class MetaLearnerLSTM(UpdateRule):
 
     The weights are shared by all coordinates. x_t is the gradient and the loss, both preprocessed as in appendix A of
     arXiv:1606.04474, or the output of an ordinary LSTM layer that sees them, as in the paper's experiments. Both gates
-    count as 0 before the first step. The paper also learns where runs start: put this rule into ``LearnedStart``.
+    are 0 before the first step. The paper also learns where runs start: put this rule into ``LearnedStart``.
 
     Args:
         hidden_size: units H of the LSTM layer before the gates (the paper: 20); null lets the gates see the gradient
@@ -43,9 +42,7 @@ class MetaLearnerLSTM(UpdateRule):
     coordinatewise = True
     sees = ("theta", "loss")
 
-    def __init__(
-        self, hidden_size: int | None = 20, learning_rate: float = 0.01, weight_decay: float = 0.001
-    ) -> None:
+    def __init__(self, hidden_size: int | None = 20, learning_rate: float = 0.01, weight_decay: float = 0.001) -> None:
         super().__init__()
         if hidden_size is not None:
             require_positive("hidden_size", hidden_size)

@@ -18,6 +18,8 @@ class PerCoordinateSGD(ShapedByOptimizee):
         learning_rate: every coordinate's α before anything is learned.
     """
 
+    takes_phi_per_episode = True
+
     def __init__(self, learning_rate: float = 0.01) -> None:
         super().__init__()
         require_positive("learning_rate", learning_rate)
