@@ -25,6 +25,7 @@ from lightning_l2l.learners import MetaLearner
 from lightning_l2l.learners import base as learners
 from lightning_l2l.optimizees import EpisodeDataModule
 from lightning_l2l.parser import OneSentenceParser
+from lightning_l2l.rules.shaped import take_shapes
 from lightning_l2l.terminal import ending, quieten, show_log
 from lightning_l2l.trained.checkpoint import (
     PRETRAINED,
@@ -186,7 +187,9 @@ class LearningToLearnCLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.checkpoint is not None:
             self.same_data.take(self.checkpoint, config.ckpt_path)
-            own, weights = self.model.state_dict(), self.checkpoint["state_dict"]
+            weights = self.checkpoint["state_dict"]
+            take_shapes(self.model, weights)
+            own = self.model.state_dict()
             if config.ckpt_path.startswith(PRETRAINED):  # a rule alone, whatever else a learner may have
                 own = {name: tensor for name, tensor in own.items() if name.startswith("rule.")}
                 self.config_init[self.subcommand].ckpt_path = None  # the Trainer has nothing to load

@@ -10,7 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lightning_l2l"
 FLOORS = [  # each may import from those before it, and from its own
-    {"errors", "digests", "tensorboard", "terminal", "file_sizes", "whole_files", "interrupts", "yaml_files", "parser"},
+    {"errors", "digests", "tensorboard", "terminal", "file_sizes", "whole_files", "interrupts", "yaml_files", "parser"}
+    | {"extras"},
     {"rules", "pretrained"},
     {"guard", "diagnostics", "watched_optimizer", "named_rules", "sharding", "units", "saved_states"}
     | {"learned_optimizer", "episodes"},
@@ -58,6 +59,14 @@ def test_imports_run_one_way(name):
         assert floor(other) <= floor(name), f"{name} imports {other}"
 
 
+def test_what_is_slow_to_import_or_an_extra_is_imported_where_it_is_used():
+    for name, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            assert not {one.partition(".")[0] for one in names} & {"learn2learn", "torchmetrics"}, name
+
+
 def test_files_and_functions_fit_on_a_screen():
     for name, path in MODULES.items():
         text = path.read_text()
@@ -73,7 +82,7 @@ def test_the_core_needs_torch_only():
         "from lightning_l2l import rules, unroll, meta_gradients\n"
         "from lightning_l2l.rules.fast import stepper\n"
         "loaded = {name.split('.')[0] for name in sys.modules} & "
-        "{'pytorch_lightning', 'torchvision', 'jsonargparse', 'matplotlib', 'rich', 'learn2learn'}\n"
+        "{'pytorch_lightning', 'torchvision', 'jsonargparse', 'matplotlib', 'rich', 'learn2learn', 'torchmetrics'}\n"
         "later = {'lightning_l2l.' + name for name in ('optimizees', 'learners', 'evaluation', 'cli')}\n"
         "later &= sys.modules.keys()\n"
         "sys.exit(', '.join(loaded | later) or None)"

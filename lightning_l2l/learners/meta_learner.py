@@ -69,10 +69,6 @@ class MetaLearner(LightningModule):
         self.skipped_steps = 0
         self.said: set[str] = set()  # faults
         self.stage = 0
-        if not list(rule.parameters()):
-            raise InvalidInputError(
-                f"model.rule is {type(rule).__name__}, which has no parameters to learn: give a learned rule."
-            )
         require_positive("model.unroll", unroll)
         require_positive("model.gradient_clip", gradient_clip)
         for key, value in (("", learning_rate), ("final_", self.final_learning_rate)):
@@ -93,12 +89,17 @@ class MetaLearner(LightningModule):
             self._check_fit()
 
     def check(self, datamodule: EpisodeDataModule) -> None:
-        """Refuses data that the rule or the meta-loss does not fit.
+        """Refuses data that the rule or the meta-loss does not fit, and a rule that learns nothing.
 
         Raises:
             InvalidInputError: says why.
         """
-        self.rule.bind(datamodule.episodes("val", [0]).layout)
+        episodes = datamodule.episodes("val", [0])
+        self.rule.bind(episodes.layout).start(episodes.theta)  # which may make its parameters
+        if not list(self.rule.parameters()):
+            raise InvalidInputError(
+                f"model.rule is {type(self.rule).__name__}, which has no parameters to learn: give a learned rule."
+            )
         self.meta_loss.check(datamodule.horizon)
 
     def _check_fit(self) -> None:

@@ -24,6 +24,7 @@ import lightning_l2l.rules
 from lightning_l2l.digests import content
 from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.rules import UpdateRule
+from lightning_l2l.rules.shaped import take_shapes
 from lightning_l2l.whole_files import replacing
 
 FOLDER = Path(__file__).parents[1] / "pretrained"
@@ -65,6 +66,7 @@ def check_fit(rule: UpdateRule, tensors: Mapping[str, Tensor], name: str | PathL
     Raises:
         InvalidInputError: names the first.
     """
+    take_shapes(rule, tensors)
     kept, here = described(tensors), described(rule.state_dict())
     for key in (*here, *kept):
         if kept.get(key) != here.get(key):
