@@ -73,7 +73,7 @@ def test_the_core_needs_torch_only():
         "from lightning_l2l import rules, unroll, meta_gradients\n"
         "from lightning_l2l.rules.fast import stepper\n"
         "loaded = {name.split('.')[0] for name in sys.modules} & "
-        "{'pytorch_lightning', 'torchvision', 'jsonargparse', 'matplotlib', 'rich', 'learn2learn'}\n"
+        "{'pytorch_lightning', 'torchmetrics', 'torchvision', 'jsonargparse', 'matplotlib', 'rich', 'learn2learn'}\n"
         "later = {'lightning_l2l.' + name for name in ('optimizees', 'learners', 'evaluation', 'cli')}\n"
         "later &= sys.modules.keys()\n"
         "sys.exit(', '.join(loaded | later) or None)"

@@ -113,16 +113,11 @@ class Race:
     def accuracies(self) -> list[dict[str, float | None]]:
         """Each rule's mean accuracy and half the width of its 95 % interval over episodes, as ``ACCURACY`` names them.
 
-        All are empty where no rule has an accuracy.
+        Nothing for a rule without an accuracy.
         """
-        if all(entry.accuracy is None for entry in self.entries):
-            return [{} for _ in self.entries]
-        rows = []
-        for entry in self.entries:
-            values = None if entry.accuracy is None else entry.accuracy.double()
-            both = (None, None) if values is None else (values.mean().item(), half_width(values.tolist()))
-            rows.append(dict(zip(ACCURACY, both, strict=True)))
-        return rows
+        shares = [[] if entry.accuracy is None else entry.accuracy.tolist() for entry in self.entries]
+        both = [(math.fsum(each) / len(each), half_width(each)) if each else () for each in shares]
+        return [dict(zip(ACCURACY, each, strict=False)) for each in both]
 
 
 def _numbers(curve: Tensor, best: float) -> dict[str, float | None]:
@@ -155,8 +150,8 @@ def results_rows(race: Race, experiment: str) -> list[dict[str, object]]:
         episodes, steps = entry.curves.shape
         values = (experiment, race.variant, entry.name, entry.tuned.get(RATE), episodes, steps - 1)
         row: dict[str, object] = dict(zip(COLUMNS, values, strict=True))
-        values = numbers | intervals | accuracies
-        row |= {name: None if value is None else f"{value:.6g}" for name, value in values.items()}
+        for name, value in (numbers | intervals | accuracies).items():
+            row[name] = None if value is None else f"{value:.6g}"
         others = " ".join(f"{name}={value:.6g}" for name, value in entry.tuned.items() if name != RATE)
         rows.append(row | dict(zip(FURTHER, (entry.kind, entry.run, others), strict=True)))
     return rows
@@ -214,17 +209,17 @@ def _add_rows(table: Table, race: Race) -> None:
     rows = race.numbers()
     best = {name: min((x for row in rows if (x := row[name]) is not None), default=None) for name in NUMBERS}
     accuracies = race.accuracies()
-    highest = max((x for row in accuracies if (x := row.get("accuracy")) is not None), default=None)
+    highest = max((share for row in accuracies if (share := row.get("accuracy")) is not None), default=None)
     for entry, row, interval, accuracy in zip(race.entries, rows, race.intervals(), accuracies, strict=True):
         rate = f"{entry.tuned[RATE]:.3g}" if RATE in entry.tuned else "" if entry.kind == "baseline" else "learned"
         cells = [with_interval(row[name], None) for name in NUMBERS]
         marks = ["[bold]" * (row[n] is not None and row[n] == best[n] and n != "initial") for n in NUMBERS]
         difference = with_interval(interval["last10_to_best"], interval["last10_to_best_half_width"])
-        marked = [mark + cell for mark, cell in zip(marks, cells, strict=True)]
-        share = accuracy.get("accuracy")
-        mark = "[bold]" * (share is not None and share == highest)
-        last = [mark + with_interval(share, accuracy["accuracy_half_width"])] if accuracy else []
-        table.add_row(escape(entry.name), rate, *marked, difference, *last)
+        marked = [mark + cell for mark, cell in zip(marks, cells, strict=True)] + [difference]
+        if accuracy:
+            mark = "[bold]" * (accuracy["accuracy"] == highest)
+            marked.append(mark + with_interval(accuracy["accuracy"], accuracy["accuracy_half_width"]))
+        table.add_row(escape(entry.name), rate, *marked)
 
 
 def with_interval(value: float | None, half_width: float | None) -> str:
