@@ -176,7 +176,9 @@ def test_a_race_shows_accuracies_of_every_rule(capsys, monkeypatch):
     report([str(RUN / "results.csv")], Path("report.md"))
     table_rows = [line for line in Path("report.md").read_text().splitlines() if line.startswith("| ")]
     assert table_rows[0].endswith("| accuracy |") and "± " in table_rows[1].rsplit("|", 2)[1]
-    monkeypatch.setattr(MetaLearner, "test_step", lambda self, *args: self._evaluate(args[0], "test", args[1])[0])
+    monkeypatch.setattr(
+        MetaLearner, "test_step", lambda self, *args: self._evaluate(args[0], "test", args[1])["curves"]
+    )
     main(command)  # with what is kept of the baselines, and a learner that returns curves alone
     again = rows()
     assert [row["accuracy"] for row in again] == ["", *[row["accuracy"] for row in first[1:]]]

@@ -225,15 +225,16 @@ class MetaLearner(LightningModule):
                 self.skipped_steps + self.trainer.global_step,
             )
 
-    def validation_step(self, episodes: Episodes, batch_idx: int) -> tuple[Tensor, Tensor | None]:
+    def validation_step(self, episodes: Episodes, batch_idx: int) -> dict[str, Tensor]:
         """Runs whole horizons without meta-gradients.
 
         Returns:
-            The learning curves f(θ_0) .. f(θ_T), [N, T + 1], and the accuracies at θ_T, [N], or None.
+            curves: f(θ_0) .. f(θ_T), [N, T + 1].
+            accuracy: at θ_T, [N]; left out where episodes have none.
         """
         return self._evaluate(episodes, "val", batch_idx)
 
-    def test_step(self, episodes: Episodes, batch_idx: int) -> tuple[Tensor, Tensor | None]:
+    def test_step(self, episodes: Episodes, batch_idx: int) -> dict[str, Tensor]:
         """As ``validation_step``, on fresh episodes."""
         return self._evaluate(episodes, "test", batch_idx)
 
@@ -241,7 +242,7 @@ class MetaLearner(LightningModule):
         """Runs whole horizons; returns the optimized θ_T, [N, P], and the learning curves, [N, T + 1]."""
         return optimize(self.rule, episodes, self.datamodule.horizon)
 
-    def _evaluate(self, episodes: Episodes, stage: str, batch_idx: int) -> tuple[Tensor, Tensor | None]:
+    def _evaluate(self, episodes: Episodes, stage: str, batch_idx: int) -> dict[str, Tensor]:
         horizon = self.datamodule.horizon
         curves, accuracy = evaluate(self.rule, episodes, horizon)
         metrics = {
@@ -256,7 +257,7 @@ class MetaLearner(LightningModule):
             self._say_unless_finite(name, values)
         # Lightning divides the sum of the counts by the number of processes, and rounds down
         self.log_dict(means, batch_size=count * self.trainer.world_size, sync_dist=True)
-        return curves, accuracy
+        return {"curves": curves} if accuracy is None else {"curves": curves, "accuracy": accuracy}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the count of skipped meta-steps, and what the meta-gradients keep in each process."""
