@@ -12,6 +12,8 @@ from torch import Tensor
 from lightning_l2l.digests import content
 from lightning_l2l.rules.base import Layout, layout_of
 
+HELD_OUT = "held_out"  # name of a field that accuracies alone depend on
+
 
 @dataclass(eq=False)
 class Episodes(ABC):
@@ -79,10 +81,10 @@ class Episodes(ABC):
         return replace(self, **moved)
 
     def fingerprint(self) -> str:
-        """A digest of these episodes, as a key for cached results that depend on nothing else.
+        """A digest of these episodes, as a key for cached losses, which depend on nothing else.
 
         It covers the content of tensors, the ``repr`` of all other fields, and the first losses and gradients, which
-        stand for the computation.
+        stand for the computation. It leaves out a field ``held_out``, on which no loss depends.
         """
         digest = hashlib.sha256(f"{type(self).__module__} {type(self).__qualname__}".encode())
         with torch.random.fork_rng(devices=[self.theta.device] if self.theta.is_cuda else []):
@@ -91,8 +93,17 @@ class Episodes(ABC):
         for tensor in losses_and_gradients:
             digest.update(content(tensor).encode())
         for name, value in (self.tensor_fields() | self.shared_fields()).items():
-            digest.update(f"{name} {content(value) if isinstance(value, Tensor) else value!r}".encode())
+            if name.rpartition(".")[2] != HELD_OUT:
+                digest.update(f"{name} {content(value) if isinstance(value, Tensor) else value!r}".encode())
         return digest.hexdigest()
+
+    def accuracy_fingerprint(self) -> str | None:
+        """As ``fingerprint``, for cached losses and accuracies; None where there are no accuracies."""
+        first = self.accuracy(self.theta)
+        if first is None:
+            return None
+        held_out = [value for name, value in self.tensor_fields().items() if name.rpartition(".")[2] == HELD_OUT]
+        return " ".join([self.fingerprint(), *map(content, [first, *held_out])])
 
     def repeat(self, times: int) -> Self:
         """Repeats the N episodes as a whole, as ``torch.Tensor.repeat`` does: [N, ...] becomes [times · N, ...]."""
@@ -109,6 +120,17 @@ class Episodes(ABC):
         Args:
             step: t, the number of steps before these.
             count: K.
+        """
+        return None
+
+    def accuracy(self, theta: Tensor) -> Tensor | None:
+        """Returns the share of held-out examples that each θ classifies rightly, [N]; None if there are no classes.
+
+        An episode's held-out examples are none of those whose losses its run descends. Either all episodes of a split
+        have an accuracy, or none.
+
+        Args:
+            theta: parameters, [N, P], such as θ_T, where runs end.
         """
         return None
 

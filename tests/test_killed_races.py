@@ -35,7 +35,7 @@ def test_a_killed_test_goes_on_with_the_baselines_it_has(monkeypatch, fitted):
 
 
 def test_a_test_killed_between_two_baselines_goes_on_with_the_next(monkeypatch, fitted):
-    run, names = lightning_l2l.evaluation.comparison.learning_curves, []
+    run, names = lightning_l2l.evaluation.comparison.evaluate, []
 
     def killed(rule, *args):
         names.append(rule.label)
@@ -43,7 +43,7 @@ def test_a_test_killed_between_two_baselines_goes_on_with_the_next(monkeypatch, 
             raise KeyError("killed")
         return run(rule, *args)
 
-    monkeypatch.setattr("lightning_l2l.evaluation.comparison.learning_curves", killed)
+    monkeypatch.setattr("lightning_l2l.evaluation.comparison.evaluate", killed)
     command = tiny("test", "--data.episodes_per_batch=8", "--ckpt_path=best")
     with pytest.raises(KeyError, match="killed"):
         main(command)

@@ -211,8 +211,10 @@ def meta_gradient_not_finite(monkeypatch) -> None:
 
 
 def validation_not_finite(monkeypatch) -> None:
-    curves = lightning_l2l.learners.meta_learner.learning_curves
-    monkeypatch.setattr(lightning_l2l.learners.meta_learner, "learning_curves", lambda *args: curves(*args) * torch.nan)
+    evaluate = lightning_l2l.learners.meta_learner.evaluate
+    monkeypatch.setattr(
+        lightning_l2l.learners.meta_learner, "evaluate", lambda *args: (evaluate(*args)[0] * torch.nan, None)
+    )
 
 
 @pytest.mark.parametrize(

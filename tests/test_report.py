@@ -8,14 +8,15 @@ import pytest
 
 from lightning_l2l.cli import main
 from lightning_l2l.evaluation.report import BEGIN, END, report
-from lightning_l2l.evaluation.results import COLUMNS, FURTHER, INTERVALS, NUMBERS
+from lightning_l2l.evaluation.results import ACCURACY, COLUMNS, FURTHER, INTERVALS, NUMBERS
 
 OLD = [*COLUMNS, *NUMBERS]
+ALL = [*OLD, *INTERVALS, *FURTHER]
 
 
 def write(path: str, *rows: dict[str, object], columns: list[str] | None = None) -> None:
     """A results.csv of the experiment e."""
-    columns = columns or [*OLD, *INTERVALS, *FURTHER]
+    columns = columns or ALL
     shared = {"experiment": "e", "variant": "v", "episodes": 8, "horizon": 30}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with Path(path).open("w", newline="") as file:
@@ -80,6 +81,28 @@ def test_results_of_before_there_were_intervals_are_read():
     write("old/results.csv", lstm(2.0), SGD, columns=OLD)
     report(["old/results.csv"], Path("report.md"))
     assert [row[1] + " " + row[5] for row in table()[1:]] == ["learned 2", "0.1 4"]
+
+
+def test_accuracies_have_a_column_in_tables_that_have_any():
+    """Of .8 and .9 the mean is .85, and half its interval 12.706 · .05."""
+    write("old/results.csv", lstm(2.0), SGD)
+    accuracies = [{"accuracy": share, "accuracy_half_width": 0.01} for share in (0.8, 0.9)]
+    for number, accuracy in enumerate(accuracies):
+        row = lstm(1.0 + number, variant="w") | accuracy
+        write(f"runs/e/version_{number}/results.csv", row, {**SGD, "variant": "w"}, columns=[*ALL, *ACCURACY])
+    report(["old/results.csv"], Path("report.md"))
+    assert "ccuracy" not in Path("report.md").read_text()
+    report(["old/results.csv", "runs/*/*/results.csv"], Path("report.md"))
+    old, without, _, header, mean, first, second, sgd = table()
+    assert old[-1] == "sum − best baseline" and len(without) == len(old)
+    assert [row[-1] for row in (header, mean, first, second, sgd)] == [
+        "accuracy",
+        "0.85 ± 0.64",
+        "0.8 ± 0.01",
+        "0.9 ± 0.01",
+        "",
+    ]
+    assert "Accuracy is the share" in Path("report.md").read_text()
 
 
 def test_variants_and_horizons_have_tables_of_their_own():

@@ -1,6 +1,7 @@
 """What a race leaves behind: numbers, table, figure and files."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,6 +116,31 @@ def test_settings_tuned_together_are_written(tmp_path):
     with (tmp_path / "results.csv").open() as file:
         row = list(csv.DictReader(file))[-1]
     assert (row["learning_rate"], row["tuned_with"], row["last10_half_width"]) == ("0.1", "weight_decay=0.01", "")
+
+
+def with_accuracy(*shares: float) -> list[Entry]:
+    learned, baseline = entries(30)
+    return [replace(learned, accuracy=torch.tensor(shares)), baseline]
+
+
+def test_accuracies_are_written_where_a_rule_has_one(tmp_path):
+    """t of .975 is 4.3027 of two degrees of freedom."""
+    write_results([Race("uniform", entries(30)), Race("classes", with_accuracy(0.8, 0.9, 1.0))], tmp_path, "q")
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[-2:] == ["accuracy", "accuracy_half_width"]
+    assert [row["accuracy"] for row in rows] == ["", "", "0.9", ""]
+    assert float(rows[2]["accuracy_half_width"]) == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
+
+
+def test_the_table_marks_the_highest_accuracy():
+    learned, baseline = with_accuracy(0.8, 0.8, 0.8)
+    race = [learned, replace(baseline, accuracy=torch.full((3,), 0.75)), baseline]
+    column = results_table([Race("uniform", race)], "q").columns[-1]
+    assert column.header == "accuracy" and list(column.cells) == ["[bold]0.8 ± 0", "0.75 ± 0", ""]
+    assert results_table(races(30), "q").columns[-1].header == "last10 minus\nbest baseline"
+    mixed = results_table([*races(30), Race("classes", race)], "q").columns[-1]
+    assert list(mixed.cells)[:2] == ["", ""]
 
 
 def test_the_table_names_every_rule():

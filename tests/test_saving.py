@@ -216,7 +216,7 @@ def test_sigterm_ends_with_143_and_a_checkpoint_to_resume(times, monkeypatch):
     assert same(one, other)
 
 
-@pytest.mark.parametrize("where", ["tune", "learning_curves"])
+@pytest.mark.parametrize("where", ["tune", "evaluate"])
 def test_sigterm_ends_a_test_with_143(where, monkeypatch, fitted):
     monkeypatch.setattr(f"lightning_l2l.evaluation.comparison.{where}", lambda *_: os.kill(os.getpid(), 15))
     shutil.rmtree("runs/baselines")

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.errors import InvalidInputError, require_inside, require_positive
 from lightning_l2l.evaluation.contestants import Contestant, contestants, run_of, told_apart
+from lightning_l2l.evaluation.outcomes import Outcomes, as_one, in_two
 from lightning_l2l.evaluation.result_cache import ResultCache
 from lightning_l2l.evaluation.results import (
     Entry,
@@ -25,11 +26,11 @@ from lightning_l2l.evaluation.results import (
     write_results,
 )
 from lightning_l2l.evaluation.tuning import RATE, Grid, grid_of, learning_rates, size_of, tune
-from lightning_l2l.learners.base import counted, curves_in, dtype_of, label_of, rule_of
+from lightning_l2l.learners.base import counted, dtype_of, evaluated, label_of, rule_of
 from lightning_l2l.optimizees import EpisodeDataModule
 from lightning_l2l.rules import UpdateRule
 from lightning_l2l.tensorboard import has_tensorboard, show_figure
-from lightning_l2l.unroll import learning_curves
+from lightning_l2l.unroll import evaluate
 
 
 class Comparison(Callback):
@@ -37,9 +38,10 @@ class Comparison(Callback):
 
     Each baseline's settings are tuned for the best final loss on separate episodes. Every validation draws the learning
     curves into TensorBoard; a test prints the table and writes results.csv, curves.npz and curves.png into the run's
-    folder. Tuned settings and the baselines' curves are cached in the folder ``baselines`` of the logger's
-    ``save_dir``, keyed by everything that they depend on: the episodes, the baseline's settings and the source code of
-    both. So nothing runs twice after a test was killed, or when another rule is raced.
+    folder. Where episodes have an accuracy, that of the runs' ends is in the table and in results.csv. Tuned settings
+    and the baselines' curves are cached in the folder ``baselines`` of the logger's ``save_dir``, keyed by everything
+    that they depend on: the episodes, the baseline's settings and the source code of both. So nothing runs twice after
+    a test was killed, or when another rule is raced.
 
     Attributes:
         best: the baseline with the lowest final loss in the last race, with its tuned settings; None before one.
@@ -79,8 +81,7 @@ class Comparison(Callback):
         self.contestants: list[Contestant] | None = None
         self.run = ""  # of the learned rule, in a test against rivals from other runs
         self.validated: list[Entry] = []  # all but the learned rule; validation episodes never change
-        self.curves: list[list[Tensor]] = []  # the learned rule's first, then each contestant's
-        self.counts: list[Tensor] = []  # of each batch, whether an episode counts, [N]
+        self.outcomes = Outcomes()  # the learned rule's first, then each contestant's
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes the contestants, before any slow work."""
@@ -115,8 +116,8 @@ class Comparison(Callback):
         self._tune(trainer, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the curves of the last validation."""
-        self.curves, self.counts = [], []
+        """Forgets the outcomes of the last validation."""
+        self.outcomes = Outcomes()
 
     def on_validation_batch_end(
         self,
@@ -128,13 +129,13 @@ class Comparison(Callback):
         *_: Any,
     ) -> None:
         """Runs the contestants on the validation episodes, in the first validation only."""
-        if (curves := curves_in(outputs, batch, horizon_of(trainer))) is not None:
+        if (learned := evaluated(outputs, batch, horizon_of(trainer))) is not None:
             others = () if self.validated else self._race(trainer, batch)
-            self._add(counted(trainer, batch, batch_idx), [curves, *others])
+            self.outcomes.add(counted(trainer, batch, batch_idx), [as_one(*learned), *others])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the learning curves."""
-        if not self.curves:
+        if not self.outcomes.batches:
             return
         learned, *others = self._entries(trainer, pl_module)
         self.validated = self.validated or others
@@ -144,8 +145,8 @@ class Comparison(Callback):
             show_figure(trainer, "val/curves", curves_figure([race], experiment_name(trainer)))
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the curves of an earlier test."""
-        self.curves, self.counts = [], []
+        """Forgets the outcomes of an earlier test."""
+        self.outcomes = Outcomes()
 
     def on_test_batch_end(
         self,
@@ -157,12 +158,12 @@ class Comparison(Callback):
         *_: Any,
     ) -> None:
         """Runs the contestants on the same episodes."""
-        if (curves := curves_in(outputs, batch, horizon_of(trainer))) is not None:
-            self._add(counted(trainer, batch, batch_idx), [curves, *self._race(trainer, batch)])
+        if (learned := evaluated(outputs, batch, horizon_of(trainer))) is not None:
+            self.outcomes.add(counted(trainer, batch, batch_idx), [as_one(*learned), *self._race(trainer, batch)])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the table, after the last race, and writes the files, after each."""
-        if not self.curves:
+        if not self.outcomes.batches:
             return
         entries = self._entries(trainer, pl_module)
         self.best = best_baseline(entries)
@@ -218,13 +219,14 @@ class Comparison(Callback):
         rank_zero_info("  " + ", ".join(in_words(contestant) for contestant, _ in grids))
 
     def _race(self, trainer: Trainer, episodes: Episodes) -> Iterator[Tensor]:
-        """Runs each contestant, or reads its cached curves."""
-        horizon, fingerprint = trainer.datamodule.horizon, episodes.fingerprint()  # type: ignore[attr-defined]
+        """Runs each contestant, or reads its cached outcome."""
+        horizon = horizon_of(trainer)
+        fingerprint = episodes.accuracy_fingerprint() or episodes.fingerprint()
         for contestant in self.contestants or []:
 
             def run(contestant: Contestant = contestant) -> Tensor:
                 with trainer.precision_plugin.forward_context():
-                    return learning_curves(contestant.tuned_over(horizon).to(episodes.theta), episodes, horizon)
+                    return as_one(*evaluate(contestant.tuned_over(horizon).to(episodes.theta), episodes, horizon))
 
             settings = sorted(contestant.tuned.items()), fingerprint, horizon, trainer.precision
             yield self._kept(trainer, contestant, [episodes], run, "curves", *settings).to(episodes.theta)
@@ -242,36 +244,22 @@ class Comparison(Callback):
         folder = Path(trainer.logger.save_dir) / "baselines" if has_tensorboard(trainer) else None  # type: ignore
         return ResultCache(folder if depends_on else None).get(compute, depends_on, *settings)
 
-    def _add(self, count: int, curves: Sequence[Tensor]) -> None:
-        """Adds the curves of a batch, of which ``count`` episodes count: the learned rule's, and each contestant's."""
-        self.counts.append(torch.arange(len(curves[0])) < count)
-        self.curves = self.curves or [[] for _ in curves]
-        for known, more in zip(self.curves, curves, strict=True):
-            known.append(more)
-
     def _entries(self, trainer: Trainer, pl_module: LightningModule) -> list[Entry]:
-        """The curves of all processes, first the learned rule's."""
+        """The outcomes in all processes, first the learned rule's."""
         learned = f"{label_of(pl_module)} {self.run}".strip()
         names = told_apart([learned, *(contestant.name for contestant in self.contestants or [])])
-        horizon = trainer.datamodule.horizon  # type: ignore[attr-defined]
+        horizon = horizon_of(trainer)
         entries = []
-        counts = _of_all(pl_module, self.counts)
-        for number, batches in enumerate(self.curves):
-            curves = _of_all(pl_module, batches)[counts]
+        for number, outcome in enumerate(self.outcomes.of_all_processes(pl_module)):
+            curves, accuracy = in_two(outcome, horizon)
             if number == 0:
-                entries.append(Entry(names[0], "learned", curves, rule_of(pl_module), run=self.run))
+                entry = Entry(names[0], "learned", curves, rule_of(pl_module), run=self.run, accuracy=accuracy)
             else:
                 one = (self.contestants or [])[number - 1]
                 rule = one.tuned_over(horizon)
-                entries.append(Entry(names[number], one.kind, curves, rule, one.tuned, one.run))
+                entry = Entry(names[number], one.kind, curves, rule, one.tuned, one.run, accuracy)
+            entries.append(entry)
         return entries
-
-
-def _of_all(learner: LightningModule, batches: Sequence[Tensor]) -> Tensor:
-    """What all processes have of each episode, [N, ...]; they take episodes in turn."""
-    own = torch.cat(list(batches)).to(learner.device)
-    found = cast(Tensor, learner.all_gather(own))
-    return (found.transpose(0, 1).flatten(0, 1) if found.ndim > own.ndim else found).cpu()
 
 
 def in_words(contestant: Contestant) -> str:

@@ -15,13 +15,14 @@ from lightning_l2l.evaluation.results import COLUMNS, NUMBERS, with_interval
 from lightning_l2l.terminal import ShortParser
 
 BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
-WITH_INTERVALS = ("last10", "sum", "last10_to_best", "sum_to_best")
+WITH_INTERVALS = ("last10", "sum", "last10_to_best", "sum_to_best", "accuracy")
 TITLES = {"last10_to_best": "last10 − best baseline", "sum_to_best": "sum − best baseline"}
 EXPLAINED = """\
 Mean loss: before the first step, after 20 and 100, over the last ten steps, summed over the run, and the first step at
 which it is as low as the best baseline's last ten. ± is half the width of a 95 % interval by Student's t: over
 episodes, or, in a row "mean of k runs", over the k meta-seeds. Differences to the best baseline are paired, episode by
 episode."""
+OF_ACCURACY = "Accuracy is the share of held-out examples that the network classifies rightly where a run ends."
 
 
 class Table(NamedTuple):
@@ -53,8 +54,9 @@ def report(results: Sequence[str], output: Path) -> None:
             if not any(_numbers_of(row) == _numbers_of(known) for known in rows):  # a baseline in several files
                 rows.append(row)
     command = shlex.join(["python", "-m", "lightning_l2l", "report", "--results", *results, "--output", str(output)])
-    parts = [f"Written by `{command}`.", EXPLAINED, *(_markdown(table, rows) for table, rows in tables.items())]
-    written = "\n\n".join([BEGIN, *parts, END])
+    explained = [EXPLAINED, *[OF_ACCURACY] * any(map(_have_accuracy, tables.values()))]
+    shown = [_markdown(table, rows) for table, rows in tables.items()]
+    written = "\n\n".join([BEGIN, f"Written by `{command}`.", *explained, *shown, END])
     before, after = _outside(output)
     output.write_text(before + written + after)
     print(f"Written: {output}")
@@ -103,7 +105,7 @@ def _markdown(table: Table, rows: list[dict[str, str]]) -> str:
     groups: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in sorted(rows, key=lambda row: row["kind"] == "baseline"):
         groups.setdefault((row["base"], "baseline" * (row["kind"] == "baseline")), []).append(row)
-    columns = [*NUMBERS, "last10_to_best", "sum_to_best"]
+    columns = [*NUMBERS, "last10_to_best", "sum_to_best", *["accuracy"] * _have_accuracy(rows)]
     titles = ["rule", "learning rate", *(TITLES.get(name, name.replace("_", " ")) for name in columns)]
     lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
     for (base, _), runs in groups.items():
@@ -114,6 +116,10 @@ def _markdown(table: Table, rows: list[dict[str, str]]) -> str:
             lines.append(_line(name, _settings(row), [_over_episodes(column, row) for column in columns]))
     heading = f"### {table.experiment} ({table.variant}): {table.episodes} episodes of {table.horizon} steps"
     return heading + "\n\n" + "\n".join(lines)
+
+
+def _have_accuracy(rows: list[dict[str, str]]) -> bool:
+    return any(row.get("accuracy") for row in rows)
 
 
 def _line(name: str, settings: str, cells: list[str]) -> str:

@@ -33,6 +33,7 @@ INTERVALS = (
     "sum_to_best_half_width",
 )
 FURTHER = ("kind", "run", "tuned_with")
+ACCURACY = ("accuracy", "accuracy_half_width")  # mean over episodes; only where a rule has one
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Entry:
         rule: the rule as it ran, with its tuned settings; None for a learner that does not say which rule it learns.
         tuned: the settings that were tuned, by name.
         run: the run that a learned rule comes from, where several are raced.
+        accuracy: of every episode at θ_T (see ``Episodes.accuracy``), [N]; None if there is none.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Entry:
     rule: UpdateRule | None = None
     tuned: dict[str, float] = field(default_factory=dict)
     run: str = ""
+    accuracy: Tensor | None = None
 
     def last10(self) -> Tensor:
         """The mean loss of each episode over the last ten steps, [N]."""
@@ -107,6 +110,15 @@ class Race:
             rows.append(row)
         return rows
 
+    def accuracies(self) -> list[dict[str, float | None]]:
+        """Each rule's mean accuracy and half the width of its 95 % interval over episodes, as ``ACCURACY`` names them.
+
+        Nothing for a rule without an accuracy.
+        """
+        shares = [[] if entry.accuracy is None else entry.accuracy.tolist() for entry in self.entries]
+        both = [(math.fsum(each) / len(each), half_width(each)) if each else () for each in shares]
+        return [dict(zip(ACCURACY, each, strict=False)) for each in both]
+
 
 def _numbers(curve: Tensor, best: float) -> dict[str, float | None]:
     def after(step: int) -> float | None:
@@ -133,11 +145,13 @@ def best_baseline(entries: Sequence[Entry]) -> UpdateRule | None:
 def results_rows(race: Race, experiment: str) -> list[dict[str, object]]:
     """One row per rule, as in ``results.csv``; a missing number is left empty."""
     rows = []
-    for entry, numbers, intervals in zip(race.entries, race.numbers(), race.intervals(), strict=True):
+    computed = zip(race.entries, race.numbers(), race.intervals(), race.accuracies(), strict=True)
+    for entry, numbers, intervals, accuracies in computed:
         episodes, steps = entry.curves.shape
         values = (experiment, race.variant, entry.name, entry.tuned.get(RATE), episodes, steps - 1)
         row: dict[str, object] = dict(zip(COLUMNS, values, strict=True))
-        row |= {name: None if value is None else f"{value:.6g}" for name, value in (numbers | intervals).items()}
+        for name, value in (numbers | intervals | accuracies).items():
+            row[name] = None if value is None else f"{value:.6g}"
         others = " ".join(f"{name}={value:.6g}" for name, value in entry.tuned.items() if name != RATE)
         rows.append(row | dict(zip(FURTHER, (entry.kind, entry.run, others), strict=True)))
     return rows
@@ -146,14 +160,17 @@ def results_rows(race: Race, experiment: str) -> list[dict[str, object]]:
 def write_results(races: Sequence[Race], folder: Path, experiment: str) -> None:
     """Writes results.csv, curves.npz (mean and standard deviation per step of each rule) and curves.png.
 
+    results.csv has the columns ``ACCURACY`` only if a rule has an accuracy.
+
     In curves.npz a rule's name follows that of the variant, except for the first variant.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "results.csv") as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS + NUMBERS + INTERVALS + FURTHER)
+        rows = [row for race in races for row in results_rows(race, experiment)]
+        accuracy = ACCURACY if any("accuracy" in row for row in rows) else ()
+        writer = csv.DictWriter(file, COLUMNS + NUMBERS + INTERVALS + FURTHER + accuracy)
         writer.writeheader()
-        for race in races:
-            writer.writerows(results_rows(race, experiment))
+        writer.writerows(rows)
     arrays = {"variant": np.array(races[0].variant)}
     for race in races:
         prefix = "" if race is races[0] else f"{race.variant}_"
@@ -170,12 +187,14 @@ def results_table(races: Sequence[Race], experiment: str) -> Table:
     """The table that the terminal shows; the best of each column is bold."""
     episodes, steps = races[0].entries[0].curves.shape
     first = escape(f"{experiment} ({races[0].variant})")
+    accuracy = any(any(race.accuracies()) for race in races)
+    and_accuracy = ", and of accuracies on held-out examples where runs end" if accuracy else ""
     table = Table(
         title=f"{first}: mean loss over {episodes} fresh episodes of {steps - 1} steps",
-        caption="± is half the width of the 95 % interval over episodes of the paired differences.",
+        caption=f"± is half the width of the 95 % interval over episodes of the paired differences{and_accuracy}.",
     )
     table.add_column("rule")
-    for name in ("learning\nrate", *NUMBERS, "last10 minus\nbest baseline"):
+    for name in ("learning\nrate", *NUMBERS, "last10 minus\nbest baseline", *["accuracy"] * accuracy):
         table.add_column(name.replace("reaches_", "reaches\n"), justify="right", no_wrap=True)
     for race in races:
         if race is not races[0]:
@@ -189,13 +208,18 @@ def results_table(races: Sequence[Race], experiment: str) -> Table:
 def _add_rows(table: Table, race: Race) -> None:
     rows = race.numbers()
     best = {name: min((x for row in rows if (x := row[name]) is not None), default=None) for name in NUMBERS}
-    for entry, row, interval in zip(race.entries, rows, race.intervals(), strict=True):
+    accuracies = race.accuracies()
+    highest = max((share for row in accuracies if (share := row.get("accuracy")) is not None), default=None)
+    for entry, row, interval, accuracy in zip(race.entries, rows, race.intervals(), accuracies, strict=True):
         rate = f"{entry.tuned[RATE]:.3g}" if RATE in entry.tuned else "" if entry.kind == "baseline" else "learned"
         cells = [with_interval(row[name], None) for name in NUMBERS]
         marks = ["[bold]" * (row[n] is not None and row[n] == best[n] and n != "initial") for n in NUMBERS]
         difference = with_interval(interval["last10_to_best"], interval["last10_to_best_half_width"])
-        marked = [mark + cell for mark, cell in zip(marks, cells, strict=True)]
-        table.add_row(escape(entry.name), rate, *marked, difference)
+        marked = [mark + cell for mark, cell in zip(marks, cells, strict=True)] + [difference]
+        if accuracy:
+            mark = "[bold]" * (accuracy["accuracy"] == highest)
+            marked.append(mark + with_interval(accuracy["accuracy"], accuracy["accuracy_half_width"]))
+        table.add_row(escape(entry.name), rate, *marked)
 
 
 def with_interval(value: float | None, half_width: float | None) -> str:

@@ -9,11 +9,13 @@ is optional:
 - ``label``: what tables and figures call what it learned; by default the rule's label, or the learner's class.
 - ``check(datamodule)``: raises ``InvalidInputError`` for data that it cannot run on, before any slow work.
 - ``validation_step`` and ``test_step`` return learning curves, f(θ_0) .. f(θ_T) of every episode, [N, T + 1], which
-  enter the race against the baselines. Without them there is no race.
+  enter the race against the baselines, or a mapping that has them as ``curves``, and ``Episodes.accuracy`` at θ_T as
+  ``accuracy``. Without curves there is no race.
   Under several processes the last episodes of a batch may be repetitions; see ``counted``.
 - ``predict_step`` returns the optimized θ_T, [N, P], and the learning curves, which are written to files.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -72,6 +74,10 @@ def counted(trainer: Trainer, episodes: Episodes, batch_idx: int) -> int:
     return round(share * len(episodes))
 
 
-def curves_in(outputs: Any, episodes: Episodes, horizon: int) -> Tensor | None:
-    """The learning curves, [N, T + 1], that a validation or test step returned; None if it did not."""
-    return outputs if isinstance(outputs, Tensor) and outputs.shape == (len(episodes), horizon + 1) else None
+def evaluated(outputs: Any, episodes: Episodes, horizon: int) -> tuple[Tensor, Tensor | None] | None:
+    """The learning curves, [N, T + 1], and accuracies, [N] or None, of a validation or test step; None without them."""
+    found = outputs if isinstance(outputs, Mapping) else {"curves": outputs}
+    curves, accuracy = found.get("curves"), found.get("accuracy")
+    if not isinstance(curves, Tensor) or curves.shape != (len(episodes), horizon + 1):
+        return None
+    return curves, accuracy if isinstance(accuracy, Tensor) and accuracy.shape == (len(episodes),) else None

@@ -20,7 +20,7 @@ from lightning_l2l.learners.stages import Stage, Stages
 from lightning_l2l.meta_losses import MetaLoss, WeightedSum, Weights
 from lightning_l2l.optimizees import EpisodeDataModule
 from lightning_l2l.rules import UpdateRule
-from lightning_l2l.unroll import final_loss, learning_curves, optimize
+from lightning_l2l.unroll import evaluate, final_loss, optimize
 
 log = logging.getLogger(__name__)
 
@@ -226,11 +226,16 @@ class MetaLearner(LightningModule):
                 self.skipped_steps + self.trainer.global_step,
             )
 
-    def validation_step(self, episodes: Episodes, batch_idx: int) -> Tensor:
-        """Runs whole horizons without meta-gradients; returns the learning curves f(θ_0) .. f(θ_T), [N, T + 1]."""
+    def validation_step(self, episodes: Episodes, batch_idx: int) -> dict[str, Tensor]:
+        """Runs whole horizons without meta-gradients.
+
+        Returns:
+            curves: f(θ_0) .. f(θ_T), [N, T + 1].
+            accuracy: at θ_T, [N]; left out where episodes have none.
+        """
         return self._evaluate(episodes, "val", batch_idx)
 
-    def test_step(self, episodes: Episodes, batch_idx: int) -> Tensor:
+    def test_step(self, episodes: Episodes, batch_idx: int) -> dict[str, Tensor]:
         """As ``validation_step``, on fresh episodes."""
         return self._evaluate(episodes, "test", batch_idx)
 
@@ -238,20 +243,22 @@ class MetaLearner(LightningModule):
         """Runs whole horizons; returns the optimized θ_T, [N, P], and the learning curves, [N, T + 1]."""
         return optimize(self.rule, episodes, self.datamodule.horizon)
 
-    def _evaluate(self, episodes: Episodes, stage: str, batch_idx: int) -> Tensor:
+    def _evaluate(self, episodes: Episodes, stage: str, batch_idx: int) -> dict[str, Tensor]:
         horizon = self.datamodule.horizon
-        curves = learning_curves(self.rule, episodes, horizon)
-        losses = {
+        curves, accuracy = evaluate(self.rule, episodes, horizon)
+        metrics = {
             f"{stage}/meta_loss": self.meta_loss(curves[:, 1:].T, 0, horizon, episodes.reference(0, horizon)),
             f"{stage}/final_loss": final_loss(curves),
         }
+        if accuracy is not None:
+            metrics[f"{stage}/accuracy"] = accuracy
         count = counted(self.trainer, episodes, batch_idx)
-        means = {name: loss[:count].mean() if count else loss.new_zeros(()) for name, loss in losses.items()}
+        means = {name: each[:count].mean() if count else each.new_zeros(()) for name, each in metrics.items()}
         for name, values in {f"Losses of {stage} episodes": curves, **means}.items():
             self._say_unless_finite(name, values)
         # Lightning divides the sum of the counts by the number of processes, and rounds down
         self.log_dict(means, batch_size=count * self.trainer.world_size, sync_dist=True)
-        return curves
+        return {"curves": curves} if accuracy is None else {"curves": curves, "accuracy": accuracy}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the count of skipped meta-steps, and what the meta-gradients keep in each process."""

@@ -40,7 +40,7 @@ class ImageClassification(ModuleTraining):
     """Each episode trains a small network on its own minibatches, from its own initial parameters.
 
     Meta-training, validation and test episodes draw their minibatches from disjoint images; the learning rates of the
-    baselines are tuned on the validation images.
+    baselines are tuned on the validation images. Accuracies are measured as ``ModuleTraining`` says.
 
     Args:
         network: the module to train: images [B, C, H, W] in, logits [B, classes] out.

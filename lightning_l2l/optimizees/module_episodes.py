@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,6 +17,7 @@ from lightning_l2l.rules import Layout, layout_of
 Batching = Literal["stacked", "losses", "gradients", "none"]
 """How episodes run side by side: by a network that takes the parameters of all of them (``networks.stacked``), by vmap
 over their losses, by vmap over their gradients, or one after the other."""
+AT_ONCE = 250  # held-out examples that a network is given
 
 
 @dataclass(eq=False)
@@ -35,6 +36,7 @@ class ModuleEpisodes(Episodes):
             cannot be batched over episodes.
         channels_last: whether the network takes images in that memory format, in which convolutions and pooling take
             half the time, except in products with a Hessian.
+        held_out: examples in no minibatch, on which accuracies are measured, [N, H]; None measures none.
     """
 
     indices: Tensor
@@ -45,6 +47,7 @@ class ModuleEpisodes(Episodes):
     batching: Batching = "losses"
     fused: bool = False
     channels_last: bool = False
+    held_out: Tensor | None = None
 
     @property
     def layout(self) -> Layout:
@@ -72,6 +75,37 @@ class ModuleEpisodes(Episodes):
     def hessian_product(self, theta: Tensor, step: int, vector: Tensor) -> Tensor:
         # on a CPU, batch normalization's second derivative takes half as long again in that format
         return Episodes.hessian_product(replace(self, channels_last=False), theta, step, vector)
+
+    @torch.no_grad()
+    def accuracy(self, theta: Tensor) -> Tensor | None:
+        """Returns the share of its held-out examples that each θ classifies rightly, without dropout, [N].
+
+        They run in minibatches of 250, whose own statistics batch normalization uses. An output that is not a number is
+        not right.
+        """
+        if self.held_out is None:
+            return None
+        network = deepcopy(self.network).eval()
+        shares = [self._share_right(network, *one) for one in zip(theta, self.held_out, strict=True)]
+        return torch.stack(shares).to(theta.dtype)
+
+    def _share_right(self, network: nn.Module, theta: Tensor, rows: Tensor) -> Tensor:
+        from torchmetrics.functional.classification import multiclass_accuracy  # the core needs torch only
+
+        predicted, right = [], []
+        for part in rows.split(AT_ONCE):
+            inputs, targets = self.examples.minibatch(part, theta.dtype)
+            outputs = torch.func.functional_call(network, unflatten(theta, network), (inputs,))
+            predicted.append(outputs.argmax(1).where(~outputs.isnan().any(1), -1))
+            right.append(targets)
+        return multiclass_accuracy(
+            torch.cat(predicted),
+            torch.cat(right),
+            outputs.shape[1],
+            average="micro",
+            ignore_index=self.criterion.ignore_index,  # type: ignore[arg-type]
+            validate_args=False,  # which refuses the class -1
+        )
 
     def _value_and_grad(self, theta: Tensor, step: int, batching: Batching) -> tuple[Tensor, Tensor]:
         if batching != "gradients" or torch.is_inference_mode_enabled():

@@ -26,12 +26,22 @@ from lightning_l2l.optimizees.origin import Origin
 from lightning_l2l.optimizees.sources.base import Examples, Source
 from lightning_l2l.optimizees.sources.tensors import load_arrays
 
+# the part whose examples are held out from the runs of a split; runs of other splits have no accuracy
+HELD_OUT_PART: dict[Split, Split] = {"val": "train", "test": "val"}
+MOST_HELD_OUT = 1000  # examples of each run
+CLASSIFIERS = (nn.CrossEntropyLoss, nn.NLLLoss)  # losses of classes; a subclass may read its arguments otherwise
+
 
 class ModuleTraining(EpisodeDataModule):
     """Each episode trains a network on its own minibatches, from its own initial parameters.
 
     Meta-training, validation and test episodes draw their minibatches from disjoint examples; the learning rates of the
     baselines are tuned on the validation examples.
+
+    Where the loss is cross-entropy of classes, test and validation runs end with an accuracy, each on up to 1,000
+    examples of its own. Long runs meet every example of their part, so these are drawn from another part: for a test
+    run from the validation examples, on which no network of the test trains and no meta-gradient is taken, and for a
+    validation run from those of meta-training.
 
     Args:
         network: the module to train, which takes the inputs of a minibatch, [B, ...].
@@ -131,7 +141,7 @@ class ModuleTraining(EpisodeDataModule):
         if self.examples is None:
             self.prepare_data()
             self.setup()
-        return self._episodes(split, numbers, *self._part(split))
+        return self._episodes(split, numbers, *self._part(split), self._held_out(split, numbers))
 
     def training_runs(self, split: Split, numbers: Sequence[int]) -> ModuleEpisodes:
         """Builds runs that start as this split's episodes do, but train on the examples for training.
@@ -143,7 +153,14 @@ class ModuleTraining(EpisodeDataModule):
             self.setup()
         return self._episodes(split, numbers, *self._part("train"))
 
-    def _episodes(self, split: Split, numbers: Sequence[int], examples: Examples, rows: np.ndarray) -> ModuleEpisodes:
+    def _episodes(
+        self,
+        split: Split,
+        numbers: Sequence[int],
+        examples: Examples,
+        rows: np.ndarray,
+        held_out: Tensor | None = None,
+    ) -> ModuleEpisodes:
         thetas, indices = [], []
         for number in numbers:
             random = self.random(split, number)
@@ -159,7 +176,21 @@ class ModuleTraining(EpisodeDataModule):
             self.batching,
             self.fused,
             self.channels_last,
+            held_out,
         )
+
+    def _held_out(self, split: Split, numbers: Sequence[int]) -> Tensor | None:
+        """Draws the examples on which each run's accuracy is measured, [N, H]; None for runs that have none."""
+        if split not in HELD_OUT_PART or type(self.loss) not in CLASSIFIERS or self.reconstruct:
+            return None
+        examples = self._part(split)[0]
+        rows = examples.part(HELD_OUT_PART[split])
+        if not len(rows) or examples.minibatch(torch.from_numpy(rows[:1]), torch.float32)[1].is_floating_point():
+            return None
+        count = min(len(rows), MOST_HELD_OUT)
+        # minibatches are drawn from the episode's stream itself, and a random scaling from its first child
+        randoms = [self.random(split, number).spawn(2)[1] for number in numbers]
+        return torch.from_numpy(np.stack([random.choice(rows, count, replace=False) for random in randoms]))
 
     def _part(self, split: Split) -> tuple[Examples, np.ndarray]:
         """The examples as a split sees them, and the numbers of those it draws from."""

@@ -31,6 +31,9 @@ class ScaledEpisodes(WrappedEpisodes):
     def hessian_product(self, theta: Tensor, step: int, vector: Tensor) -> Tensor:
         return self.scale * self.episodes.hessian_product(self.scale * theta, step, self.scale * vector)
 
+    def accuracy(self, theta: Tensor) -> Tensor | None:
+        return self.episodes.accuracy(self.scale * theta)
+
     def pictures(self, theta: Tensor) -> Tensor | None:
         return self.episodes.pictures(self.scale * theta)
 

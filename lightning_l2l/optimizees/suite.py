@@ -61,6 +61,9 @@ class SuiteEpisodes(RelativeEpisodes):
             return None
         return torch.from_numpy(self.reached[step : step + count]).to(self.theta)[:, None].expand(-1, len(self))
 
+    def accuracy(self, theta: Tensor) -> None:
+        """None, since not every task has classes, and a mean over those that have would say little."""
+
     def shared_fields(self) -> dict[str, Any]:
         return {name: value for name, value in super().shared_fields().items() if name != "draw"}
 

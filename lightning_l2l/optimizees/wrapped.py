@@ -29,6 +29,9 @@ class WrappedEpisodes(Episodes):
     def reference(self, step: int, count: int) -> Tensor | None:
         return self.episodes.reference(step, count)
 
+    def accuracy(self, theta: Tensor) -> Tensor | None:
+        return self.episodes.accuracy(theta)
+
     def pictures(self, theta: Tensor) -> Tensor | None:
         return self.episodes.pictures(theta)
 

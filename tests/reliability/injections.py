@@ -59,8 +59,9 @@ def _in_start(transfer: Callable, value: float, *args: Any) -> Any:
     return episodes.with_tensors({"theta": _with(episodes.theta, value)})
 
 
-def _in_curves(curves: Callable, value: float, *args: Any) -> Tensor:
-    return _with(curves(*args), value)
+def _in_curves(evaluate: Callable, value: float, *args: Any) -> tuple[Tensor, Tensor | None]:
+    curves, accuracy = evaluate(*args)
+    return _with(curves, value), accuracy
 
 
 def _in_objective(step: Callable, value: float, learner: Any, objective: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ PLACES: dict[str, tuple[Any, str, Callable]] = {
     "the rule's state": (meta_gradients, "start", _in_state),
     "data": (LEARNER, "on_after_batch_transfer", _in_data),
     "starts": (LEARNER, "on_after_batch_transfer", _in_start),
-    "validation": (meta_learner, "learning_curves", _in_curves),
+    "validation": (meta_learner, "evaluate", _in_curves),
     "the meta-gradient": (LEARNER, "meta_step", _in_objective),
     "Adam's state": (LEARNER, "meta_step", _in_adam),
     "the learning rate": (LEARNER, "meta_step", _in_rate),
@@ -111,6 +112,6 @@ CALLS = {
     "_evaluate": 60,
     "start": 4,
     "on_after_batch_transfer": 6,
-    "learning_curves": 2,
+    "evaluate": 2,
     "meta_step": 8,
 }  # of a small fit
