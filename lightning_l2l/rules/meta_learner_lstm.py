@@ -68,20 +68,19 @@ class MetaLearnerLSTM(UpdateRule):
         layer = () if self.hidden_size is None else tuple(theta.new_zeros(2, self.hidden_size, *theta.shape))
         return MetaLearnerLSTMState(zeros, zeros, layer)
 
-    def update(  # type: ignore[override]
-        self, grad: Tensor, state: State, theta: Tensor, loss: Tensor
-    ) -> tuple[Tensor, MetaLearnerLSTMState]:
+    def update(self, grad: Tensor, state: State, theta: Tensor, loss: Tensor) -> tuple[Tensor, MetaLearnerLSTMState]:
         last_forget, last_input, layer = state
         losses = preprocess_gradient(loss)[..., None].expand(-1, *grad.shape)
         rows = torch.cat([preprocess_gradient(grad), losses])
-        if layer:
-            layer = lstm_layer(rows, *layer, self.layer_weight, self.layer_bias)
+        if self.hidden_size is not None:
+            hidden, cell = layer
+            layer = lstm_layer(rows, hidden, cell, self.layer_weight, self.layer_bias)
             rows = layer[0]
         forget = self._before_gate(self.forget_weight, self.forget_bias, rows, theta, last_forget)
         input_gate = self._before_gate(self.input_weight, self.input_bias, rows, theta, last_input).sigmoid()
         kept = torch.sigmoid(forget)
         taken = torch.sigmoid(-forget)  # 1 − f without rounding, since f is near 1
-        return -taken * theta - input_gate * grad, MetaLearnerLSTMState(kept, input_gate, tuple(layer))
+        return -taken * theta - input_gate * grad, MetaLearnerLSTMState(kept, input_gate, layer)
 
     def _before_gate(self, weight: Tensor, bias: Tensor, rows: Tensor, theta: Tensor, last: Tensor) -> Tensor:
         """What enters a gate's sigmoid, [N, P]."""
