@@ -10,7 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lightning_l2l"
 FLOORS = [  # each may import from those before it, and from its own
-    {"errors", "digests", "tensorboard", "terminal", "file_sizes", "whole_files", "interrupts", "yaml_files", "parser"},
+    {"errors", "digests", "tensorboard", "terminal", "file_sizes", "whole_files", "interrupts", "yaml_files", "parser"}
+    | {"extras"},
     {"rules", "pretrained"},
     {"guard", "diagnostics", "watched_optimizer", "named_rules", "sharding", "units", "saved_states"}
     | {"learned_optimizer", "episodes"},

@@ -207,7 +207,7 @@ class Comparison(Callback):
 
                 def best(contestant: Contestant = contestant, grid: Grid = grid) -> Tensor:
                     rule = contestant.over(data.horizon).to(batches[0].theta)
-                    found = tune(rule, batches, data.horizon, grid, self.prune_rates, bar.update)
+                    found = tune(rule, batches, data.horizon, grid, self.prune_rates, bar.update, data.last_steps)
                     return torch.tensor([found[name] for name in grid], dtype=torch.double)
 
                 settings = fingerprints, data.horizon, grid, self.prune_rates, trainer.precision
@@ -253,17 +253,17 @@ class Comparison(Callback):
         """The curves of all processes, first the learned rule's."""
         learned = f"{label_of(pl_module)} {self.run}".strip()
         names = told_apart([learned, *(contestant.name for contestant in self.contestants or [])])
-        horizon = trainer.datamodule.horizon  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
         entries = []
         counts = _of_all(pl_module, self.counts)
         for number, batches in enumerate(self.curves):
             curves = _of_all(pl_module, batches)[counts]
             if number == 0:
-                entries.append(Entry(names[0], "learned", curves, rule_of(pl_module), run=self.run))
+                own = "learned", curves, rule_of(pl_module), {}, self.run
             else:
                 one = (self.contestants or [])[number - 1]
-                rule = one.tuned_over(horizon)
-                entries.append(Entry(names[number], one.kind, curves, rule, one.tuned, one.run))
+                own = one.kind, curves, one.tuned_over(data.horizon), one.tuned, one.run
+            entries.append(Entry(names[number], *own, data.last_steps))
         return entries
 
 

@@ -242,7 +242,7 @@ class MetaLearner(LightningModule):
         curves = learning_curves(self.rule, episodes, horizon)
         losses = {
             f"{stage}/meta_loss": self.meta_loss(curves[:, 1:].T, 0, horizon, episodes.reference(0, horizon)),
-            f"{stage}/final_loss": final_loss(curves),
+            f"{stage}/final_loss": final_loss(curves, self.datamodule.last_steps),
         }
         count = counted(self.trainer, episodes, batch_idx)
         means = {name: loss[:count].mean() if count else loss.new_zeros(()) for name, loss in losses.items()}
