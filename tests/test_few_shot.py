@@ -149,7 +149,9 @@ def test_sources_are_read_alike(tmp_path):
 
     data = few_shot(rotations="none")
     data.setup()
-    for row, label, image in zip(range(200), *[np.load("classes.npz")[key] for key in ("labels", "images")]):
+    with np.load("classes.npz") as kept:
+        labelled = list(zip(kept["labels"], kept["images"], strict=True))
+    for row, (label, image) in enumerate(labelled):
         folder = tmp_path / "folder" / f"{label:03d}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{row:03d}.png")
