@@ -3,6 +3,7 @@
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from torch.nn import functional as F
 
 from lightning_l2l import extras
 from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.learners import Stage
+from lightning_l2l.learners.stages import Stages
+from lightning_l2l.meta_losses import WeightedSum
 from lightning_l2l.optimizees import Conv4, FewShot
 from lightning_l2l.rules import SGD
 from lightning_l2l.unroll import learning_curves, optimize
@@ -41,6 +45,17 @@ def test_an_episode_is_a_number():
     tasks = [data.episodes(split, range(2)).indices for split in ("val", "tune")]
     assert not torch.equal(*tasks) and not torch.equal(*tasks[0])
     assert not torch.equal(few_shot(seed=1).episodes("val", range(2)).indices, tasks[0])
+
+
+def test_two_processes_share_the_tasks_of_one():
+    def tasks(batch_size: int, processes: int, rank: int) -> list[torch.Tensor]:
+        data = few_shot(episodes_per_batch=batch_size, train_episodes=4)
+        data.trainer = SimpleNamespace(world_size=processes, global_rank=rank, current_epoch=3)
+        return [task for batch in data.train_dataloader() for task in batch.indices]
+
+    alone, first, second = tasks(4, 1, 0), tasks(2, 2, 0), tasks(2, 2, 1)
+    assert all(map(torch.equal, alone, [first[0], second[0], first[1], second[1]]))
+    assert not any(torch.equal(a, b) for a in first for b in second)
 
 
 def test_no_network_and_no_start_changes_the_tasks():
@@ -230,6 +245,14 @@ def test_bad_files_get_one_sentence(changes, words):
     with pytest.raises(InvalidInputError) as error:
         few_shot(source=write("bad.npz", **changes)).setup()
     assert words in str(error.value)
+
+
+def test_a_run_that_does_not_reach_the_query_sets_is_refused():
+    data = few_shot()
+    for rows in ([Stage(horizon=2)], [Stage(), Stage(horizon=(1, 3))]):
+        with pytest.raises(InvalidInputError, match="only after 3 steps"):
+            Stages(rows, 1, WeightedSum()).check(data)
+    Stages([Stage(unroll=3)], 1, WeightedSum("last")).check(data)
 
 
 def test_without_learn2learn_a_sentence_gives_the_command(monkeypatch):
