@@ -13,7 +13,13 @@ Weights = Literal["uniform", "last", "linear"] | list[float]
 
 
 class MetaLoss(ABC):
-    """A meta-loss L = E_f[ℓ(f(θ_1), .., f(θ_T))]; ℓ is a sum over the truncations of a run."""
+    """A meta-loss L = E_f[ℓ(f(θ_1), .., f(θ_T))]; ℓ is a sum over the truncations of a run.
+
+    Attributes:
+        last_only: whether the loss after the last step of a run counts alone.
+    """
+
+    last_only: bool = False
 
     @abstractmethod
     def __call__(self, losses: Tensor, step: int, horizon: int, reference: Tensor | None = None) -> Tensor:
@@ -53,6 +59,7 @@ class WeightedSum(MetaLoss):
                 f"model.loss_weights is {weights}: give finite numbers, of which at least one is not 0."
             )
         self.weights = weights
+        self.last_only = weights == "last" or (isinstance(weights, list) and not any(weights[:-1]))
         self._listed = torch.tensor(weights if isinstance(weights, list) else [], dtype=torch.double)
 
     def __call__(self, losses: Tensor, step: int, horizon: int, reference: Tensor | None = None) -> Tensor:

@@ -136,6 +136,6 @@ def runs(rule: UpdateRule, episodes: Episodes) -> Iterator[Run]:
         run, _ = unroll(stepper, episodes, run, 1)  # one step at a time, so that nothing is kept
 
 
-def final_loss(curves: Tensor) -> Tensor:
-    """Mean of the last ten steps of curves [..., T + 1]; infinite if that is NaN."""
-    return curves[..., 1:][..., -LAST:].mean(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)
+def final_loss(curves: Tensor, last: int = LAST) -> Tensor:
+    """Mean of the last ten steps, or another number of them, of curves [..., T + 1]; infinite if that is NaN."""
+    return curves[..., 1:][..., -last:].mean(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)

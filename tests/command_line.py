@@ -3,6 +3,8 @@
 import csv
 from pathlib import Path
 
+import few_shot_images
+
 from lightning_l2l.cli import main
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -50,10 +52,18 @@ TINY_OWN = [
     *("--data.val_episodes=1", "--data.batch_size=8", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"),
 ]
 
+TINY_OMNIGLOT = [  # on few_shot_images, which a test writes
+    *("--data.source=classes.npz", "--data.classes=[10,4,4]", "--data.ways=3", "--data.queries=3"),
+    *("--data.network.init_args.classes=3", "--data.network.init_args.width=2", "--data.episodes_per_batch=2"),
+    *("--data.train_episodes=4", "--data.val_episodes=2", "--data.tuning_episodes=1", "--data.test_episodes=4"),
+    *("--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--comparison.rates_per_decade=1"),
+]
+
 UPON = {  # configs that are given after another
     **{f"mnist_{name}.yaml": "mnist.yaml" for name in ("scaled", "transfer", "sweep")},
     "everyday_test.yaml": "mnist.yaml",
     **{f"everyday_{name}.yaml": "everyday.yaml" for name in ("beyond", "polish")},
+    "omniglot_fomaml.yaml": "omniglot_maml.yaml",
     **{f"{name}.yaml": "cifar10.yaml" for name in ("cifar10_momenta", "cifar5", "cifar2")},
 }
 
@@ -73,8 +83,11 @@ def tiny(command: str, *flags: str, config: str = "quadratic.yaml") -> list[str]
         "neural_art": TINY_ART,
         "everyday": TINY_SUITE,
         "own_workload": TINY_OWN,
+        "omniglot_maml": TINY_OMNIGLOT,
     }
     small = kinds[UPON.get(config, config)[:-5]]
+    if small is TINY_OMNIGLOT:
+        few_shot_images.write()
     return [command, *given(config), *small, *flags]
 
 

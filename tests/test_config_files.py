@@ -33,7 +33,7 @@ def test_print_config_is_complete_and_commented(config, capsys):
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     settings = yaml.safe_load(printed)
-    unrolls = {"neural_art": 32, "cifar10": 50, "everyday": 50, "own_workload": 50}
+    unrolls = {"neural_art": 32, "cifar10": 50, "everyday": 50, "own_workload": 50, "omniglot_maml": 1}
     assert settings["model"]["init_args"]["unroll"] == unrolls.get(UPON.get(config, config).removesuffix(".yaml"), 20)
     assert settings["comparison"]["rates_per_decade"] == 4
     assert "# K, steps between two meta-steps; must divide the horizon." in printed

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+import few_shot_images
 import pytest
 import torch
 from command_line import LINEARIZED, TINY, results
@@ -18,6 +20,30 @@ STAGGERED = f"{{class_path: lightning_l2l.meta_gradients.Staggered, init_args: {
 STAGES = f"--model.stages=[{{}}, {{meta_gradient: {STAGGERED}}}, {{meta_gradient: {LINEARIZED}}}]"  # an epoch each
 ONE = ["--trainer.devices=1", "--data.episodes_per_batch=4"]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.episodes_per_batch=2"]
+FEW_SHOT = """
+model:
+  rule: {class_path: lightning_l2l.rules.CoordinatewiseLSTM, init_args: {hidden_size: 4}}
+  unroll: 2
+  loss_weights: last
+data:
+  class_path: lightning_l2l.optimizees.FewShot
+  init_args:
+    network: {class_path: lightning_l2l.optimizees.MLP, init_args: {inputs: 256, hidden_sizes: [4], classes: 3}}
+    source: classes.npz
+    classes: [10, 4, 4]
+    ways: 3
+    queries: 3
+    horizon: 2
+    train_episodes: 8
+    val_episodes: 2
+    tuning_episodes: 1
+trainer:
+  max_epochs: 2
+  precision: 64-true
+  accelerator: cpu
+  logger: {class_path: pytorch_lightning.loggers.TensorBoardLogger, init_args: {save_dir: runs}}
+comparison: {rates_per_decade: 1}
+"""
 ODD = ["--data.val_episodes=3", "--data.test_episodes=7"]  # which two processes do not divide
 
 
@@ -68,6 +94,19 @@ def test_two_processes_measure_the_accuracies_that_one_does():
     (one,), (two,) = logs
     assert two.value == pytest.approx(one.value, rel=1e-3)
     assert one.value == pytest.approx(float(results("runs/one/version_0")[0]["accuracy"]), rel=1e-5)
+
+
+@pytest.mark.usefixtures("many_processes")
+def test_two_processes_learn_few_shot_tasks_as_one_does():
+    pytest.importorskip("learn2learn", reason="learn2learn is an extra: uv sync --extra learn2learn")
+    few_shot_images.write()
+    Path("few_shot.yaml").write_text(FEW_SHOT)
+    flags = ("fit", "--config", "few_shot.yaml", "--trainer.logger.init_args.name")
+    main([*flags, "one", *ONE])
+    in_two_processes(*flags, "two", *TWO)
+    one, two = (weights(f"runs/{name}/version_0/checkpoints/last.ckpt") for name in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("episodes", "processes", "size"), [(7, 2, 2), (7, 2, 1), (1, 3, 4), (8, 2, 4), (9, 4, 2)])

@@ -34,7 +34,7 @@ def test_linear_weights_add_up_to_the_horizon(horizon):
 
 def test_a_name_and_its_list_learn_the_same():
     for number, given in enumerate(["null", "uniform", "last", "[0,0,0,0,0,0,0,0,0,1]", "linear"]):
-        fit(f"--model.loss_weights={given}", f"--trainer.logger.init_args.version={number}")
+        fit("--model.unroll=10", f"--model.loss_weights={given}", f"--trainer.logger.init_args.version={number}")
     default, uniform, last, listed, linear = (
         weights(f"runs/quadratic/version_{number}/checkpoints/last.ckpt") for number in range(5)
     )
@@ -50,6 +50,17 @@ def test_a_test_may_run_more_steps_than_training(fails):
     assert (
         "model.loss_weights has 2 entries, but data.horizon is 20" in sentence and "uniform, last or linear" in sentence
     )
+
+
+@pytest.mark.parametrize("weights", ["last", "[0,0,0,0,0,0,0,0,0,2]"])
+def test_the_last_loss_alone_needs_truncations_that_are_whole_runs(weights, fails):
+    given = f"--model.loss_weights={weights}"
+    sentence = fails(*tiny("fit", given))
+    assert "model.unroll is 5 and data.horizon 10" in sentence and "set model.unroll to 10" in sentence
+    stages = "--model.stages=[{unroll: 10}, {horizon: [2, 10], unroll: 2}]"
+    sentence = fails(*tiny("fit", given, stages))
+    assert "model.stages[1].unroll is 2" in sentence and "set model.stages[1].unroll to 10" in sentence
+    fit(given, stages.replace("unroll: 2", "unroll: 10"), "--trainer.fast_dev_run=true")
 
 
 def test_weights_and_a_meta_loss_are_not_both_given(fails):

@@ -13,6 +13,7 @@ from lightning_l2l.evaluation.results import (
     Entry,
     Race,
     best_baseline,
+    best_entry,
     curves_figure,
     results_table,
     write_results,
@@ -80,6 +81,17 @@ def test_differences_to_the_best_baseline_are_paired():
     assert rival["last10_to_best"] == -12.0
     assert good["last10_to_best"] is None and good["last10_half_width"] is not None
     assert (bad["last10_to_best"], bad["last10_to_best_half_width"]) == (1.0, 0.0)
+
+
+def test_a_last_loss_may_count_alone():
+    curves = torch.tensor([[9.0, 1.0, 1.0, 4.0], [9.0, 2.0, 2.0, 2.0]])
+    race = Race("few", [Entry(str(row), "baseline", curve[None], last=1) for row, curve in enumerate(curves)])
+    assert [row["last10"] for row in race.numbers()] == [4.0, 2.0]
+    assert [row["reaches_best"] for row in race.numbers()] == [1, 1]
+    assert best_entry(race.entries).name == "1"
+    assert race.intervals()[0]["last10_to_best"] == 2.0
+    earlier = [replace(entry, last=10) for entry in race.entries]
+    assert Race("few", earlier).numbers()[0]["last10"] == 2.0
 
 
 def test_the_best_baseline_is_a_rule():

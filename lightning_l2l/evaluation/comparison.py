@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ class Comparison(Callback):
 
                 def best(contestant: Contestant = contestant, grid: Grid = grid) -> Tensor:
                     rule = contestant.over(data.horizon).to(batches[0].theta)
-                    found = tune(rule, batches, data.horizon, grid, self.prune_rates, bar.update)
+                    found = tune(rule, batches, data.horizon, grid, self.prune_rates, bar.update, data.last_steps)
                     return torch.tensor([found[name] for name in grid], dtype=torch.double)
 
                 settings = fingerprints, data.horizon, grid, self.prune_rates, trainer.precision
@@ -248,17 +249,16 @@ class Comparison(Callback):
         """The outcomes in all processes, first the learned rule's."""
         learned = f"{label_of(pl_module)} {self.run}".strip()
         names = told_apart([learned, *(contestant.name for contestant in self.contestants or [])])
-        horizon = horizon_of(trainer)
+        data = trainer.datamodule  # type: ignore[attr-defined]
         entries = []
         for number, outcome in enumerate(self.outcomes.of_all_processes(pl_module)):
-            curves, accuracy = in_two(outcome, horizon)
+            curves, accuracy = in_two(outcome, data.horizon)
             if number == 0:
-                entry = Entry(names[0], "learned", curves, rule_of(pl_module), run=self.run, accuracy=accuracy)
+                entry = Entry(names[0], "learned", curves, rule_of(pl_module), run=self.run)
             else:
                 one = (self.contestants or [])[number - 1]
-                rule = one.tuned_over(horizon)
-                entry = Entry(names[number], one.kind, curves, rule, one.tuned, one.run, accuracy)
-            entries.append(entry)
+                entry = Entry(names[number], one.kind, curves, one.tuned_over(data.horizon), one.tuned, one.run)
+            entries.append(replace(entry, accuracy=accuracy, last=data.last_steps))
         return entries
 
 

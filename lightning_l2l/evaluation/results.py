@@ -48,6 +48,7 @@ class Entry:
         tuned: the settings that were tuned, by name.
         run: the run that a learned rule comes from, where several are raced.
         accuracy: of every episode at θ_T (see ``Episodes.accuracy``), [N]; None if there is none.
+        last: steps at the end of a run whose mean loss is its final loss, called ``last10``.
     """
 
     name: str
@@ -57,10 +58,11 @@ class Entry:
     tuned: dict[str, float] = field(default_factory=dict)
     run: str = ""
     accuracy: Tensor | None = None
+    last: int = LAST
 
     def last10(self) -> Tensor:
-        """The mean loss of each episode over the last ten steps, [N]."""
-        return self.curves.double()[:, 1:][:, -LAST:].mean(1)
+        """The mean loss of each episode over the last ten steps, or those that ``last`` says, [N]."""
+        return self.curves.double()[:, 1:][:, -self.last :].mean(1)
 
     def sum(self) -> Tensor:
         """The sum of each episode's losses over steps 1 to the horizon, [N]."""
@@ -86,10 +88,10 @@ class Race:
         the horizon, and the first step at which it is as low as the best baseline's mean over the last ten.
         """
         means = [entry.curves.double().mean(0) for entry in self.entries]
-        baselines = [mean for mean, entry in zip(means, self.entries, strict=True) if entry.kind == "baseline"]
-        lasts = [final_loss(mean).item() for mean in baselines]
-        best = min(filter(math.isfinite, lasts), default=math.nan)  # no loss is below NaN
-        return [_numbers(mean, best) for mean in means]
+        lasts = [final_loss(mean, entry.last).item() for mean, entry in zip(means, self.entries, strict=True)]
+        of_baselines = [last for last, entry in zip(lasts, self.entries, strict=True) if entry.kind == "baseline"]
+        best = min(filter(math.isfinite, of_baselines), default=math.nan)  # no loss is below NaN
+        return [_numbers(mean, best, entry.last) for mean, entry in zip(means, self.entries, strict=True)]
 
     def intervals(self) -> list[dict[str, float | None]]:
         """Half-widths of 95 % intervals over episodes, and differences to the best baseline (see ``INTERVALS``).
@@ -120,20 +122,20 @@ class Race:
         return [dict(zip(ACCURACY, each, strict=False)) for each in both]
 
 
-def _numbers(curve: Tensor, best: float) -> dict[str, float | None]:
+def _numbers(curve: Tensor, best: float, last: int) -> dict[str, float | None]:
     def after(step: int) -> float | None:
         return curve[step].item() if step < len(curve) else None
 
     reached = (curve <= best).nonzero()
     reaches_best = reached[0].item() if len(reached) else None
-    values = (after(0), after(20), after(100), curve[1:][-LAST:].mean().item(), curve[1:].sum().item(), reaches_best)
+    values = (after(0), after(20), after(100), curve[1:][-last:].mean().item(), curve[1:].sum().item(), reaches_best)
     return dict(zip(NUMBERS, values, strict=True))
 
 
 def best_entry(entries: Sequence[Entry]) -> Entry | None:
     """The baseline with the lowest mean final loss in a race; None where there is none."""
     baselines = [entry for entry in entries if entry.kind == "baseline"]
-    return min(baselines, key=lambda entry: final_loss(entry.curves).mean().item(), default=None)
+    return min(baselines, key=lambda entry: final_loss(entry.curves, entry.last).mean().item(), default=None)
 
 
 def best_baseline(entries: Sequence[Entry]) -> UpdateRule | None:

@@ -68,6 +68,7 @@ def tune(
     grid: Grid,
     prune: bool = False,
     progress: Callable[[int], object] = lambda tried: None,
+    last: int = LAST,
 ) -> dict[str, float]:
     """Finds the settings with the lowest mean final loss over all episodes (arXiv:1606.04474, section 3).
 
@@ -78,16 +79,18 @@ def tune(
         steps: the horizon.
         grid: what to choose from, as ``grid_of`` returns it.
         prune: drop the worse half of the choices after an eighth, a quarter and half of the steps (successive halving),
-            which takes a third of the time but may miss a rate that is slow at first and best in the end.
+            which takes a third of the time but may miss a rate that is slow at first and best in the end. Where the
+            last step alone counts, all are run to the end.
         progress: called with the number of choices newly tried or dropped, each counted once per batch.
+        last: steps at the end of a run whose mean loss is its final loss.
 
     Returns:
         The best choice, by the names of the settings.
     """
     total = sum(map(len, batches))
     shares = [len(episodes) / total for episodes in batches]
-    find = _best_by_halving if prune else _best_of_all
-    best = find(rule, batches, shares, steps, grid, progress)
+    find = _best_by_halving if prune and last > 1 else _best_of_all  # earlier losses say nothing of a last one alone
+    best = find(rule, batches, shares, steps, grid, progress, last)
     return {name: values[best] for name, values in grid.items()}
 
 
@@ -98,6 +101,7 @@ def _best_by_halving(
     steps: int,
     grid: Grid,
     progress: Callable[[int], object],
+    last: int,
 ) -> int:
     choices = [dict(zip(grid, values, strict=True)) for values in zip(*grid.values(), strict=True)]
     running = {
@@ -106,13 +110,13 @@ def _best_by_halving(
     }
     curves = {number: [[next(run).loss] for run in each] for number, each in running.items()}
     for rung in (steps // 8, steps // 4, steps // 2, steps):
-        if rung < min(LAST, steps):
+        if rung < min(last, steps):
             continue
         finals = {}
         for number, of_batches in curves.items():
             for run, curve in zip(running[number], of_batches, strict=True):
                 curve += [run.loss for run in islice(run, rung + 1 - len(curve))]
-            means = [final_loss(torch.stack(curve, 1)).mean().item() for curve in of_batches]
+            means = [final_loss(torch.stack(curve, 1), last).mean().item() for curve in of_batches]
             finals[number] = sum(share * mean for share, mean in zip(shares, means, strict=True))
         best = sorted(finals, key=finals.__getitem__)
         curves = {number: curves[number] for number in best[: -(-len(best) // 2)]}
@@ -128,6 +132,7 @@ def _best_of_all(
     steps: int,
     grid: Grid,
     progress: Callable[[int], object],
+    last: int,
 ) -> int:
     """Runs all choices to the end, as many side by side as the cache can hold."""
     means = torch.zeros(size_of(grid))
@@ -137,7 +142,7 @@ def _best_of_all(
         for numbers in torch.arange(size_of(grid)).split(at_once):
             settings = {name: _per_episode(values, numbers, episodes) for name, values in grid.items()}
             curves = learning_curves(with_settings(rule, settings), episodes.repeat(len(numbers)), steps)
-            losses.append(final_loss(curves).view(len(numbers), len(episodes)).mean(1).cpu())
+            losses.append(final_loss(curves, last).view(len(numbers), len(episodes)).mean(1).cpu())
             progress(len(numbers))
         means = means + share * torch.cat(losses)
     return int(means.argmin())

@@ -248,7 +248,7 @@ class MetaLearner(LightningModule):
         curves, accuracy = evaluate(self.rule, episodes, horizon)
         metrics = {
             f"{stage}/meta_loss": self.meta_loss(curves[:, 1:].T, 0, horizon, episodes.reference(0, horizon)),
-            f"{stage}/final_loss": final_loss(curves),
+            f"{stage}/final_loss": final_loss(curves, self.datamodule.last_steps),
         }
         if accuracy is not None:
             metrics[f"{stage}/accuracy"] = accuracy

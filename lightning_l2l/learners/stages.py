@@ -105,6 +105,21 @@ class Stages:
                         f"{cut.horizon_key} is {horizon}, which {cut.unroll_key}={cut.unroll} does not divide: make "
                         "the horizon a multiple of the unroll."
                     )
+            self._check_last_loss(cut, data)
+
+    def _check_last_loss(self, cut: Cut, data: EpisodeDataModule) -> None:
+        """Refuses truncations, or runs, that the loss which counts alone lies beyond."""
+        if self.meta_loss.last_only and not cut.whole:
+            raise InvalidInputError(
+                f"{cut.unroll_key} is {cut.unroll} and {cut.horizon_key} {cut.longest}, but model.loss_weights counts "
+                "the last step alone, so that all truncations but the last have a meta-gradient of zero: set "
+                f"{cut.unroll_key} to {cut.longest}."
+            )
+        if data.last_steps == 1 and cut.shortest < data.horizon:
+            raise InvalidInputError(
+                f"{cut.horizon_key} is {cut.shortest}, but only after {data.horizon} steps, data.horizon, is the loss "
+                "that of the query sets: leave out the stage's horizon."
+            )
 
     def _cut(self, number: int, data: EpisodeDataModule) -> Cut:
         row, key = self.rows[number], f"model.stages[{number}]"

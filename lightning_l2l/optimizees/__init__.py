@@ -2,12 +2,14 @@
 
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.optimizees.base import EpisodeDataModule, Split
+from lightning_l2l.optimizees.few_shot import FewShot
 from lightning_l2l.optimizees.fine_tuning import FineTuning
 from lightning_l2l.optimizees.image_classification import ImageClassification
 from lightning_l2l.optimizees.module_training import ModuleTraining
 from lightning_l2l.optimizees.networks.all_conv import AllConvNet, ResidualNet
 from lightning_l2l.optimizees.networks.autoencoder import Autoencoder
 from lightning_l2l.optimizees.networks.characters import CharGRU, CharTransformer
+from lightning_l2l.optimizees.networks.conv4 import Conv4
 from lightning_l2l.optimizees.networks.convnet import ConvNet
 from lightning_l2l.optimizees.networks.factors import MatrixFactors
 from lightning_l2l.optimizees.networks.mlp import MLP
@@ -30,10 +32,12 @@ __all__ = [
     "Autoencoder",
     "CharGRU",
     "CharTransformer",
+    "Conv4",
     "ConvNet",
     "EpisodeDataModule",
     "Episodes",
     "Examples",
+    "FewShot",
     "FineTuning",
     "ImageClassification",
     "Images",

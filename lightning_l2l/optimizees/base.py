@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from pytorch_lightning import LightningDataModule
@@ -16,6 +16,7 @@ from lightning_l2l.optimizees.loader import EpisodeLoader
 from lightning_l2l.optimizees.origin import Origin
 from lightning_l2l.optimizees.relative import UNIT_EPISODES, RelativeEpisodes, mean_first_loss
 from lightning_l2l.optimizees.scaled import scaled_at_random
+from lightning_l2l.unroll import LAST
 
 Split = Literal["train", "val", "tune", "test"]
 """Meta-training, validation, tuning of the baselines' learning rates, and test: they share no episodes."""
@@ -29,6 +30,8 @@ class EpisodeDataModule(LightningDataModule, ABC):
 
     Attributes:
         variant_name: what results call this form of the optimizee, if a test races on several.
+        last_steps: steps at the end of a run whose mean loss is called final. It is 1 where the loss at the horizon is
+            that of other examples than the run has trained on, so that every run must reach the horizon.
 
     Args:
         horizon: T, the number of steps of one run.
@@ -48,6 +51,7 @@ class EpisodeDataModule(LightningDataModule, ABC):
     """
 
     variant_name = ""
+    last_steps: ClassVar[int] = LAST
 
     def __init__(
         self,

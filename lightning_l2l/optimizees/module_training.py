@@ -84,6 +84,7 @@ class ModuleTraining(EpisodeDataModule):
         self.batching: Batching = "losses"
         self.fused = False
         self.channels_last = False
+        self._fresh: nn.Module | None = None  # a copy whose parameters are drawn again for each θ_0
         self._parts: dict[Split, tuple[Examples, np.ndarray]] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -210,7 +211,9 @@ class ModuleTraining(EpisodeDataModule):
         if self.init_std is not None:
             size = sum(parameter.numel() for parameter in self.network.parameters())
             return torch.from_numpy(self.init_std * random.standard_normal(size, dtype=np.float32))
-        network = deepcopy(self.network).cpu()  # the same θ_0 everywhere: other devices draw other numbers
+        if self._fresh is None:
+            self._fresh = deepcopy(self.network).cpu()  # the same θ_0 everywhere: other devices draw other numbers
+        network = self._fresh
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(random.integers(2**63)))  # not those of other devices
             # children first: a parent's reset_parameters may re-initialise them

@@ -35,16 +35,28 @@ def load_folder(path: Path) -> LabelledImages:
     return part_images(path.name, x_train, y_train, x_test, y_test)
 
 
+def load_class_folders(path: Path) -> tuple[Tensor, Tensor]:
+    """Loads a folder that has one folder of images for each class, all images of one size, as RGB.
+
+    Returns:
+        The images, [M, 3, H, W], uint8, and their labels, [M], as ``load_folder`` numbers them.
+
+    Raises:
+        InvalidInputError: there are no folders, or an image cannot be read or has another size.
+    """
+    return _read_part(path, "", _labels(path, ""))
+
+
 def _labels(path: Path, part: str) -> dict[str, int]:
     """The label of each of a part's folders, in their order."""
     try:
         found = [entry.name for entry in (path / part).iterdir() if entry.is_dir() and entry.name[0] != "."]
     except OSError as error:
         raise InvalidInputError(
-            f"data.source is {path}, where {part} could not be read ({error.strerror}): {FIX}"
+            f"data.source is {path}, where {part or path.name} could not be read ({error.strerror}): {FIX}"
         ) from error
     if not found:
-        raise InvalidInputError(f"data.source is {path}, where {part} has no folders: {FIX}")
+        raise InvalidInputError(f"data.source is {path}, where {part or path.name} has no folders: {FIX}")
     if all(name.isdecimal() and len(name) < 10 for name in found) and len(set(map(int, found))) == len(found):
         return {name: int(name) for name in sorted(found, key=int)}
     return {name: number for number, name in enumerate(sorted(found))}
@@ -57,7 +69,7 @@ def _read_part(path: Path, part: str, label_of: dict[str, int]) -> tuple[Tensor,
     for name, number in label_of.items():
         own = sorted(filter(is_picture, (path / part / name).rglob("*")))
         if not own:
-            raise InvalidInputError(f"data.source is {path}, where {part}/{name} holds no image: {FIX}")
+            raise InvalidInputError(f"data.source is {path}, where {Path(part, name)} holds no image: {FIX}")
         files += own
         labels += [number] * len(own)
     width, height = _read(path, files[0]).size
