@@ -3,9 +3,18 @@
 import pickle
 from pathlib import Path
 
+import pytest
 import torch
 from command_line import RUN, tiny
 from conftest import weights
+
+
+SPOILT = {
+    "empty": lambda states: states[0].clear(),
+    "no groups": lambda states: states[0].update(param_groups=None),
+    "lists for numbers": lambda states: states[0]["param_groups"][0].update(params=[[0], [1]]),
+    "complex": lambda states: states[0]["state"][0].update(exp_avg=states[0]["state"][0]["exp_avg"].to(torch.cfloat)),
+}
 
 
 class Opened:
@@ -29,6 +38,14 @@ def test_bad_checkpoints_get_one_sentence_and_execute_nothing(fails, fitted):
         for name in ("truncated", "text", "empty", "foreign", "tensor", "weights", "evil", "evil2"):
             assert f"{name}.ckpt, which is truncated or not" in fails(*tiny(command, f"--ckpt_path={name}.ckpt"))
     assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_an_optimizers_state_of_another_form_is_refused(spoil, fails, fitted):
+    checkpoint = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)
+    SPOILT[spoil](checkpoint["optimizer_states"])
+    torch.save(checkpoint, "spoilt.ckpt")
+    assert "spoilt.ckpt, which is truncated or not" in fails(*tiny("fit", "--ckpt_path=spoilt.ckpt"))
 
 
 def test_a_checkpoint_of_another_shape_is_refused(fails, fitted):

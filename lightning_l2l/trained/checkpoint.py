@@ -46,7 +46,22 @@ def _read_whole(path: Path, resumes: bool) -> dict[str, Any] | None:
     weights = checkpoint["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         return None
+    kept = checkpoint["optimizer_states"] if resumes else []
+    if not isinstance(kept, list) or not all(map(_is_optimizer_state, kept)):
+        return None
     return checkpoint if KEPT not in checkpoint or is_kept(checkpoint[KEPT]) else None
+
+
+def _is_optimizer_state(kept: Any) -> bool:
+    """Whether this has the form that an optimizer's ``state_dict`` returns, of real numbers."""
+    states, groups = (kept.get(key) if isinstance(kept, dict) else None for key in ("state", "param_groups"))
+    if not isinstance(states, dict) or not isinstance(groups, list):
+        return False
+    numbers = [group.get("params") if isinstance(group, dict) else None for group in groups]
+    if not all(isinstance(own, list) and all(isinstance(number, int) for number in own) for own in numbers):
+        return False
+    values = [value for state in states.values() if isinstance(state, dict) for value in state.values()]
+    return not any(isinstance(value, torch.Tensor) and value.is_complex() for value in values)
 
 
 def check_numbers(checkpoint: dict[str, Any], path: Path, resumes: bool) -> None:
