@@ -1,5 +1,7 @@
 """The few-shot classifier, and θ of networks that hold a tensor under several names."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.extras import learn2learn
-from lightning_l2l.optimizees import Conv4
+from lightning_l2l.optimizees import Conv4, ModuleTraining, TensorExamples
 from lightning_l2l.optimizees.module_episodes import holding, layout, unflatten
 
 
@@ -69,8 +71,31 @@ def omniglot_cnn() -> nn.Module:
 )
 def test_theta_holds_each_tensor_once(make, tensors, shape):
     network, inputs = make(), torch.rand(5, *shape)
-    assert len(layout(network)) == tensors
+    before = dict(network.named_parameters(remove_duplicate=False))
+    assert len(layout(network)) == tensors < len(before)
     theta = torch.randn_like(parameters_to_vector(network.parameters()))
-    outputs = torch.func.functional_call(network, unflatten(theta, network), (inputs,))
+    with holding(network, unflatten(theta, network)):
+        outputs = network(inputs)
+    after = dict(network.named_parameters(remove_duplicate=False))
+    assert before.keys() == after.keys() and all(after[name] is p for name, p in before.items())
     vector_to_parameters(theta, network.parameters())
     torch.testing.assert_close(outputs, network(inputs))
+
+
+@pytest.mark.parametrize("batching", ["losses", "gradients", "none"])
+def test_episodes_leave_a_network_with_two_names_as_it_was(batching):
+    examples = TensorExamples(torch.rand(30, 4), torch.rand(30, 4), {"train": (0, 20), "val": (20, 25)}, "noise")
+    data = ModuleTraining(Tied(), nn.MSELoss(), examples, batch_size=4, horizon=2)
+    episodes = replace(data.episodes("val", range(2)), batching=batching)
+    assert data.batching == "losses" and episodes.theta.shape == (2, 24)
+    before = dict(data.network.named_parameters(remove_duplicate=False))
+    theta = episodes.theta.requires_grad_()
+    losses, grad = episodes.value_and_grad(theta, 1)
+    after = dict(data.network.named_parameters(remove_duplicate=False))
+    assert before.keys() == after.keys() and all(after[name] is p for name, p in before.items())
+    for number in range(2):
+        vector_to_parameters(theta[number].detach(), data.network.parameters())
+        inputs, targets = (tensor[number] for tensor in episodes.minibatch(theta, 1))
+        loss = F.mse_loss(data.network(inputs), targets)
+        own = parameters_to_vector(torch.autograd.grad(loss, data.network.parameters()))
+        torch.testing.assert_close((losses[number], grad[number]), (loss, own))

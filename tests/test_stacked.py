@@ -66,7 +66,7 @@ def test_a_network_or_loss_that_cannot_run_side_by_side_is_not_run_so():
     assert batching(stacked.Stacked(stacked.Linear(4, 3)), nn.CrossEntropyLoss()) == "stacked"
     assert batching(stacked.Stacked(nn.Linear(4, 3)), nn.CrossEntropyLoss()) == "losses"
     assert batching(stacked.Stacked(stacked.Linear(4, 3)), Mixed()) == "losses"
-    assert batching(tied, nn.CrossEntropyLoss()) == "losses"
+    assert batching(tied, nn.CrossEntropyLoss()) == "stacked"
     assert tied[1].weight is tied[0].weight and isinstance(tied[0].weight, nn.Parameter)
 
 

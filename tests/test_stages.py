@@ -91,7 +91,7 @@ def test_an_optimizee_that_lacks_second_derivatives_is_refused_at_the_start(fail
 def test_stages_and_loss_weights_are_settings():
     last = "--model.loss_weights=[0,0,0,0,0,0,0,0,0,1]"
     for flags in ([last, f"--model.stages=[{{meta_gradient: {EXACT}}}]"], [last], []):
-        fit(*flags)
+        fit("--model.unroll=10", *flags)
     first, second, third = (weights(f"runs/quadratic/version_{i}/checkpoints/last.ckpt") for i in range(3))
     assert not same(first, second) and not same(second, third)
 

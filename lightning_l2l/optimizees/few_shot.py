@@ -81,13 +81,12 @@ class FewShotEpisodes(ModuleEpisodes):
 
     def _outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """The logits of each network, [N, B, classes]."""
-        if self.batching == "stacked":
-            with holding(self.network, unflatten(theta, self.network)):
-                return self.network(inputs)
-        networks = (unflatten(one, self.network) for one in theta)
-        return torch.stack(
-            [torch.func.functional_call(self.network, *pair) for pair in zip(networks, inputs, strict=True)]
-        )
+        side_by_side = self.batching == "stacked"
+        outputs = []
+        for one, images in [(theta, inputs)] if side_by_side else zip(theta, inputs, strict=True):
+            with holding(self.network, unflatten(one, self.network)):
+                outputs.append(self.network(images))
+        return outputs[0] if side_by_side else torch.stack(outputs)
 
 
 class FewShot(ModuleTraining):

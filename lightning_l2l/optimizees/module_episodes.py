@@ -126,8 +126,8 @@ class ModuleEpisodes(Episodes):
         return inputs, inputs if self.reconstruct else targets
 
     def _one_loss(self, theta: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        outputs = torch.func.functional_call(self.network, unflatten(theta, self.network), (inputs,))
-        return self.criterion(outputs, targets)
+        with holding(self.network, unflatten(theta, self.network)):
+            return self.criterion(self.network(inputs), targets)
 
 
 @contextmanager
@@ -139,15 +139,18 @@ def plain_kernels() -> Iterator[None]:
 
 @contextmanager
 def holding(network: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
-    """Puts tensors in the place of all parameters, none of them tied; ``functional_call`` takes a third longer."""
-    places = [(module._parameters, key) for module in network.modules() for key in module._parameters]
-    own = [parameters[key] for parameters, key in places]
+    """Puts tensors in the place of all parameters by name, wherever the network holds each of them.
+
+    ``torch.func.functional_call`` takes a third longer, and leaves its tensors behind in a module with two names.
+    """
+    own = [(module._parameters, key, p) for module in network.modules() for key, p in module._parameters.items()]
+    given = {id(parameter): tensors[name] for name, parameter in network.named_parameters()}
     try:
-        for (parameters, key), tensor in zip(places, tensors.values(), strict=True):
-            parameters[key] = tensor  # type: ignore[assignment]
+        for parameters, key, parameter in own:
+            parameters[key] = given.get(id(parameter))  # type: ignore[assignment]
         yield
     finally:
-        for (parameters, key), parameter in zip(places, own, strict=True):
+        for parameters, key, parameter in own:
             parameters[key] = parameter
 
 

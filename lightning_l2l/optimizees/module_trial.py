@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_l2l.errors import InvalidInputError, first_line
-from lightning_l2l.optimizees.module_episodes import Batching, ModuleEpisodes, unflatten
+from lightning_l2l.optimizees.module_episodes import Batching, ModuleEpisodes, holding, unflatten
 from lightning_l2l.optimizees.sources.base import Examples
 
 # the errors of modules that do not fit
@@ -70,7 +70,8 @@ def try_loss(trial: ModuleEpisodes) -> None:
     inputs, targets = (tensor[0] for tensor in trial.minibatch(trial.theta, 0))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("error", "Using a target size")  # it would compare every output with every target
-        outputs = torch.func.functional_call(trial.network, unflatten(trial.theta[0], trial.network), (inputs,))
+        with holding(trial.network, unflatten(trial.theta[0], trial.network)):
+            outputs = trial.network(inputs)
         made = f"{_shape(outputs)} that data.network makes, and targets of {_shape(targets)}"
         try:
             loss = trial.criterion(outputs, targets)
