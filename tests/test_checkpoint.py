@@ -8,7 +8,6 @@ import torch
 from command_line import RUN, tiny
 from conftest import weights
 
-
 SPOILT = {
     "empty": lambda states: states[0].clear(),
     "no groups": lambda states: states[0].update(param_groups=None),
