@@ -231,6 +231,9 @@ class FewShot(ModuleTraining):
             horizon=self.horizon,
         )
 
+    def _held_out(self, split: Split, numbers: Sequence[int]) -> None:
+        """None beside the query sets."""
+
     def _tasks(self, split: Split, examples: Examples, randoms: Sequence[np.random.Generator]) -> Tensor:
         """Draws the images of one task from each episode's own stream, [N, ways, shots + queries]."""
         if split not in self._tasksets:
