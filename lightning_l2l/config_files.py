@@ -185,6 +185,8 @@ def check_sections(config: Any) -> None:
         if key in config and not isinstance(section := config[key], Mapping | Namespace):
             shown = "null" if section is None else str(section)[:80]
             raise InvalidInputError(f"{key} is {shown}, but it must be a mapping: leave it out, or give its settings.")
+    if config.seed_everything is None:
+        raise InvalidInputError("seed_everything is null, but a run can only be repeated from a seed: give 0 or more.")
     require_within("seed_everything", config.seed_everything, 0, 2**32 - 1)  # what NumPy takes
     if config.trainer.max_steps != -1:
         require_positive("trainer.max_steps", config.trainer.max_steps)

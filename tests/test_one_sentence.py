@@ -87,6 +87,7 @@ CONFIGS = {
     "number.yaml": (b"variants: {1.5: {horizon: 5}}", "has the key 1.5, which YAML reads as float: put it in quotes"),
     "bool.yaml": (b"variants: {yes: {horizon: 5}}", "has the key True"),
     "trainer.yaml": (b"trainer: null", "trainer is null"),
+    "seed.yaml": (b"seed_everything: null", "seed_everything is null"),
     "three.yaml": (b"trainer: 3", "trainer is 3, but it must be a mapping"),
     "true.yaml": (b"benchmark: true", "benchmark is True, but it must be a mapping"),
     "comparison.yaml": (b"comparison: 1.0e+30", "comparison is 1e+30, but it must be a mapping"),
