@@ -75,3 +75,14 @@ class LearnedStart(LearnedMomentum):
 
     def start(self, theta):
         return self.first.repeat(len(theta), 1)
+
+
+def assert_agrees_with_finite_differences(got, rule, episodes, atol):
+    """Compares a meta-gradient with the meta-loss's differences in three directions; moves the rule's φ."""
+    phi = torch.nn.utils.parameters_to_vector(rule.parameters()).detach()
+    for _ in range(3):
+        direction, losses = torch.randn_like(phi), []
+        for step in (1e-6, -1e-6):
+            torch.nn.utils.vector_to_parameters(phi + step * direction, rule.parameters())
+            losses.append(meta_loss(rule, episodes))
+        torch.testing.assert_close(got @ direction, (losses[0] - losses[1]) / 2e-6, rtol=1e-5, atol=atol)

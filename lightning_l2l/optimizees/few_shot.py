@@ -209,14 +209,7 @@ class FewShot(ModuleTraining):
                 f"that returns logits, [{len(inputs)}, {self.ways}]."
             )
 
-    def _episodes(
-        self,
-        split: Split,
-        numbers: Sequence[int],
-        examples: Examples,
-        rows: np.ndarray,
-        held_out: Tensor | None = None,
-    ) -> FewShotEpisodes:
+    def _episodes(self, split: Split, numbers: Sequence[int], examples: Examples, rows: np.ndarray) -> FewShotEpisodes:
         randoms = [self.random(split, number) for number in numbers]
         return FewShotEpisodes(
             indices=self._tasks(split, examples, randoms),  # first, so that no network changes them

@@ -95,7 +95,8 @@ class ModuleEpisodes(Episodes):
         predicted, right = [], []
         for part in rows.split(AT_ONCE):
             inputs, targets = self.examples.minibatch(part, theta.dtype)
-            outputs = torch.func.functional_call(network, unflatten(theta, network), (inputs,))
+            with holding(network, unflatten(theta, network)):
+                outputs = network(inputs)
             predicted.append(outputs.argmax(1).where(~outputs.isnan().any(1), -1))
             right.append(targets)
         return multiclass_accuracy(

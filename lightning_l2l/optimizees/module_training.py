@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -142,7 +143,8 @@ class ModuleTraining(EpisodeDataModule):
         if self.examples is None:
             self.prepare_data()
             self.setup()
-        return self._episodes(split, numbers, *self._part(split), self._held_out(split, numbers))
+        episodes = self._episodes(split, numbers, *self._part(split))
+        return replace(episodes, held_out=self._held_out(split, numbers))
 
     def training_runs(self, split: Split, numbers: Sequence[int]) -> ModuleEpisodes:
         """Builds runs that start as this split's episodes do, but train on the examples for training.
@@ -154,14 +156,7 @@ class ModuleTraining(EpisodeDataModule):
             self.setup()
         return self._episodes(split, numbers, *self._part("train"))
 
-    def _episodes(
-        self,
-        split: Split,
-        numbers: Sequence[int],
-        examples: Examples,
-        rows: np.ndarray,
-        held_out: Tensor | None = None,
-    ) -> ModuleEpisodes:
+    def _episodes(self, split: Split, numbers: Sequence[int], examples: Examples, rows: np.ndarray) -> ModuleEpisodes:
         thetas, indices = [], []
         for number in numbers:
             random = self.random(split, number)
@@ -177,7 +172,6 @@ class ModuleTraining(EpisodeDataModule):
             self.batching,
             self.fused,
             self.channels_last,
-            held_out,
         )
 
     def _held_out(self, split: Split, numbers: Sequence[int]) -> Tensor | None:

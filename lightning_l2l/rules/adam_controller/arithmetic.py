@@ -107,7 +107,8 @@ class Arithmetic:
 
     def orthogonalize(self, steps: list[OneStep], spectral_limit: int | None, block: int | None) -> None:
         """Renews the O of matrices; those of one shape are computed together."""
-        for shape, same in by_shape(steps).items():
+        for shape, numbers in by_shape([one.theta for one in steps]).items():
+            same = [steps[number] for number in numbers]
             kept = [one.state["orthogonal"] for one in same]
             alone = len(same) == 1 and kept[0].is_contiguous()  # then it is computed where it is kept
             mixed = kept[0].view(1, *shape) if alone else kept[0].new_empty(len(same), *shape)
@@ -167,12 +168,12 @@ class Arithmetic:
             torch._foreach_lerp_([one.state[name] for one in steps], new, weight)
 
 
-def by_shape(steps: list[OneStep]) -> dict[tuple[int, int], list[OneStep]]:
-    """Matrices by their rows and columns."""
-    found: dict[tuple[int, int], list[OneStep]] = {}
-    for one in steps:
-        if shape := matrix_shape(one.theta.shape):
-            found.setdefault(shape, []).append(one)
+def by_shape(tensors: Sequence[Tensor]) -> dict[tuple[int, int], list[int]]:
+    """The numbers of the matrices of each shape, rows and columns."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for number, tensor in enumerate(tensors):
+        if shape := matrix_shape(tensor.shape):
+            found.setdefault(shape, []).append(number)
     return found
 
 

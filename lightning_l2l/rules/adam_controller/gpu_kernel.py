@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_l2l.rules.adam_controller.arithmetic import Arithmetic, OneStep, factors_of
+from lightning_l2l.rules.adam_controller.arithmetic import Arithmetic, OneStep, by_shape, factors_of
 from lightning_l2l.rules.adam_controller.kernel import integers, kernel_for, steps_due
 from lightning_l2l.rules.adam_controller.orthogonal import orthogonalize_
 from lightning_l2l.rules.adam_controller.statistics import Sizes
@@ -197,11 +197,8 @@ class GpuArithmetic(Arithmetic):
 
 def orthogonal(matrices: Sequence[Tensor], spectral_limit: int | None, block: int | None) -> list[Tensor]:
     """The O of each of these, in its shape; those of one shape are computed together."""
-    by_shape: dict[tuple[int, int], list[int]] = {}
-    for number, matrix in enumerate(matrices):
-        by_shape.setdefault((matrix.shape[0], matrix[0].numel()), []).append(number)
     found = list(matrices)
-    for shape, numbers in by_shape.items():
+    for shape, numbers in by_shape(matrices).items():
         same = torch.stack([matrices[number].reshape(shape) for number in numbers])
         for number, direction in zip(numbers, orthogonalize_(same, spectral_limit, block), strict=True):
             found[number] = direction.reshape(matrices[number].shape)
