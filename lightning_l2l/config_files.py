@@ -193,8 +193,20 @@ def check_sections(config: Any) -> None:
     for key in ("check_val_every_n_epoch", "val_check_interval"):
         if isinstance(value := config.trainer[key], int | float):
             require_positive(f"trainer.{key}", value)
+    _check_writer(config.trainer.logger)
     require_not_negative("trainer.log_every_n_steps", config.trainer.log_every_n_steps or 0)
     require_not_negative("early_stopping.patience", config.early_stopping.patience)
     for name in config.variants:
         if not isinstance(name, str) or not name.strip():
             raise InvalidInputError(f"variants has the name {name!r}, which is no text: give another, in quotes.")
+
+
+def _check_writer(loggers: Any) -> None:
+    """Refuses settings that TensorBoard's writer would stumble over in its own thread, without naming them."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        settings = dict(getattr(logger, "init_args", None) or {})
+        for key in ("flush_secs", "max_queue"):
+            value, name = settings.get(key, 1), f"trainer.logger.init_args.{key}"
+            if not isinstance(value, int | float):
+                raise InvalidInputError(f"{name} is {value!r:.80}, which is no number: give one above 0.")
+            require_positive(name, value)

@@ -4,6 +4,7 @@ import argparse
 import errno
 import logging
 import os
+import threading
 import traceback
 import warnings
 from typing import NoReturn
@@ -117,6 +118,13 @@ def quieten() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: "Tip" not in record.getMessage()
     )
+    threading.excepthook = _not_from_tensorboard
+
+
+def _not_from_tensorboard(stopped: threading.ExceptHookArgs) -> None:
+    """Prints what stopped a thread, unless it is TensorBoard's: the next write raises that error anew."""
+    if not type(stopped.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(stopped)
 
 
 def show_log() -> None:

@@ -44,6 +44,8 @@ FLAGS = [  # and words of the sentence
     ("--trainer.callbacks+=lightning_l2l.rules.SGD", "not correspond to a subclass of Callback"),
     ("--trainer.logger=Nope", "trainer.logger is Nope"),
     ("--trainer.logger=WandbLogger", "wandb"),
+    ("--trainer.logger.init_args.flush_secs=a*", "trainer.logger.init_args.flush_secs is 'a*', which is no number"),
+    ("--trainer.logger.init_args.max_queue=-1", "trainer.logger.init_args.max_queue is -1"),
     ("--trainer.plugins=[1]", "trainer.plugins"),
     ("--trainer.strategy=nope", "strategy='nope'"),
     ("--trainer.accelerator=nope", "accelerator='nope'"),
@@ -98,7 +100,7 @@ CONFIGS = {
     "queue.yaml": (
         b"trainer: {logger: {class_path: pytorch_lightning.loggers.TensorBoardLogger, init_args: {save_dir: runs}, "
         b"dict_kwargs: {max_queue: null}}}",
-        "tensorboard cannot use a setting",
+        "trainer.logger.init_args.max_queue is None",
     ),
 }
 
