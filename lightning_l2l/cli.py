@@ -87,6 +87,7 @@ class LearningToLearnCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Makes --config find configs by name."""
         parser = OneSentenceParser(**kwargs, allow_abbrev=False)
+        parser.replaced = self.given.replaced
         parser.add_argument(
             "-c", "--config", action=ConfigByName, help="A config's path, or the name of a shipped one."
         )

@@ -13,6 +13,7 @@ from lightning_l2l.yaml_files import check_yaml, load_yaml, read_yaml
 
 PACKAGE = Path(__file__).parent
 CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # in an installed wheel, in a checkout
+DEFAULT_LEARNER = "MetaLearner"
 
 
 class ConfigByName(ActionConfigFile):
@@ -24,11 +25,15 @@ class ConfigByName(ActionConfigFile):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.before: dict[str, Any] = {}  # the merged settings of all files so far
+        self.files = 0
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Resolves the name, and applies what the file changes."""
         path = find_config(values)
         settings = read_config(path)
+        self.files += 1
+        if self.files <= getattr(parser, "replaced", 0):
+            settings.pop("model", None)
         self.before = merge(self.before, settings)
         super().__call__(parser, cfg, yaml.safe_dump(_changed(self.before, settings), sort_keys=False), option_string)
 
@@ -80,6 +85,7 @@ class Given(NamedTuple):
     """What a command line and its configs say of the learner, before they are parsed."""
 
     learner: str | None  # class path; None: the default
+    replaced: int  # configs, the first ones, whose learner a later one replaces, and all of its settings
     settings: dict[str, Any]  # those of its own
     epochs: Any  # trainer.max_epochs
 
@@ -88,6 +94,7 @@ def given(arguments: Sequence[str]) -> Given:
     """Reads what the command line and its configs say of the learner."""
     model: dict[str, Any] = {}
     trainer: dict[str, Any] = {}
+    configs = replaced = 0
     for flag in arguments:
         name, _, value = flag.partition("=")
         check_yaml(value or flag, f"{name[:40]}'s value")
@@ -99,7 +106,11 @@ def given(arguments: Sequence[str]) -> Given:
         value = value if has_value else next(flags, "")
         if name in ("-c", "--config"):
             config = read_config(find_config(value))
-            model = merge(model, _as_mapping(config.get("model")))
+            section = _as_mapping(config.get("model"))
+            if "class_path" in section and _class_name(section) != _class_name(model):
+                model, replaced = {}, configs
+            configs += 1
+            model = merge(model, section)
             trainer = merge(trainer, _as_mapping(config.get("trainer")))
         elif name == "--trainer.max_epochs":
             trainer["max_epochs"] = _parsed(value)
@@ -107,7 +118,9 @@ def given(arguments: Sequence[str]) -> Given:
             model = merge(model, _as_mapping(_parsed(value)))
         else:
             model[name.removeprefix("--model.").removeprefix("init_args.")] = _parsed(value)
-    return Given(model.get("class_path"), model | _as_mapping(model.get("init_args")), trainer.get("max_epochs"))
+    return Given(
+        model.get("class_path"), replaced, model | _as_mapping(model.get("init_args")), trainer.get("max_epochs")
+    )
 
 
 def refuse_old_keys(settings: Given) -> None:
@@ -116,13 +129,18 @@ def refuse_old_keys(settings: Given) -> None:
     Raises:
         InvalidInputError: shows the equivalent table.
     """
-    if str(settings.learner or "MetaLearner").rpartition(".")[2] == "MetaLearner":
+    if _class_name({"class_path": settings.learner}) == DEFAULT_LEARNER:
         refuse_old_schedule(settings.settings, settings.epochs)
 
 
 def _as_mapping(value: Any) -> dict[str, Any]:
     """A section of a config; a class path alone is short for one."""
     return value if isinstance(value, dict) else {"class_path": value} if isinstance(value, str) else {}
+
+
+def _class_name(section: dict[str, Any]) -> str:
+    """The learner's class in a section, by its own name alone."""
+    return str(section.get("class_path") or DEFAULT_LEARNER).rpartition(".")[2]
 
 
 def _parsed(value: str) -> Any:

@@ -28,6 +28,7 @@ class OneSentenceParser(LightningArgumentParser):
     """Says what is wrong in one sentence, without the usage that would bury it."""
 
     more_help = ""
+    replaced = 0  # configs, the first ones, whose learner a later one replaces
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

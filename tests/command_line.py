@@ -63,7 +63,8 @@ UPON = {  # configs that are given after another
     **{f"mnist_{name}.yaml": "mnist.yaml" for name in ("scaled", "transfer", "sweep")},
     "everyday_test.yaml": "mnist.yaml",
     **{f"everyday_{name}.yaml": "everyday.yaml" for name in ("beyond", "polish")},
-    "omniglot_fomaml.yaml": "omniglot_maml.yaml",
+    **{f"omniglot_{name}.yaml": "omniglot_maml.yaml" for name in ("fomaml", "metasgd", "lstm", "lstm_start", "ravi")},
+    **{f"omniglot_{name}.yaml": "omniglot_maml.yaml" for name in ("20way", "grid", "learn2learn")},
     **{f"{name}.yaml": "cifar10.yaml" for name in ("cifar10_momenta", "cifar5", "cifar2")},
 }
 
@@ -88,6 +89,8 @@ def tiny(command: str, *flags: str, config: str = "quadratic.yaml") -> list[str]
     small = kinds[UPON.get(config, config)[:-5]]
     if small is TINY_OMNIGLOT:
         few_shot_images.write()
+    if config == "omniglot_learn2learn.yaml":
+        small = [*small, "--model.network.init_args.classes=3", "--model.network.init_args.width=2"]
     return [command, *given(config), *small, *flags]
 
 

@@ -34,8 +34,12 @@ def test_print_config_is_complete_and_commented(config, capsys):
     printed = capsys.readouterr().out
     settings = yaml.safe_load(printed)
     unrolls = {"neural_art": 32, "cifar10": 50, "everyday": 50, "own_workload": 50, "omniglot_maml": 1}
-    assert settings["model"]["init_args"]["unroll"] == unrolls.get(UPON.get(config, config).removesuffix(".yaml"), 20)
+    unroll = 3 if config == "omniglot_lstm.yaml" else unrolls.get(UPON.get(config, config).removesuffix(".yaml"), 20)
     assert settings["comparison"]["rates_per_decade"] == 4
+    if config == "omniglot_learn2learn.yaml":  # has a learner of its own
+        assert "# of Adam on the network's start." in printed
+        return
+    assert settings["model"]["init_args"]["unroll"] == unroll
     assert "# K, steps between two meta-steps; must divide the horizon." in printed
 
 
@@ -47,6 +51,28 @@ def test_configs_compose_and_flags_beat_them(capsys):
     model = settings["model"]["init_args"]
     assert (model["learning_rate"], model["unroll"]) == (0.5, 25)
     assert settings["data"]["init_args"]["distribution"] == "uniform"
+
+
+def test_a_config_may_replace_the_learner_of_those_before_it(capsys):
+    Path("mine.yaml").write_text(
+        "model: {class_path: test_forking_learner.LastLoss, init_args: {rule: {class_path: lightning_l2l.rules.SGD}}}"
+    )
+    for last in ({}, {"model": {"steps": 7}}):
+        Path("last.yaml").write_text(yaml.safe_dump(last))
+        with pytest.raises(SystemExit):
+            main(
+                ["fit", *(f"--config={one}" for one in ("quadratic.yaml", "mine.yaml", "last.yaml")), "--print_config"]
+            )
+        settings = yaml.safe_load(capsys.readouterr().out)
+        assert settings["model"]["init_args"] == {
+            "rule": {"class_path": "lightning_l2l.rules.SGD", "init_args": {"learning_rate": 0.01}},
+            "steps": last.get("model", {}).get("steps", 10),
+        }
+        assert settings["data"]["init_args"]["distribution"] == "uniform"
+    Path("mine.yaml").write_text("model: {class_path: lightning_l2l.learners.MetaLearner}")  # which it is by default
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=cifar10.yaml", "--config=mine.yaml", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["unroll"] == 50
 
 
 def test_an_unknown_config_lists_those_there_are(fails):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from command_line import fit, results, tiny
 from conftest import SHARED, skip
 from few_shot_images import few_shot, network, write
 from torch import nn
@@ -18,11 +19,14 @@ from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.learners import Stage
 from lightning_l2l.learners.stages import Stages
 from lightning_l2l.meta_losses import WeightedSum
-from lightning_l2l.optimizees import Conv4, FewShot
-from lightning_l2l.rules import SGD
-from lightning_l2l.unroll import learning_curves, optimize
+from lightning_l2l.optimizees import Conv4, FewShot, Quadratics
+from lightning_l2l.rules import SGD, LearnedStart
+from lightning_l2l.unroll import evaluate, learning_curves, optimize
 
 pytest.importorskip("learn2learn", reason="learn2learn is an extra: uv sync --extra learn2learn")
+from lightning_l2l.cli import main
+from lightning_l2l.learners.learn2learn_maml import Learn2LearnMAML
+
 SPLITS = ("train", "val", "tune", "test")
 
 
@@ -262,3 +266,46 @@ def test_without_learn2learn_a_sentence_gives_the_command(monkeypatch):
     assert "data.class_path FewShot" in str(error.value)
     monkeypatch.undo()
     assert extras.learn2learn("it").__name__ == "learn2learn"
+
+
+def test_learn2learns_own_maml_trains_and_races_ours_on_the_same_tasks():
+    flags = "--comparison.baselines=[]", "--data.horizon=2"
+    fit(*flags, "--model.unroll=2", config="omniglot_maml.yaml")
+    fit(*flags, config="omniglot_learn2learn.yaml")
+    runs = Path("runs")
+    rival = f"--comparison.rivals={runs}/omniglot_maml/version_0/checkpoints/best.ckpt"
+    main(tiny("test", *flags, "--ckpt_path=best", rival, config="omniglot_learn2learn.yaml"))
+    theirs, ours = results(runs / "omniglot_learn2learn/version_0")
+    assert (theirs["rule"], ours["kind"]) == ("learn2learn's MAML version 0", "rival")
+    for row in (theirs, ours):
+        assert 0 <= float(row["accuracy"]) <= 1 and float(row["last10"]) > 0
+
+
+def test_learn2learns_maml_runs_as_the_learned_start_does():
+    data = few_shot(network=Conv4(3, 2, image_size=16))
+    learner = Learn2LearnMAML(Conv4(3, 2, image_size=16), 0.3).double()
+    start = torch.nn.utils.parameters_to_vector(learner.maml.model.module.parameters()).detach()
+    rule = LearnedStart(SGD(0.3)).double()
+    rule.bind((episodes := data.episodes("test", range(3)).to("cpu", torch.float64)).layout)
+    rule.theta.data = start
+    curves, accuracy = evaluate(rule, episodes, 3)
+    learner.trainer = SimpleNamespace(world_size=1, testing=True, test_dataloaders=None)
+    learner.log = lambda *_, **__: None
+    found = learner.test_step(episodes, 0)
+    torch.testing.assert_close(found["curves"], curves, rtol=1e-10, atol=0)
+    torch.testing.assert_close(found["accuracy"].double(), accuracy)
+    loss = learner.training_step(episodes, 0)
+    torch.testing.assert_close(loss.detach(), curves[:, -1].mean())
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (lambda: Quadratics(), "data is Quadratics"),
+        (lambda: few_shot(relative_loss=True), "without random_scaling and relative_loss"),
+        (lambda: few_shot(network=Conv4(3, 2, image_size=16)), "model.network has 28,"),
+    ],
+)
+def test_learn2learns_maml_refuses_other_data(data, words):
+    with pytest.raises(InvalidInputError, match=words):
+        Learn2LearnMAML(Conv4(3, 32)).check(data())

@@ -50,9 +50,11 @@ class FewShotEpisodes(ModuleEpisodes):
         Labels number the classes of a task, whatever their labels in the data set.
         """
         rows = self.indices[:, :, : self.shots] if step < self.horizon else self.indices[:, :, self.shots :]
-        count, ways, size = rows.shape
-        images = self.examples.minibatch(rows.flatten(1), theta.dtype)[0]
-        return images, torch.arange(ways, device=theta.device).repeat_interleave(size).expand(count, -1)
+        return self._labelled(rows)
+
+    def every_image(self) -> tuple[Tensor, Tensor]:
+        """Returns both sets class by class, in each of them the support set first, like ``minibatch``."""
+        return self._labelled(self.indices)
 
     def value_and_grad(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """As for all episodes; where a graph is built, the query loss's own gradient is left out, and NaN.
@@ -78,6 +80,12 @@ class FewShotEpisodes(ModuleEpisodes):
         predicted = outputs.argmax(-1).where(~outputs.isnan().any(-1), classes)
         found = multiclass_accuracy(predicted, labels, classes + 1, average="micro", multidim_average="samplewise")
         return found.to(theta.dtype)
+
+    def _labelled(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images, and the numbers of their classes, for rows [N, ways, k]."""
+        count, ways, size = rows.shape
+        images = self.examples.minibatch(rows.flatten(1), self.theta.dtype)[0]
+        return images, torch.arange(ways, device=rows.device).repeat_interleave(size).expand(count, -1)
 
     def _outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """The logits of each network, [N, B, classes]."""
