@@ -16,6 +16,15 @@ SPOILT = {
 }
 
 
+IMPOSSIBLE = {  # a number of Adam's, and what the sentence calls it
+    "step": (lambda state, group: state["step"].fill_(-7), "state.0.step has -7.0"),
+    "squares": (lambda state, group: state["exp_avg_sq"].sub_(1), "state.0.exp_avg_sq has negative numbers"),
+    "means": (lambda state, group: state["exp_avg"].div_(0), "state.0.exp_avg has numbers that are not finite"),
+    "decay": (lambda state, group: group.update(betas=(0.9, 1.5)), "param_groups.0.betas.1 has 1.5"),
+    "rate": (lambda state, group: group.update(lr=-1.0), "param_groups.0.lr has -1.0"),
+}
+
+
 class Opened:
     """Unpickling this leaves a file behind."""
 
@@ -45,6 +54,15 @@ def test_an_optimizers_state_of_another_form_is_refused(spoil, fails, fitted):
     SPOILT[spoil](checkpoint["optimizer_states"])
     torch.save(checkpoint, "spoilt.ckpt")
     assert "spoilt.ckpt, which is truncated or not" in fails(*tiny("fit", "--ckpt_path=spoilt.ckpt"))
+
+
+@pytest.mark.parametrize("spoil", IMPOSSIBLE)
+def test_impossible_numbers_of_adam_are_refused(spoil, fails, fitted):
+    checkpoint = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)
+    change, words = IMPOSSIBLE[spoil]
+    change(checkpoint["optimizer_states"][0]["state"][0], checkpoint["optimizer_states"][0]["param_groups"][0])
+    torch.save(checkpoint, "spoilt.ckpt")
+    assert words in fails(*tiny("fit", "--ckpt_path=spoilt.ckpt"))
 
 
 def test_a_checkpoint_of_another_shape_is_refused(fails, fitted):

@@ -65,7 +65,7 @@ def _is_optimizer_state(kept: Any) -> bool:
 
 
 def check_numbers(checkpoint: dict[str, Any], path: Path, resumes: bool) -> None:
-    """Refuses numbers that are not finite, and learning rates below 0.
+    """Refuses numbers that are not finite, and those of Adam and its schedule that must not be negative but are.
 
     Args:
         checkpoint: its weights count, and, where training resumes, what Adam and its schedule keep.
@@ -79,10 +79,16 @@ def check_numbers(checkpoint: dict[str, Any], path: Path, resumes: bool) -> None
     for part in parts:
         for key, value in _numbers(checkpoint.get(part), part):
             tensor = torch.as_tensor(value)
-            is_rate = key.rpartition(".")[2] in ("lr", "initial_lr") or "_lr" in key
-            if not tensor.isfinite().all() or (is_rate and (tensor < 0).any()):
-                found = "numbers that are not finite" if isinstance(value, torch.Tensor) else value
+            within = (not _from_0(key) or (tensor >= 0).all()) and (".betas." not in key or 0 <= tensor < 1)
+            if not tensor.isfinite().all() or not within:
+                many = "numbers that are not finite" if within else "negative numbers"
+                found = many if tensor.ndim else tensor.item()
                 raise InvalidInputError(f"--ckpt_path is {path}, in which {key} has {found}: give another checkpoint.")
+
+
+def _from_0(key: str) -> bool:
+    """Whether a number of Adam or its schedule must be 0 or more."""
+    return key.rpartition(".")[2] in ("lr", "initial_lr", "step", "exp_avg_sq", "eps") or "_lr" in key
 
 
 def _numbers(value: Any, key: str) -> Iterator[tuple[str, torch.Tensor | float]]:

@@ -1,7 +1,7 @@
 """Tests of the package's reliability at random: of each kind as many as --runs says, each with a seed of its own.
 
 ``uv run pytest tests/reliability --runs 300`` kills 300 fits, and mutates 1,200 configs and as many files; it
-takes an hour of one core. Without --runs there are a few of each. ``--first-seed`` chooses others.
+takes two hours of one core. Without --runs there are a few of each. ``--first-seed`` chooses others.
 """
 
 from collections import Counter

@@ -13,6 +13,9 @@ import lightning_l2l.meta_gradients.base as meta_gradients
 import lightning_l2l.unroll as unrolls
 
 
+HORIZON = 10  # of a small fit
+
+
 def inject(place: str, value: float, call: int) -> None:
     """Spoils the n-th call of the function that makes or uses what is at a place (see ``PLACES``).
 
@@ -26,7 +29,8 @@ def inject(place: str, value: float, call: int) -> None:
     calls = count(1)
 
     def spoiled(*args: Any, **kwargs: Any) -> Any:
-        unused = spoil is _in_losses and args[-1] == 0  # no meta-loss counts f(θ_0)
+        # no meta-loss counts f(θ_0), and no step follows the last gradient of a run without meta-gradient
+        unused = (spoil, args[-1]) in ((_in_losses, 0), (_in_gradients, HORIZON))
         if unused or next(calls) != call:
             return whole(*args, **kwargs)
         return spoil(whole, value, *args, **kwargs)
