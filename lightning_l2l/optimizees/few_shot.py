@@ -28,6 +28,7 @@ from lightning_l2l.optimizees.sources.image_classes import (
 )
 from lightning_l2l.optimizees.sources.images import LabelledImages
 
+STACKED = 500  # images at most for networks side by side: more are faster network by network, in a CPU's cache
 ROTATED = {"none": (), "train": ("train",), "all": ("train", "val", "test")}  # the parts that get rotated classes
 
 
@@ -55,6 +56,12 @@ class FewShotEpisodes(ModuleEpisodes):
     def every_image(self) -> tuple[Tensor, Tensor]:
         """Returns both sets class by class, in each of them the support set first, like ``minibatch``."""
         return self._labelled(self.indices)
+
+    def loss(self, theta: Tensor, step: int) -> Tensor:
+        count, ways, size = self.indices.shape
+        images = count * ways * (self.shots if step < self.horizon else size - self.shots)
+        apart = self.batching == "stacked" and theta.is_cpu and images > STACKED
+        return ModuleEpisodes.loss(replace(self, batching="none") if apart else self, theta, step)
 
     def value_and_grad(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """As for all episodes; where a graph is built, the query loss's own gradient is left out, and NaN.

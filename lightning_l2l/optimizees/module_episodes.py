@@ -62,7 +62,8 @@ class ModuleEpisodes(Episodes):
         if batching == "losses":
             return torch.func.vmap(self._one_loss, randomness="different")(theta, inputs, targets)
         if self.channels_last:
-            inputs = inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, inputs.shape[:2])
+            images = inputs.flatten(0, 1)  # copied, since torch takes those of one channel to be in either format
+            inputs = torch.empty_like(images, memory_format=torch.channels_last).copy_(images).split(inputs.shape[1])
         return torch.stack([self._one_loss(*one) for one in zip(theta, inputs, targets, strict=True)])
 
     def value_and_grad(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ import lightning_l2l.learners.meta_learner as meta_learner
 import lightning_l2l.meta_gradients.base as meta_gradients
 import lightning_l2l.unroll as unrolls
 
-
 HORIZON = 10  # of a small fit
 
 
