@@ -231,7 +231,7 @@ def exported() -> str:
     checkpoint = {"state_dict": weights, "hyper_parameters": hyper_parameters, "pytorch-lightning_version": "2"}
     torch.save(checkpoint, "run/checkpoints/best.ckpt")
     entries = [
-        Entry("LSTM", "learned", torch.ones(2, 11), rule),
+        Entry("LSTM", "learned", torch.ones(2, 11), rule, accuracy=torch.tensor([0.5, 0.75])),
         Entry("AdamW", "baseline", torch.ones(2, 11), None, {"learning_rate": 0.1, "weight_decay": 0.01}),
         Entry("Signs", "baseline", torch.ones(2, 11)),
     ]
@@ -251,6 +251,7 @@ def test_a_card_says_what_was_tuned_and_calls_no_baseline_learned():
     assert "| LSTM | learned |  | 1 |" in text
     assert "| AdamW | 0.1 | weight_decay=0.01 | 1 |" in text
     assert "| Signs |  |  | 1 |" in text
+    assert "with the accuracy where runs end" in text and "reaches_best | accuracy |" in text and "| 0.625 |" in text
 
 
 def test_a_checkpoint_is_exported_raced_and_used():

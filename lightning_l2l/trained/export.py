@@ -158,12 +158,13 @@ def _results(rows: list[dict[str, str]]) -> str:
     """The table of a test, in Markdown."""
     if not rows:
         return f"{TO_BE_WRITTEN} (Run test, then export again.)"
-    others = ["tuned_with"] if any(row.get("tuned_with") for row in rows) else []
-    shown = ["rule", "learning_rate", *others, *NUMBERS]
+    tuned, accuracy = ([key] if any(row.get(key) for row in rows) else [] for key in ("tuned_with", "accuracy"))
+    shown = ["rule", "learning_rate", *tuned, *NUMBERS, *accuracy]
     lines = ["| " + " | ".join(shown) + " |", "|---" * len(shown) + "|"]
     for row in rows:
         untuned = "" if row.get("kind") == "baseline" else "learned"
         rate = f"{float(row['learning_rate']):.3g}" if row["learning_rate"] else untuned
         lines.append("| " + " | ".join({**row, "learning_rate": rate}[column] for column in shown) + " |")
+    ends = ", with the accuracy where runs end, on examples that they have not trained on" if accuracy else ""
     title = f"Mean loss over {rows[0]['episodes']} fresh episodes of {rows[0]['horizon']} steps, of the rule and of "
-    return title + "baselines with tuned learning rates.\n\n" + "\n".join(lines)
+    return f"{title}baselines with tuned learning rates{ends}.\n\n" + "\n".join(lines)
