@@ -60,7 +60,7 @@ TINY_OMNIGLOT = [  # on few_shot_images, which a test writes
 ]
 
 UPON = {  # configs that are given after another
-    **{f"mnist_{name}.yaml": "mnist.yaml" for name in ("scaled", "transfer", "sweep")},
+    **{f"mnist_{name}.yaml": "mnist.yaml" for name in ("scaled", "transfer", "sweep", "rnnprop")},
     "everyday_test.yaml": "mnist.yaml",
     **{f"everyday_{name}.yaml": "everyday.yaml" for name in ("beyond", "polish")},
     **{f"omniglot_{name}.yaml": "omniglot_maml.yaml" for name in ("fomaml", "metasgd", "lstm", "lstm_start", "ravi")},

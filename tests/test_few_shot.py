@@ -302,7 +302,7 @@ def test_learn2learns_maml_runs_as_the_learned_start_does():
     ("data", "words"),
     [
         (lambda: Quadratics(), "data is Quadratics"),
-        (lambda: few_shot(relative_loss=True), "without random_scaling and relative_loss"),
+        (lambda: few_shot(relative_loss=True), "without random_scaling, relative_loss and companion"),
         (lambda: few_shot(network=Conv4(3, 2, image_size=16)), "model.network has 28,"),
     ],
 )

@@ -16,6 +16,7 @@ from lightning_l2l.rules import (
     CosineAdam,
     Grouped,
     RMSprop,
+    RNNprop,
     Tape,
     fastest,
     layout_of,
@@ -33,6 +34,7 @@ RULES = {
     "LSTM": lambda: CoordinatewiseLSTM(hidden_size=5),
     "LSTM on plain gradients": lambda: CoordinatewiseLSTM(hidden_size=5, num_layers=1, preprocessing=None),
     "LSTM with momenta": lambda: CoordinatewiseLSTM(hidden_size=5, momenta=[0.9, 0.99]),
+    "RNNprop": lambda: RNNprop(hidden_size=5),
 }
 
 

@@ -44,10 +44,11 @@ class Learn2LearnMAML(LightningModule):
         Raises:
             InvalidInputError: names the setting.
         """
-        if not isinstance(datamodule, FewShot) or datamodule.random_scaling or datamodule.relative_loss:
+        changed = datamodule.random_scaling or datamodule.relative_loss or datamodule.companion
+        if not isinstance(datamodule, FewShot) or changed:
             raise InvalidInputError(
                 f"data is {type(datamodule).__name__}, but learn2learn's MAML learns from a FewShot without "
-                "random_scaling and relative_loss: give one."
+                "random_scaling, relative_loss and companion: give one."
             )
         size = sum(p.numel() for p in self.maml.model.module.parameters())
         if size != (given := datamodule.episodes("val", [0]).theta.shape[1]):

@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.errors import InvalidInputError, require_not_negative, require_positive
+from lightning_l2l.optimizees.companion import with_companion
 from lightning_l2l.optimizees.loader import EpisodeLoader
 from lightning_l2l.optimizees.origin import Origin
 from lightning_l2l.optimizees.relative import UNIT_EPISODES, RelativeEpisodes, mean_first_loss
-from lightning_l2l.optimizees.scaled import scaled_at_random
+from lightning_l2l.optimizees.scaled import Scaled, scaled_at_random
 from lightning_l2l.unroll import LAST
 
 Split = Literal["train", "val", "tune", "test"]
@@ -43,8 +44,12 @@ class EpisodeDataModule(LightningDataModule, ABC):
         seed: another seed gives other episodes in every split.
         random_scaling: rescale each parameter tensor of the training and validation episodes, but not of the tuning and
             test episodes, by its own factor e^u with u drawn from U[-random_scaling, random_scaling] (random scaling,
-            arXiv:1703.03633, where each coordinate has its own). A rule that has seen gradients of all sizes does
-            better on networks of another depth; 0, as in the paper, rescales nothing.
+            arXiv:1703.03633). A rule that has seen gradients of all sizes does better on networks of another depth; 0,
+            as in the paper, rescales nothing.
+        scaled: what has a factor of its own in random scaling: tensors, or coordinates as in arXiv:1703.03633.
+        companion: the number of coordinates of a convex function that is added to the losses of the training and
+            validation episodes, but not of the tuning and test episodes, so that a rule learns plain descent as well
+            (arXiv:1703.03633, section 4, whose authors take 20); 0 adds none.
         relative_loss: divide the losses of the training and validation episodes, but not of the tuning and test
             episodes, by the mean first loss of eight fixed runs. The meta-losses ``LogLoss`` and ``Regret`` then fit
             losses of any size. They must be positive.
@@ -64,6 +69,8 @@ class EpisodeDataModule(LightningDataModule, ABC):
         seed: int = 0,
         random_scaling: float = 0.0,
         relative_loss: bool = False,
+        scaled: Scaled = "tensors",
+        companion: int = 0,
     ) -> None:
         super().__init__()
         self.horizon = horizon
@@ -75,6 +82,8 @@ class EpisodeDataModule(LightningDataModule, ABC):
         self.seed = seed
         self.random_scaling = random_scaling
         self.relative_loss = relative_loss
+        self.scaled: Scaled = scaled
+        self.companion = companion
         self._unit: float | None = None
         for key in (
             "horizon",
@@ -85,6 +94,7 @@ class EpisodeDataModule(LightningDataModule, ABC):
         if seed < 0:
             raise InvalidInputError(f"data.seed is {seed}, but it must not be negative: give 0 or more.")
         require_not_negative("data.random_scaling", random_scaling)
+        require_not_negative("data.companion", companion)
         if train_episodes % episodes_per_batch:
             raise InvalidInputError(
                 f"data.train_episodes is {train_episodes}, which data.episodes_per_batch={episodes_per_batch} does not "
@@ -166,10 +176,10 @@ class EpisodeDataModule(LightningDataModule, ABC):
             return episodes
         if self.relative_loss:
             episodes = RelativeEpisodes(episodes.theta, episodes, self._first_loss())
-        if not self.random_scaling:
-            return episodes
-        randoms = [self.random(split, number).spawn(1)[0] for number in numbers]
-        return scaled_at_random(episodes, self.random_scaling, randoms)
+        scales, companions = zip(*(self.random(split, number).spawn(2) for number in numbers), strict=True)
+        if self.random_scaling:
+            episodes = scaled_at_random(episodes, self.random_scaling, scales, self.scaled)
+        return with_companion(episodes, self.companion, companions) if self.companion else episodes
 
     def _first_loss(self) -> float:
         if self._unit is None:

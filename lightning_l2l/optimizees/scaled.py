@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.optimizees.wrapped import WrappedEpisodes
+
+Scaled = Literal["tensors", "coordinates"]
 
 
 @dataclass(eq=False)
@@ -38,19 +41,23 @@ class ScaledEpisodes(WrappedEpisodes):
         return self.episodes.pictures(self.scale * theta)
 
 
-def scaled_at_random(episodes: Episodes, log_range: float, randoms: Sequence[np.random.Generator]) -> ScaledEpisodes:
-    """Rescales each parameter tensor of each episode by its own factor e^u with u ~ U[-log_range, log_range].
+def scaled_at_random(
+    episodes: Episodes, log_range: float, randoms: Sequence[np.random.Generator], scaled: Scaled = "tensors"
+) -> ScaledEpisodes:
+    """Rescales each parameter tensor or coordinate by a factor of its own, e^u with u ~ U[-log_range, log_range].
 
-    Coordinates of a tensor share the factor, because a network's width and depth make the gradients of whole layers
-    grow or fade.
+    By default coordinates of a tensor share the factor, because a network's width and depth make the gradients of whole
+    layers grow or fade.
 
     Args:
         episodes: N episodes.
         log_range: the largest absolute value of u.
         randoms: the source of each episode's factors.
+        scaled: what has a factor of its own.
     """
     scale = torch.ones_like(episodes.theta)
     for place in episodes.layout.values():
-        units = [np.exp(random.uniform(-log_range, log_range)) for random in randoms]
-        scale[:, place.coordinates] = torch.tensor(units, dtype=scale.dtype)[:, None]
+        size = 1 if scaled == "tensors" else place.stop - place.start
+        units = np.stack([np.exp(random.uniform(-log_range, log_range, size)) for random in randoms])
+        scale[:, place.coordinates] = torch.tensor(units, dtype=scale.dtype)
     return ScaledEpisodes(episodes.theta / scale, episodes, scale)

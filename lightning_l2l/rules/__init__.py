@@ -7,6 +7,7 @@ from lightning_l2l.rules.gradient_transforms import GradientTransforms, RuleTran
 from lightning_l2l.rules.grouped import Grouped
 from lightning_l2l.rules.hand_designed import NAG, SGD, Adam, AdamW, CosineAdam, HandDesignedRule, RMSprop
 from lightning_l2l.rules.learned_start import LearnedStart
+from lightning_l2l.rules.lstm.rnnprop import RNNprop
 from lightning_l2l.rules.lstm.rule import CoordinatewiseLSTM
 from lightning_l2l.rules.meta_learner_lstm import MetaLearnerLSTM
 from lightning_l2l.rules.per_coordinate_mlp import PerCoordinateMLP
@@ -30,6 +31,7 @@ __all__ = [
     "PerCoordinateSGD",
     "Place",
     "RMSprop",
+    "RNNprop",
     "RuleTransform",
     "State",
     "Tape",

@@ -43,3 +43,20 @@ class Momentum(NamedTuple):
         Both running means start at zero without bias correction, so the first steps give small numbers.
         """
         return self.mean / (self.square + SMALLEST_SQUARE).sqrt()
+
+
+class CorrectedMomentum(NamedTuple):
+    mean: Tensor  # running mean of ∇, [N, P]
+    square: Tensor  # running mean of ∇², [N, P]
+    weight: Tensor  # what both are short of a mean, 1 − β^t, [N, P]
+
+    def after(self, grad: Tensor, decay: float) -> "CorrectedMomentum":
+        """The means, updated by a gradient [N, P]."""
+        mean = decay * self.mean + (1 - decay) * grad
+        square = decay * self.square + (1 - decay) * grad.square()
+        return CorrectedMomentum(mean, square, decay * self.weight + (1 - decay))
+
+    def relative(self, grad: Tensor) -> Tensor:
+        """The gradient and its mean, both relative to the root mean square: ∇/√v̂ and m̂/√v̂, [2, N, P]."""
+        size = (self.square / self.weight + SMALLEST_SQUARE).sqrt()
+        return torch.stack([grad / size, self.mean / self.weight / size])

@@ -125,8 +125,9 @@ def _data(checkpoint: dict[str, Any], data: dict[str, Any]) -> str:
     """What the rule was trained on."""
     found = checkpoint["hyper_parameters"].get("variant", "unknown")
     source = f"{data.get('class_path', 'unknown')}, {found}"
-    scaling = data.get("init_args", {}).get("random_scaling")
-    return f"{source}, random_scaling {scaling}" if scaling else source
+    settings = data.get("init_args", {})
+    changes = {key: settings.get(key) for key in ("random_scaling", "companion")}
+    return ", ".join([source, *(f"{key} {value}" for key, value in changes.items() if value)])
 
 
 def _run_flags(row: dict[str, str], settings: dict[str, Any]) -> list[str]:

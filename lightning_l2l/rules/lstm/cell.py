@@ -1,20 +1,20 @@
 """The LSTM in autograd's operations, which define what all faster ways to run it compute."""
 
 import math
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_l2l.errors import InvalidInputError, require_positive, require_within
 from lightning_l2l.rules.base import MOST_LAYERS, State, UpdateRule
-from lightning_l2l.rules.gradient_inputs import Momentum, preprocess_gradient
+from lightning_l2l.rules.gradient_inputs import CorrectedMomentum, Momentum, preprocess_gradient
 
 
 class LSTMState(NamedTuple):
     hidden: tuple[Tensor, ...]  # one [H, N, P] a layer
     cell: tuple[Tensor, ...]  # one [H, N, P] a layer
-    momenta: tuple[Momentum, ...]  # one a decay
+    momenta: tuple[Any, ...]  # a Momentum, or another rule's means, for each decay
 
 
 class AutogradLSTM(UpdateRule):
@@ -28,6 +28,7 @@ class AutogradLSTM(UpdateRule):
     """
 
     coordinatewise = True
+    means: ClassVar[type[Momentum] | type[CorrectedMomentum]] = Momentum  # what it keeps for each decay
 
     def __init__(
         self,
@@ -64,7 +65,8 @@ class AutogradLSTM(UpdateRule):
 
     def init(self, theta: Tensor) -> LSTMState:
         zeros = tuple(theta.new_zeros(self.hidden_size, *theta.shape) for _ in range(self.num_layers))
-        return LSTMState(zeros, zeros, tuple(Momentum(*theta.new_zeros(2, *theta.shape)) for _ in self.momenta))
+        empty = (theta.new_zeros(len(self.means._fields), *theta.shape) for _ in self.momenta)
+        return LSTMState(zeros, zeros, tuple(self.means(*tensors) for tensors in empty))
 
     def update(self, grad: Tensor, state: State) -> tuple[Tensor, LSTMState]:
         *last, momenta = state
@@ -76,7 +78,7 @@ class AutogradLSTM(UpdateRule):
             cell.append(next_cell)
         return self.readout(rows.flatten(1)).view_as(grad), LSTMState(tuple(hidden), tuple(cell), momenta)
 
-    def inputs(self, grad: Tensor, momenta: tuple[Momentum, ...]) -> tuple[Tensor, tuple[Momentum, ...]]:
+    def inputs(self, grad: Tensor, momenta: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """What the first layer sees of a gradient [N, P], [inputs, N, P], and the running means with it."""
         rows = grad[None] if self.preprocessing is None else preprocess_gradient(grad, self.preprocessing)
         momenta = tuple(last.after(grad, decay) for last, decay in zip(momenta, self.momenta, strict=True))

@@ -4,8 +4,9 @@
 // values in one block are COLUMNS vectors side by side. A forward step keeps only the state. The backward pass repeats
 // a block's K steps from the state before them, then goes back through them, which costs less than memory bandwidth.
 //
-// The compiler's command line defines the macros HIDDEN, LAYERS, PREPROCESSED (0: the raw gradient; 1: appendix A) and
-// MOMENTA (the number of running means that are inputs, too).
+// The compiler's command line defines the macros HIDDEN, LAYERS, PREPROCESSED (0: the raw gradient; 1: appendix A),
+// MOMENTA (the number of running means that are inputs, too) and RELATIVE (1: RNNprop; the gradient and its mean are
+// divided by the root mean square and go through a layer with ELU, and the output through tanh).
 
 #include <cmath>
 #include <cstring>
@@ -26,7 +27,8 @@ constexpr int LANES = 4, TILE_ROWS = 5;  // 16
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int bits __attribute__((vector_size(4 * LANES)));
 
-constexpr int BLOCK = 32, COLUMNS = BLOCK / LANES, GATES = 4 * HIDDEN, INPUTS = 1 + PREPROCESSED + MOMENTA;
+constexpr int BLOCK = 32, COLUMNS = BLOCK / LANES, GATES = 4 * HIDDEN, FEATURES = 1 + PREPROCESSED + MOMENTA;
+constexpr int INPUTS = RELATIVE ? HIDDEN : FEATURES;  // of the first layer
 constexpr int GATE_VECTORS = (GATES + LANES - 1) / LANES;
 constexpr float SMALLEST_SQUARE = 1e-16f;  // added under the root; smaller squares count as zero
 
@@ -38,6 +40,9 @@ struct State {  // of one layer
 
 struct Momentum {  // running means of the gradient and of its square
     Row mean, square;
+#if RELATIVE
+    Row weight;  // what both are short of a mean
+#endif
 };
 
 struct Memory {  // what is kept of a block from one step to the next
@@ -54,20 +59,22 @@ struct Activations {  // of one layer, for the backward pass
 };
 
 struct Step {
-    Row inputs[INPUTS];
+    Row features[FEATURES], encoded[RELATIVE ? HIDDEN : 1];
     Activations activations[LAYERS];
     State layers[LAYERS];  // after the step
     Momentum momenta[MOMENTA];
 
     Memory after() { return Memory(layers, momenta); }
+    const Row *inputs() const { return RELATIVE ? encoded : features; }
 };
 
 constexpr int inputs_of(int layer) { return layer ? HIDDEN : INPUTS; }
 
-// Where the parameters lie, in the module's order: all weights, all biases, the output's weight and bias.
+// Where the parameters lie, in the module's order: all weights, all biases, the output's weight and bias, and those of
+// the layer before the LSTM.
 constexpr int weight_at(int layer) { return layer ? GATES * (INPUTS + HIDDEN + (layer - 1) * 2 * HIDDEN) : 0; }
 constexpr int bias_at(int layer) { return weight_at(LAYERS) + layer * GATES; }
-constexpr int OUTPUT_AT = bias_at(LAYERS);
+constexpr int OUTPUT_AT = bias_at(LAYERS), ENCODER_AT = OUTPUT_AT + HIDDEN + 1;
 
 struct Rule {
     const float *parameters;
@@ -78,6 +85,7 @@ struct Rule {
     const float *weight(int layer) const { return parameters + weight_at(layer); }
     const float *bias(int layer) const { return parameters + bias_at(layer); }
     const float *output() const { return parameters + OUTPUT_AT; }
+    const float *encoder() const { return parameters + ENCODER_AT; }
 };
 
 constexpr int largest_divisor(int number, int limit) {
@@ -163,14 +171,50 @@ void agree(double decay, const Row &gradient, const Momentum &before, Momentum &
     }
 }
 
+#if RELATIVE
+// Updates the running means; the features are the gradient and its mean over the root mean square.
+void compare(double decay, const Row &gradient, const Momentum &before, Momentum &after, Row *features) {
+    const float kept = decay, added = 1 - decay;
+    for (int c = 0; c < COLUMNS; c++) {
+        const vec mean = kept * before.mean[c] + added * gradient[c];
+        const vec square = kept * before.square[c] + added * (gradient[c] * gradient[c]);
+        const vec weight = kept * before.weight[c] + added;
+        vec size = square / weight + SMALLEST_SQUARE;
+        for (int i = 0; i < LANES; i++) size[i] = std::sqrt(size[i]);
+        features[0][c] = gradient[c] / size;
+        features[1][c] = mean / weight / size;
+        after.mean[c] = mean;
+        after.square[c] = square;
+        after.weight[c] = weight;
+    }
+}
+
+// The layer before the LSTM: x, or e^x - 1 where x is negative.
+void encode(const Rule &rule, Step &step) {
+    const float *weight = rule.encoder();
+    multiply<HIDDEN, FEATURES>(weight, FEATURES, 1, weight + HIDDEN * FEATURES, step.features, step.encoded);
+    for (int h = 0; h < HIDDEN; h++)
+        for (int c = 0; c < COLUMNS; c++) {
+            const vec x = step.encoded[h][c];
+            step.encoded[h][c] = x < 0.0f ? exp_limited(x) - 1.0f : x;
+        }
+}
+#endif
+
 // The first layer's inputs from the gradients of `count` coordinates.
-void read_gradient(const Rule &rule, const float *gradient, int count, Memory before, Memory after, Row *inputs) {
+void read_gradient(const Rule &rule, const float *gradient, int count, Memory before, Memory after, Step &step) {
     Row padded = {};
     std::memcpy(padded, gradient, count * sizeof(float));
-    std::memcpy(inputs[0], padded, sizeof(Row));
-    if constexpr (PREPROCESSED) preprocess(rule, (float *)padded, (float *)inputs[0], (float *)inputs[1]);
+#if RELATIVE
+    compare(rule.decays[0], padded, before.momenta[0], after.momenta[0], step.features);
+    encode(rule, step);
+#else
+    Row *features = step.features;
+    std::memcpy(features[0], padded, sizeof(Row));
+    if constexpr (PREPROCESSED) preprocess(rule, (float *)padded, (float *)features[0], (float *)features[1]);
     for (int m = 0; m < MOMENTA; m++)
-        agree(rule.decays[m], padded, before.momenta[m], after.momenta[m], inputs[1 + PREPROCESSED + m]);
+        agree(rule.decays[m], padded, before.momenta[m], after.momenta[m], features[1 + PREPROCESSED + m]);
+#endif
 }
 
 template <int LAYER>
@@ -208,12 +252,14 @@ void forward_layers(const Rule &rule, const Row *inputs, const State *before, St
 // The output read from the last layer's hidden state, before it is scaled.
 void read_out(const Rule &rule, Memory memory, Row &output) {
     multiply<1, HIDDEN>(rule.output(), HIDDEN, 1, rule.output() + HIDDEN, memory.layers[LAYERS - 1].hidden, &output);
+    if constexpr (RELATIVE)
+        for (int c = 0; c < COLUMNS; c++) output[c] = tanh(output[c]);
 }
 
 // One step of one block of `count` coordinates. `before` and `after` may be the same.
 void forward_step(const Rule &rule, const float *gradient, int count, Memory before, Memory after, Step &step) {
-    read_gradient(rule, gradient, count, before, after, step.inputs);
-    forward_layers<0>(rule, step.inputs, before.layers, after.layers, step.activations);
+    read_gradient(rule, gradient, count, before, after, step);
+    forward_layers<0>(rule, step.inputs(), before.layers, after.layers, step.activations);
 }
 
 // The state of one block's backward pass, and the parameters' gradients gathered so far.
@@ -221,6 +267,10 @@ struct Backward {
     Row hidden[LAYERS][HIDDEN], cell[LAYERS][HIDDEN];  // dL/dh and dL/dc
     Row cotangent;                                     // dL/dg of the step
     Row output[HIDDEN], output_bias;                   // of the output's parameters, not yet summed over coordinates
+#if RELATIVE
+    Row encoded[HIDDEN];                                  // dL/d of the first layer's inputs
+    Row encoder[HIDDEN][FEATURES], encoder_bias[HIDDEN];  // of its parameters, not yet summed over coordinates
+#endif
     vec weights[INPUTS + HIDDEN + (LAYERS - 1) * 2 * HIDDEN][GATE_VECTORS];  // transposed
     vec biases[LAYERS][GATE_VECTORS];
 
@@ -314,16 +364,37 @@ void backward_layer(const Rule &rule, const Row *inputs, const State &before, Ac
     const float *weight = rule.weight(LAYER);
     multiply<HIDDEN, GATES>(weight + inputs_of(LAYER), 1, width, nullptr, gates, hidden);
     if constexpr (LAYER > 0) multiply<HIDDEN, GATES>(weight, 1, width, nullptr, gates, back.hidden[LAYER - 1]);
+#if RELATIVE
+    if constexpr (LAYER == 0) multiply<HIDDEN, GATES>(weight, 1, width, nullptr, gates, back.encoded);
+#endif
 }
+
+#if RELATIVE
+void backward_encoder(const Step &step, Backward &back) {
+    for (int h = 0; h < HIDDEN; h++)
+        for (int c = 0; c < COLUMNS; c++) {
+            const vec encoded = step.encoded[h][c];
+            const vec slope = encoded < 0.0f ? encoded + 1.0f : vec{} + 1.0f, own = back.encoded[h][c] * slope;
+            for (int f = 0; f < FEATURES; f++) back.encoder[h][f][c] += own * step.features[f][c];
+            back.encoder_bias[h][c] += own;
+            back.encoded[h][c] = vec{};
+        }
+}
+#endif
 
 template <int LAYER>
 void backward_layers(const Rule &rule, Memory before, Step &step, Backward &back) {
-    const Row *inputs = LAYER ? step.layers[LAYER - 1].hidden : step.inputs;
+    const Row *inputs = LAYER ? step.layers[LAYER - 1].hidden : step.inputs();
     backward_layer<LAYER>(rule, inputs, before.layers[LAYER], step.activations[LAYER], back);
     if constexpr (LAYER > 0) backward_layers<LAYER - 1>(rule, before, step, back);
 }
 
 void backward_step(const Rule &rule, Memory before, Step &step, Backward &back) {
+#if RELATIVE
+    Row output;
+    read_out(rule, step.after(), output);
+    for (int c = 0; c < COLUMNS; c++) back.cotangent[c] *= 1.0f - output[c] * output[c];
+#endif
     for (int h = 0; h < HIDDEN; h++)
         for (int c = 0; c < COLUMNS; c++) {
             const vec cotangent = rule.output_scale * back.cotangent[c];
@@ -332,6 +403,9 @@ void backward_step(const Rule &rule, Memory before, Step &step, Backward &back) 
         }
     for (int c = 0; c < COLUMNS; c++) back.output_bias[c] += rule.output_scale * back.cotangent[c];
     backward_layers<LAYERS - 1>(rule, before, step, back);
+#if RELATIVE
+    backward_encoder(step, back);
+#endif
 }
 
 double sum(const Row &row) {
@@ -351,6 +425,12 @@ void add_block(Backward &back, double *gradient) {
     }
     for (int h = 0; h < HIDDEN; h++) gradient[OUTPUT_AT + h] += sum(back.output[h]);
     gradient[OUTPUT_AT + HIDDEN] += sum(back.output_bias);
+#if RELATIVE
+    for (int h = 0; h < HIDDEN; h++) {
+        for (int f = 0; f < FEATURES; f++) gradient[ENCODER_AT + h * FEATURES + f] += sum(back.encoder[h][f]);
+        gradient[ENCODER_AT + HIDDEN * FEATURES + h] += sum(back.encoder_bias[h]);
+    }
+#endif
 }
 
 int least(long a, int b) { return a < b ? a : b; }

@@ -13,6 +13,7 @@ from lightning_l2l.rules.base import State, Tape, UpdateRule
 from lightning_l2l.rules.fast.addresses import address
 from lightning_l2l.rules.fast.compiler import load_kernel
 from lightning_l2l.rules.fast.cores import map_on_cores
+from lightning_l2l.rules.gradient_inputs import CorrectedMomentum
 from lightning_l2l.rules.lstm.cell import AutogradLSTM, LSTMState
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
@@ -21,7 +22,7 @@ BLOCKS_PER_THREAD = 32  # fewer are not worth waking a thread
 
 class BlockState(NamedTuple):
     blocks: Tensor  # hidden state and cell of a block's coordinates, [blocks, layers, 2, H, coordinates in a block]
-    momenta: Tensor  # running means of their ∇ and ∇², [blocks, decays, 2, coordinates in a block]
+    momenta: Tensor  # the fields of the rule's ``means``, [blocks, decays, fields, coordinates in a block]
 
 
 class CompiledLSTM(UpdateRule):
@@ -51,6 +52,7 @@ class CompiledLSTM(UpdateRule):
             "layers": rule.num_layers,
             "preprocessed": int(rule.preprocessing is not None),
             "momenta": len(rule.momenta),
+            "relative": int(rule.means is CorrectedMomentum),
         }
         kernel = load_kernel(SOURCE, **macros)
         return None if kernel is None else cls(rule, kernel, threads)
@@ -58,7 +60,8 @@ class CompiledLSTM(UpdateRule):
     def init(self, theta: Tensor) -> BlockState:
         blocks = -(-theta.numel() // self.block_size)
         layers = theta.new_zeros(blocks, self.rule.num_layers, 2, self.rule.hidden_size, self.block_size)
-        return BlockState(layers, theta.new_zeros(blocks, len(self.rule.momenta), 2, self.block_size))
+        means = len(self.rule.momenta), len(self.rule.means._fields)
+        return BlockState(layers, theta.new_zeros(blocks, *means, self.block_size))
 
     def update(self, grad: Tensor, state: State) -> tuple[Tensor, BlockState]:
         after = BlockState(*map(torch.empty_like, state))
@@ -189,7 +192,8 @@ class CompiledLSTM(UpdateRule):
     @property
     def _state_sizes(self) -> tuple[int, int]:
         """Numbers per coordinate in each tensor of the state."""
-        return self.rule.num_layers * 2 * self.rule.hidden_size, 2 * len(self.rule.momenta)
+        means = len(self.rule.means._fields) * len(self.rule.momenta)
+        return self.rule.num_layers * 2 * self.rule.hidden_size, means
 
     def _state_addresses(self, state: State, count: int, kept: torch.dtype = torch.float32) -> tuple[int, int]:
         """The addresses of both tensors of a state of so many coordinates; ``kept`` is the type of its blocks."""

@@ -1,6 +1,6 @@
 """The paper's learned update rule: one small LSTM, run on every coordinate (arXiv:1606.04474, section 2.1)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,20 +29,20 @@ class CoordinatewiseLSTM(AutogradLSTM):
             LSTM can hardly compute a mean over many noisy gradients itself. null adds none, as in the paper.
     """
 
+    tape_type: ClassVar[type[LSTMTape]] = LSTMTape  # of this class alone, since a subclass may differ
+
     @property
     def label(self) -> str:
         return "LSTM" if type(self) is CoordinatewiseLSTM else super().label
 
     def tape(self, theta: Tensor, steps: int) -> Tape:
-        """The same steps with a hand-written, faster backward pass; not for subclasses, which may differ."""
-        return LSTMTape(self, theta, steps) if type(self) is CoordinatewiseLSTM else super().tape(theta, steps)
+        """The same steps with a hand-written, faster backward pass."""
+        return self.tape_type(self, theta, steps) if self._has_own_tape else super().tape(theta, steps)
 
     def compiled(self, theta: Tensor, threads: int) -> CompiledLSTM | None:
-        """The same steps by the compiled kernel, in float32 on a CPU; not for subclasses, which may differ."""
+        """The same steps by the compiled kernel, in float32 on a CPU."""
         places = {(tensor.device.type, tensor.dtype) for tensor in (theta, self.output.weight)}
-        if type(self) is CoordinatewiseLSTM and places == {("cpu", torch.float32)}:
-            return CompiledLSTM.of(self, threads)
-        return None
+        return CompiledLSTM.of(self, threads) if self._has_own_tape and places == {("cpu", torch.float32)} else None
 
     def stepper(self, device: torch.device, dtype: torch.dtype, in_bfloat16: bool) -> Stepper | None:
         """Steps all parameters in one call of the kernel."""
@@ -51,4 +51,8 @@ class CoordinatewiseLSTM(AutogradLSTM):
 
     def unpacked(self, state: dict[str, Any], count: int) -> dict[str, Any]:
         """Converts a state in the kernel's blocks to the form that ``init`` returns."""
-        return unpack_blocks(state, count) if "blocks" in state else state
+        return unpack_blocks(state, count, self.means) if "blocks" in state else state
+
+    @property
+    def _has_own_tape(self) -> bool:
+        return "tape_type" in vars(type(self))

@@ -1,13 +1,13 @@
 """Steps parameters in place by the LSTM's kernel."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lightning_l2l.rules.fast.stepper import KeptState, Stepper, Work, named_leaves
-from lightning_l2l.rules.gradient_inputs import Momentum
 from lightning_l2l.rules.lstm.cell import LSTMState
 from lightning_l2l.rules.lstm.kernel import BlockState, CompiledLSTM, join_blocks
 
@@ -78,13 +78,18 @@ class CompiledStepper(Stepper):
         return BlockState(state["blocks"], state.get("momenta", NO_MOMENTA))
 
 
-def unpack_blocks(state: KeptState, count: int) -> KeptState:
+def unpack_blocks(state: KeptState, count: int, means: Callable[..., Any]) -> KeptState:
     """Converts a ``CompiledStepper``'s state of ``count`` coordinates to the form that the LSTM's ``init`` returns.
 
     A state of another number of coordinates is returned unchanged.
+
+    Args:
+        state: the blocks.
+        count: P.
+        means: makes the means that the LSTM keeps for each decay.
     """
     if len(state["blocks"]) != -(-count // state["blocks"].shape[-1]):
         return state
     layers, *momenta = (join_blocks(blocks, count) for blocks in state.values())
-    means = tuple(Momentum(*pair) for pair in momenta[0]) if momenta else ()
-    return named_leaves(LSTMState(tuple(layers[:, 0]), tuple(layers[:, 1]), means))
+    kept = tuple(means(*tensors) for tensors in momenta[0]) if momenta else ()
+    return named_leaves(LSTMState(tuple(layers[:, 0]), tuple(layers[:, 1]), kept))

@@ -82,7 +82,7 @@ class LSTMTape(Tape):
         grad_cell = [torch.zeros_like(layer.cell[0]) for layer in self.layers]
         scratch = torch.empty_like(last.gates[0])
         for step in reversed(range(self.step)):
-            cotangent = self.rule.output_scale * cotangents[step].reshape(1, -1)
+            cotangent = self.cotangent_of_readout(step, cotangents[step].reshape(1, -1))
             grad_output.addmm_(last.hidden[step], cotangent.T)
             grad_bias += cotangent.sum()
             grad_hidden[-1].addmm_(output, cotangent)
@@ -94,11 +94,26 @@ class LSTMTape(Tape):
                 torch.mm(weight[:, inputs:-1].T, grad_gates, out=grad_hidden[index])
                 if index:
                     grad_hidden[index - 1].addmm_(weight[:, :inputs].T, grad_gates)
+                else:
+                    self.after_first_layer(step, weight[:, :inputs].T, grad_gates)
         if scratch.is_cpu:
             _free_buffers[self.key].append(self.layers)  # which must not be read from now on
         grad_weights = [double_candidate(grad) for grad in grad_weights]
         biases = [grad[:, -1] for grad in grad_weights]
         return [*(grad[:, :-1] for grad in grad_weights), *biases, grad_output.T, grad_bias]
+
+    def cotangent_of_readout(self, step: int, cotangent: Tensor) -> Tensor:
+        """The derivative with respect to what is read out before it is scaled, [1, C], from that of the step."""
+        return self.rule.output_scale * cotangent
+
+    def after_first_layer(self, step: int, weight: Tensor, grad_gates: Tensor) -> None:
+        """Goes back further, where the rule has parameters before its first layer.
+
+        Args:
+            step: k, from the last one to 0.
+            weight: from the first layer's gates to its inputs, [I, 4H].
+            grad_gates: derivatives with respect to its gates before their activation, [4H, C].
+        """
 
     def _forward(self, layer: LayerBuffers, weight: Tensor, inputs: Tensor) -> Tensor:
         step = self.step
