@@ -7,6 +7,7 @@ import torch
 from command_line import EXACT, HALF_EXACT, LINEARIZED, fit, tiny
 from conftest import same, weights
 
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.learners import MetaLearner, Stage
 from lightning_l2l.learners.stages import Stages
 from lightning_l2l.meta_gradients import Exact, Linearized
@@ -145,3 +146,52 @@ def test_a_resumed_run_draws_the_same_horizons(monkeypatch):
     assert horizons == whole
     first, resumed = (weights(f"runs/quadratic/version_{i}/checkpoints/last.ckpt") for i in (0, 1))
     assert same(first, resumed)
+
+
+def table(*patiences):
+    return Stages([Stage(patience=one) for one in patiences], 1, WeightedSum())
+
+
+def test_a_stalled_stage_leaves_its_epochs_to_the_later_ones():
+    stages = table(2, None, None)
+    assert [stages.at(epoch, 12) for epoch in range(12)] == [0] * 4 + [1] * 4 + [2] * 4
+    for epoch, value in enumerate([1.0, 0.9]):
+        assert not stages.stalled(epoch, 12, value)
+    assert stages.ended_early == {}
+    again = table(2, None, None)
+    again.load_state_dict(stages.state_dict())
+    for each in (stages, again):
+        assert not each.stalled(2, 12, 0.9) and each.stalled(3, 12, math.nan) is False
+    assert stages.ended_early == {0: 4} == again.ended_early
+    earlier = table(1, None, None)
+    earlier.stalled(0, 12, 1.0)
+    earlier.stalled(1, 12, 1.0)
+    assert [earlier.at(epoch, 12) for epoch in range(12)] == [0] * 2 + [1] * 5 + [2] * 5
+
+
+def test_a_stalled_last_stage_ends_meta_training():
+    stages = table(None, 1)
+    assert not any(stages.stalled(epoch, 6, 1.0) for epoch in range(3))
+    assert not stages.stalled(3, 6, 1.0)  # the first of its own
+    assert stages.stalled(4, 6, 1.0)
+
+
+def test_a_fit_ends_with_its_last_stage(monkeypatch):
+    epochs, step = [], MetaLearner.training_step
+    monkeypatch.setattr(
+        MetaLearner, "training_step", lambda self, *a: epochs.append(self.current_epoch) or step(self, *a)
+    )
+    monkeypatch.setattr(MetaLearner, "_evaluate", constant)
+    fit("--model.stages=[{patience: 2}]", "--trainer.max_epochs=9", "--comparison.baselines=[]")
+    assert max(epochs) == 2
+
+
+def constant(self, episodes, stage, batch_idx):
+    self.log(f"{stage}/meta_loss", 1.0, batch_size=len(episodes))
+    return {}
+
+
+def test_stages_that_a_checkpoint_spoils_are_refused():
+    for state in ({}, {"ended_early": [], "validated": []}, {"ended_early": {}, "validated": "abc"}):
+        with pytest.raises(InvalidInputError, match="does not say how its stages went"):
+            table(1).load_state_dict(state)

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.errors import InvalidInputError, require_positive, require_within
 from lightning_l2l.guard import all_finite
-from lightning_l2l.learners.base import counted, dtype_of
+from lightning_l2l.learners.base import MONITOR, counted, dtype_of
 from lightning_l2l.learners.stages import Stage, Stages
 from lightning_l2l.meta_losses import MetaLoss, WeightedSum, Weights
 from lightning_l2l.optimizees import EpisodeDataModule
@@ -235,6 +235,13 @@ class MetaLearner(LightningModule):
         """
         return self._evaluate(episodes, "val", batch_idx)
 
+    def on_validation_epoch_end(self) -> None:
+        """Ends a stage that has stalled."""
+        metric = self.trainer.callback_metrics.get(MONITOR)
+        if self.trainer.state.fn == "fit" and metric is not None:
+            over = self.stages.stalled(self.current_epoch, self.trainer.max_epochs or 1, metric.item())
+            self.trainer.should_stop = self.trainer.should_stop or over
+
     def test_step(self, episodes: Episodes, batch_idx: int) -> dict[str, Tensor]:
         """As ``validation_step``, on fresh episodes."""
         return self._evaluate(episodes, "test", batch_idx)
@@ -263,6 +270,7 @@ class MetaLearner(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the count of skipped meta-steps, and what the meta-gradients keep in each process."""
         checkpoint["skipped_steps"] = self.skipped_steps
+        checkpoint["stages"] = self.stages.state_dict()
         own = [meta_gradient.state_dict() for meta_gradient in self.stages.meta_gradients]
         of_all = [own] * self.trainer.world_size
         if any(own) and torch.distributed.is_initialized():
@@ -272,6 +280,8 @@ class MetaLearner(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores what ``on_save_checkpoint`` kept."""
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
+        if "stages" in checkpoint:
+            self.stages.load_state_dict(checkpoint["stages"])
         of_all = checkpoint.get("meta_gradients")
         if not of_all or self.trainer.state.fn != "fit":
             return

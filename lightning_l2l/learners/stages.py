@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,12 +25,16 @@ class Stage:
         unroll: K, steps between two meta-steps; null is ``model.unroll``. If no run is longer, a truncation is a whole
             run.
         meta_gradient: how ∂L/∂φ is estimated; null is the paper's, ``FirstOrder``.
+        patience: end the stage after so many validations in it without a new lowest monitored metric, and leave the
+            rest of its epochs to the stages after it, in proportion to their shares, or, if it is the last one, end
+            meta-training; null keeps to its epochs.
     """
 
     share: float = 1.0
     horizon: int | tuple[int, int] | None = None
     unroll: int | None = None
     meta_gradient: MetaGradient | None = None
+    patience: int | None = None
 
 
 class Cut(NamedTuple):
@@ -48,6 +52,20 @@ class Cut(NamedTuple):
         return self.unroll == self.longest
 
 
+class Validated(NamedTuple):
+    """How the validations of a row went."""
+
+    number: int = 0  # of the row
+    lowest: float = math.inf  # metric
+    in_vain: int = 0  # validations since then
+
+    def then(self, number: int, value: float) -> "Validated":
+        """After another one."""
+        last = self if number == self.number else Validated(number)
+        lower = value < last.lowest
+        return Validated(number, value, 0) if lower else last._replace(in_vain=last.in_vain + 1)
+
+
 class Stages:
     """The table of stages.
 
@@ -62,18 +80,66 @@ class Stages:
             raise InvalidInputError("model.stages is [], but it needs at least one row: give null for the default.")
         for number, row in enumerate(rows):
             require_positive(f"model.stages[{number}].share", row.share)
-            if row.unroll is not None:
-                require_positive(f"model.stages[{number}].unroll", row.unroll)
+            for key in ("unroll", "patience"):
+                if (value := getattr(row, key)) is not None:
+                    require_positive(f"model.stages[{number}].{key}", value)
         self.rows = list(rows)
         self.meta_gradients = [row.meta_gradient or FirstOrder() for row in rows]
         self.unroll = unroll
         self.meta_loss = meta_loss
+        self.ended_early: dict[int, int] = {}  # by the number of a row, the first epoch after it
+        self.validated = Validated()
 
     def at(self, epoch: int, epochs: int) -> int:
         """The number of the row that an epoch, one of ``epochs``, belongs to."""
-        shares = np.cumsum([row.share for row in self.rows])
-        ends = [math.floor(end / shares[-1] * epochs + 0.5) for end in shares]
-        return next((number for number, end in enumerate(ends) if epoch < end), len(ends) - 1)
+        shares = np.cumsum([0, *(row.share for row in self.rows)])
+        first = begun = 0  # the row after the last one that ended early, and its first epoch
+        for number in range(len(self.rows)):
+            part = (shares[number + 1] - shares[first]) / (shares[-1] - shares[first])
+            end = begun + math.floor(part * (epochs - begun) + 0.5)
+            if number in self.ended_early:
+                end = begun = self.ended_early[number]
+                first = number + 1
+            if epoch < end:
+                return number
+        return len(self.rows) - 1
+
+    def stalled(self, epoch: int, epochs: int, value: float) -> bool:
+        """Notes a validation's metric, and ends a row whose patience is over.
+
+        Args:
+            epoch: the current one of ``epochs``.
+            epochs: of meta-training.
+            value: of the monitored metric; lower is better.
+
+        Returns:
+            Whether meta-training is over, since the last row has ended.
+        """
+        number = self.at(epoch, epochs)
+        self.validated = self.validated.then(number, value)
+        if self.validated.in_vain != self.rows[number].patience:
+            return False
+        self.ended_early[number] = epoch + 1
+        return number == len(self.rows) - 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of how the rows went."""
+        return {"ended_early": dict(self.ended_early), "validated": list(self.validated)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what a checkpoint kept.
+
+        Raises:
+            InvalidInputError: it has another form.
+        """
+        try:
+            self.ended_early = {int(number): int(epoch) for number, epoch in state["ended_early"].items()}
+            number, lowest, in_vain = state["validated"]
+            self.validated = Validated(int(number), float(lowest), int(in_vain))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidInputError(
+                "--ckpt_path is a checkpoint that does not say how its stages went: give another one."
+            ) from error
 
     def plan(self, number: int, data: EpisodeDataModule, meta_batch: int) -> Plan:
         """How a row cuts the runs of a meta-batch; the same in every process."""

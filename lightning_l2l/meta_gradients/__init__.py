@@ -4,6 +4,7 @@ from lightning_l2l.meta_gradients.base import MetaGradient, Plan, Truncation
 from lightning_l2l.meta_gradients.evolution import ES, NRES, PES
 from lightning_l2l.meta_gradients.exact import Exact
 from lightning_l2l.meta_gradients.first_order import FirstOrder
+from lightning_l2l.meta_gradients.imitation import Imitation
 from lightning_l2l.meta_gradients.linearized import Linearized
 from lightning_l2l.meta_gradients.staggered import Staggered
 
@@ -13,6 +14,7 @@ __all__ = [
     "PES",
     "Exact",
     "FirstOrder",
+    "Imitation",
     "Linearized",
     "MetaGradient",
     "Plan",
