@@ -92,7 +92,7 @@ class GradientTransforms(ShapedByOptimizee):
         return -self.learning_rate * torch.cat(updates, 1), state
 
     def _fits(self, shape: tuple[int, ...], number: int, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether numbers are those of a tensor's transform; takes no memory for it, since any shape may be declared."""
+        """Whether numbers are those of a tensor's transform; takes no memory, since any shape may be declared."""
         try:
             with torch.device("meta"):
                 own = self._transform_of(shape).state_dict(prefix=f"transforms.{number}.")
