@@ -102,9 +102,10 @@ def _restoring(error: BaseException) -> bool:
 
 
 def _raised_in(error: BaseException) -> set[str]:
-    """The parts of the path of the file that raised an error, by itself or in the standard library."""
+    """The parts of the path of the file that raised an error, by itself, in the standard library or in PyTorch."""
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     own = [file for file in files if "site-packages" in file or not file.startswith(STANDARD)]
+    own = [file for file in own if f"{os.sep}torch{os.sep}" not in file]
     return set(own[-1].split(os.sep)) if own else set()
 
 
