@@ -12,7 +12,7 @@ from lightning_l2l.errors import InvalidInputError, require_share
 from lightning_l2l.interrupts import Interrupt
 from lightning_l2l.learners.base import monitor_of
 from lightning_l2l.tensorboard import has_tensorboard
-from lightning_l2l.trained.resuming import GivenFlags, SameData
+from lightning_l2l.trained.resuming import FittingOptimizers, GivenFlags, SameData
 from lightning_l2l.trained.saving import BestCheckpoint, LastCheckpoint
 
 __all__ = [  # with those that configs name by this module
@@ -28,7 +28,8 @@ __all__ = [  # with those that configs name by this module
 
 def own_callbacks() -> list[Callback]:
     """Those of every run that have no settings."""
-    return [SameData(), GivenFlags(), LastCheckpoint(), Interrupt(), MetaProgressBar(), HyperparameterMetrics()]
+    resuming: list[Callback] = [SameData(), FittingOptimizers(), GivenFlags()]
+    return [*resuming, LastCheckpoint(), Interrupt(), MetaProgressBar(), HyperparameterMetrics()]
 
 
 class AveragedWeights(EMAWeightAveraging):

@@ -1,5 +1,6 @@
 """Finds configs by name and merges them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,7 +8,14 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
 
-from lightning_l2l.errors import InvalidInputError, first_line, require_not_negative, require_positive, require_within
+from lightning_l2l.errors import (
+    InvalidInputError,
+    first_line,
+    require_inside,
+    require_not_negative,
+    require_positive,
+    require_within,
+)
 from lightning_l2l.learners.old_schedule import refuse_old_schedule
 from lightning_l2l.yaml_files import check_yaml, load_yaml, read_yaml
 
@@ -206,23 +214,53 @@ def check_sections(config: Any) -> None:
     if config.seed_everything is None:
         raise InvalidInputError("seed_everything is null, but a run can only be repeated from a seed: give 0 or more.")
     require_within("seed_everything", config.seed_everything, 0, 2**32 - 1)  # what NumPy takes
-    if config.trainer.max_steps != -1:
-        require_positive("trainer.max_steps", config.trainer.max_steps)
-    for key in ("check_val_every_n_epoch", "val_check_interval"):
-        if isinstance(value := config.trainer[key], int | float):
-            require_positive(f"trainer.{key}", value)
+    _check_trainer(config.trainer)
     _check_writer(config.trainer.logger)
-    require_not_negative("trainer.log_every_n_steps", config.trainer.log_every_n_steps or 0)
-    require_not_negative("early_stopping.patience", config.early_stopping.patience)
+    for key in ("patience", "min_delta"):
+        require_not_negative(f"early_stopping.{key}", config.early_stopping[key])
+    for key in ("stopping_threshold", "divergence_threshold"):
+        if math.isinf(config.early_stopping[key] or 0):
+            raise InvalidInputError(
+                f"early_stopping.{key} is {config.early_stopping[key]}: give a finite loss, or null."
+            )
     for name in config.variants:
         if not isinstance(name, str) or not name.strip():
             raise InvalidInputError(f"variants has the name {name!r}, which is no text: give another, in quotes.")
+
+
+def _check_trainer(trainer: Namespace) -> None:
+    """Refuses settings of the Trainer that it would take without a meaning."""
+    if trainer.max_steps != -1:
+        require_positive("trainer.max_steps", trainer.max_steps)
+    for key in ("check_val_every_n_epoch", "val_check_interval"):
+        if isinstance(value := trainer[key], int | float):
+            require_positive(f"trainer.{key}", value)
+    for key in ("log_every_n_steps", "min_epochs", "min_steps", "gradient_clip_val"):
+        require_not_negative(f"trainer.{key}", trainer[key] or 0)
+    require_within("trainer.num_sanity_val_steps", trainer.num_sanity_val_steps or 0, -1, math.inf)
+    for key in ("epochs", "steps"):
+        least, most = (trainer[f"{limit}_{key}"] for limit in ("min", "max"))
+        if least is not None and most not in (None, -1) and least > most:
+            raise InvalidInputError(
+                f"trainer.min_{key} is {least}, but trainer.max_{key} is {most}: give that or less."
+            )
+
+
+def _check_place(settings: Mapping[str, Any]) -> None:
+    """Refuses a logger's folder that is an address of another machine, and a run's folder outside of it."""
+    if "://" in str(settings.get("save_dir", "")):
+        raise InvalidInputError(
+            f"trainer.logger.init_args.save_dir is {settings['save_dir']}, but runs are kept in folders: give a path."
+        )
+    for key in ("name", "version"):
+        require_inside(f"trainer.logger.init_args.{key}", str(settings.get(key) or ""))
 
 
 def _check_writer(loggers: Any) -> None:
     """Refuses settings that TensorBoard's writer would stumble over in its own thread, without naming them."""
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         settings = dict(getattr(logger, "init_args", None) or {})
+        _check_place(settings)
         for key in ("flush_secs", "max_queue"):
             value, name = settings.get(key, 1), f"trainer.logger.init_args.{key}"
             if not isinstance(value, int | float):

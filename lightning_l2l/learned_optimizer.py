@@ -33,9 +33,10 @@ class LearnedOptimizer(WatchedOptimizer):
     ``step(closure)``. A rule with a learned start needs ``start()`` before the first gradient.
 
     **Gradients.** Parameters whose ``grad`` is None are skipped, and keep their state. If the square of any gradient is
-    not finite (above 1.8e19 in float32), the whole step is skipped: no parameter and no state changes, and
-    ``skipped_steps`` counts it. Running means of squares would stay infinite for good. A learned rule was
-    trained on gradients of a minibatch's mean loss: do not give it gradients of a sum, or otherwise scaled ones.
+    not finite (above 1.8e19 in float32), or a group's ``lr`` has become NaN or infinite, the whole step is skipped: no
+    parameter and no state changes, and ``skipped_steps`` counts it. Running means of squares would stay infinite for
+    good. A learned rule was trained on gradients of a minibatch's mean loss: do not give it gradients of a sum, or
+    otherwise scaled ones.
 
     **Precision.** Steps are computed in float32, in float64 for float64 parameters; half-precision parameters are
     rounded once, at the end. ``AdamController`` keeps what that takes from them, two bytes each, so that small steps
@@ -153,7 +154,8 @@ class LearnedOptimizer(WatchedOptimizer):
         grads = [p.grad for p in params if p.grad is not None]
         if any(grad.layout != torch.strided for grad in grads):
             raise RuntimeError("LearnedOptimizer does not support sparse gradients: give dense ones (sparse=False)")
-        if not finite_everywhere(all_finite(grads, squared=True), params, self._zero):
+        finite = self._finite_settings() and all_finite(grads, squared=True)
+        if not finite_everywhere(finite, params, self._zero):
             self.skipped_steps += 1
             return loss
         moving = [self._moving(own) for own in units]
@@ -163,6 +165,11 @@ class LearnedOptimizer(WatchedOptimizer):
                 self._step_group(group, own, loss, share)
             self._step_safely(1 - share)
         return loss
+
+    def _finite_settings(self) -> bool:
+        """Whether all settings that a scheduler or a hand may have changed are numbers."""
+        names = ("lr", "scale", "weight_decay")
+        return all(math.isfinite(float(group[name])) for group in self.param_groups for name in names)
 
     def _check_ready(self, closure: Callable[[], float] | None, rules: set[str]) -> None:
         self._check_observed(closure)

@@ -98,6 +98,8 @@ def adopted(
                 f"loaded state dict has a state of a parameter of shape {shape}, but the one here has {list(p.shape)}"
             )
     stepper = units.stepper(unit, state)
+    if not all(value.isfinite().all() for value in found.values() if isinstance(value, Tensor)):
+        raise ValueError("loaded state dict has a state with numbers that are not finite: give another one")
     try:
         return stepper.adopt(_joined_rows(found, stepper), stepper.joined(unit.params).detach())
     except InvalidInputError as error:

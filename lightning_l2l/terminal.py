@@ -18,6 +18,7 @@ LONGEST_WORD = 80
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a user's input is not to blame for
 MEMORY = ("allocate memory", "Unable to allocate", "Maximum allowed dimension", "array is too big", "out of memory")
 OTHERS = {"pytorch_lightning", "lightning_fabric", "lightning_utilities", "jsonargparse", "tensorboard"}
+RESTORING = ("resume_start", "_restore_modules_and_callbacks", "restore_training_state")  # methods of Lightning's
 STANDARD = os.path.dirname(os.__file__)
 
 
@@ -74,6 +75,9 @@ def ending(error: BaseException) -> tuple[str, int] | None:
             return "A path has a null byte in it: give another path.", 2
         if isinstance(cause, ImportError):
             return one_sentence(f"{first_line(cause)}: install it, or change the setting that needs it."), 2
+    if _restoring(error):
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        return one_sentence(f"--ckpt_path cannot be used ({reason[:150]}): give another checkpoint."), 2
     if library := OTHERS.intersection(_raised_in(error)):
         reason = first_line(error)
         if isinstance(error, TypeError | AttributeError):  # which says nothing of a setting
@@ -90,10 +94,18 @@ def _causes(error: BaseException) -> list[BaseException]:
     return found[::-1]
 
 
+def _restoring(error: BaseException) -> bool:
+    """Whether Lightning was restoring a checkpoint, and neither a learner nor a callback of the user's own fails."""
+    frames = traceback.extract_tb(error.__traceback__)
+    restores = [f.name for f in frames if f.filename.endswith("checkpoint_connector.py") and f.name in RESTORING]
+    return bool(restores and _raised_in(error) & {"site-packages", "lightning_l2l"})
+
+
 def _raised_in(error: BaseException) -> set[str]:
-    """The parts of the path of the file that raised an error, by itself or in the standard library."""
+    """The parts of the path of the file that raised an error, by itself, in the standard library or in PyTorch."""
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     own = [file for file in files if "site-packages" in file or not file.startswith(STANDARD)]
+    own = [file for file in own if f"{os.sep}torch{os.sep}" not in file]
     return set(own[-1].split(os.sep)) if own else set()
 
 

@@ -45,7 +45,7 @@ def load_yaml(text: str, subject: str, load: Callable[[str], Any] = yaml.safe_lo
 
 
 def check_yaml(text: str, subject: str) -> None:
-    """Refuses YAML whose anchors contain themselves or multiply, that is nested too deeply, or has NaN for a number.
+    """Refuses YAML whose anchors contain themselves or multiply, that is nested too deeply, has NaN, or repeats a key.
 
     Text that is not YAML passes: whoever loads it says so.
 
@@ -53,7 +53,7 @@ def check_yaml(text: str, subject: str) -> None:
         InvalidInputError: see above; ``subject`` begins the sentence.
     """
     try:
-        wrong = _wrong(text)
+        wrong = _wrong(text) or _repeated(text)
     except yaml.YAMLError:
         return
     if wrong:
@@ -87,4 +87,25 @@ def _wrong(text: str) -> str:
             return f"stands for more than {MOST_VALUES:,} values: write fewer"
         if len(opened) > DEEPEST:
             return f"is nested more than {DEEPEST} levels deep: write it flatter"
+    return ""
+
+
+def _repeated(text: str) -> str:
+    """What is wrong with a mapping that has a key twice, of which the first would be lost; empty if none has."""
+    nodes, seen = [yaml.compose(text, PARSER)], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+            continue
+        keys = set()
+        for key, value in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else "<<"  # which may stand several times
+            if name in keys and name != "<<":
+                return f"has the key {name[:40]} again in line {key.start_mark.line + 1}: give each once"
+            keys.add(name)
+            nodes.append(value)
     return ""

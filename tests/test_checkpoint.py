@@ -1,12 +1,15 @@
 """Checkpoints that do not fit, or are none."""
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import RUN, tiny
 from conftest import weights
+
+from lightning_l2l.rules.files import read_safely
 
 SPOILT = {
     "empty": lambda states: states[0].clear(),
@@ -22,6 +25,31 @@ IMPOSSIBLE = {  # a number of Adam's, and what the sentence calls it
     "means": (lambda state, group: state["exp_avg"].div_(0), "state.0.exp_avg has numbers that are not finite"),
     "decay": (lambda state, group: group.update(betas=(0.9, 1.5)), "param_groups.0.betas.1 has 1.5"),
     "rate": (lambda state, group: group.update(lr=-1.0), "param_groups.0.lr has -1.0"),
+}
+
+
+HOLLOW = {  # tensors that stand for more than a file holds, or are none that a rule has
+    "declared": lambda weight: torch.zeros(1).expand(10**10),
+    "without numbers": lambda weight: weight.to("meta"),
+    "sparse": lambda weight: torch.sparse_coo_tensor(torch.zeros(2, 0), torch.zeros(0), (10**6, 10**6)),
+    "quantized": lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.quint8),
+}
+OTHER_FORMS = {  # of an optimizer's state and group, and what the sentence calls the first
+    "shape": (lambda state, group: state.update(exp_avg=state["exp_avg"][:1]), "state.0.exp_avg"),
+    "type": (lambda state, group: state.update(exp_avg_sq=1.0), "state.0.exp_avg_sq"),
+    "missing": (lambda state, group: state.pop("step"), "state.0"),
+    "parameters": (lambda state, group: group.update(params=[0] * 6), "param_groups.0.params"),
+    "text": (lambda state, group: group.update(lr="fast"), "param_groups.0.lr"),
+    "betas": (lambda state, group: group.update(betas=(0.9, 0.9, 0.9)), "param_groups.0.betas"),
+    "direction": (lambda state, group: group.update(maximize=True), "param_groups.0.maximize"),
+}
+OTHER_PARTS = {
+    "loops": ({}, "--ckpt_path cannot be used (KeyError"),
+    "pytorch-lightning_version": ("x.y", "--ckpt_path cannot be used (InvalidVersion"),
+    "optimizer_states": ([], "optimizer_states is not what this run's optimizer keeps"),
+    "lr_schedulers": ("x", "lr_schedulers is not what this run's optimizer keeps"),
+    "callbacks": (None, "truncated or not a checkpoint"),
+    "datamodule_hyper_parameters": ({"data": "x"}, "truncated or not a checkpoint"),
 }
 
 
@@ -61,6 +89,41 @@ def test_impossible_numbers_of_adam_are_refused(spoil, fails, fitted):
     checkpoint = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)
     change, words = IMPOSSIBLE[spoil]
     change(checkpoint["optimizer_states"][0]["state"][0], checkpoint["optimizer_states"][0]["param_groups"][0])
+    torch.save(checkpoint, "spoilt.ckpt")
+    assert words in fails(*tiny("fit", "--ckpt_path=spoilt.ckpt"))
+
+
+@pytest.mark.parametrize("change", HOLLOW.values(), ids=HOLLOW)
+def test_weights_that_a_file_does_not_hold_are_refused(change, fails, fitted):
+    checkpoint = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["state_dict"]["rule.weights.0"] = change(checkpoint["state_dict"]["rule.weights.0"])
+    torch.save(checkpoint, "hollow.ckpt")
+    assert "hollow.ckpt, which is truncated or not" in fails(*tiny("validate", "--ckpt_path=hollow.ckpt"))
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(fitted):
+    with zipfile.ZipFile(RUN / "checkpoints" / "last.ckpt") as stored:
+        parts = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile("small.ckpt", "w", zipfile.ZIP_DEFLATED) as small:
+        for name, content in parts.items():
+            small.writestr(name, content)
+    assert read_safely("small.ckpt") is None
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_another_form_of_adams_state_is_refused_before_a_step(form, fails, fitted):
+    checkpoint = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)
+    change, name = OTHER_FORMS[form]
+    change(checkpoint["optimizer_states"][0]["state"][0], checkpoint["optimizer_states"][0]["param_groups"][0])
+    torch.save(checkpoint, "spoilt.ckpt")
+    sentence = fails(*tiny("fit", "--ckpt_path=spoilt.ckpt"))
+    assert f"in which optimizer_states.0.{name} is not what this run's optimizer keeps" in sentence
+
+
+@pytest.mark.parametrize("part", OTHER_PARTS)
+def test_another_part_in_a_checkpoint_is_one_sentence(part, fails, fitted):
+    checkpoint = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint[part], words = OTHER_PARTS[part]
     torch.save(checkpoint, "spoilt.ckpt")
     assert words in fails(*tiny("fit", "--ckpt_path=spoilt.ckpt"))
 

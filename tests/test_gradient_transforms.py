@@ -1,6 +1,7 @@
 """learn2learn's transforms as update rules, and update rules as transforms, against its own GBML."""
 
 import sys
+import time
 from importlib.util import find_spec
 
 import pytest
@@ -20,7 +21,7 @@ from lightning_l2l.rules import (
     RuleTransform,
     layout_of,
 )
-from lightning_l2l.rules.files import load_rule, save_rule
+from lightning_l2l.rules.files import load_rule, save_rule, write_rule
 
 LAYOUT = layout_of({"weight": (4, 3), "bias": (4,)})
 
@@ -105,6 +106,17 @@ def test_a_file_holds_the_transforms(name, l2l):
     loaded.bind(LAYOUT)
     with pytest.raises(InvalidInputError, match=r"shapes \[\(4, 3\), \(4,\)\], but the optimizee's are \[\(3, 4\)"):
         loaded.bind(layout_of({"weight": (3, 4), "bias": (4,)}))
+
+
+@pytest.mark.parametrize("declared", [[2, 10**5, 10**5], [2, 10**18, 10**18], [1, -1], [1, 3, 5], [0] * 10**6])
+@pytest.mark.parametrize("own", [False, True])
+def test_shapes_that_a_file_only_declares_take_no_memory(declared, own, l2l):
+    settings = {"class_path": "lightning_l2l.rules.GradientTransforms", "init_args": {"transform": "linear"}}
+    write_rule({"shapes": torch.tensor(declared)}, "rule.safetensors", settings)
+    began = time.process_time()
+    with pytest.raises(InvalidInputError, match="do not fit GradientTransforms"):
+        load_rule("rule.safetensors", GradientTransforms("linear") if own else None)
+    assert time.process_time() - began < 5
 
 
 def test_shapes_without_a_transform_are_refused(l2l):

@@ -101,3 +101,33 @@ def test_copies_and_pickles_continue_alike(way):
     for other in copies:
         train(*other, 2)
         assert torch.equal(theta(other[0]), theta(model))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_numbers_that_are_none_are_not_loaded(value):
+    optimizer = stepped()
+    saved = optimizer.state_dict()
+    name = next(key for key, one in saved["state"][0].items() if torch.is_tensor(one) and one.is_floating_point())
+    saved["state"][0][name] = saved["state"][0][name] + value
+    with pytest.raises(ValueError, match="a state with numbers that are not finite"):
+        optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("setting", ["lr", "scale", "weight_decay"])
+def test_a_setting_that_has_become_nan_skips_the_step(setting):
+    optimizer = stepped()
+    p = optimizer.param_groups[0]["params"][0]
+    before = p.clone()
+    optimizer.param_groups[0][setting] = torch.nan
+    optimizer.step()
+    assert torch.equal(p, before)
+    assert optimizer.skipped_steps == 1
+
+
+def stepped() -> LearnedOptimizer:
+    """An optimizer of one parameter, after one step."""
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    optimizer = LearnedOptimizer([p], "mnist")
+    optimizer.step()
+    return optimizer

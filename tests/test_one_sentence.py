@@ -57,6 +57,7 @@ FLAGS = [  # and words of the sentence
     ("--trainer.val_check_interval=100", "val_check_interval"),
     ("--trainer.barebones=true", "barebones"),
     ("--early_stopping.monitor=val/nope", "val/nope"),
+    ("--trainer.callbacks+=BackboneFinetuning", "has no attribute 'backbone'"),
     ("--variants=null", "variants"),
     ("--variants={1: {horizon: 5}}", "variants has the name 1"),
     ("--variants={'': {horizon: 5}}", "variants has the name ''"),
@@ -72,7 +73,16 @@ MEANINGLESS = [
     ("--trainer.val_check_interval=0", "trainer.val_check_interval is 0"),
     ("--trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch is 0"),
     ("--trainer.log_every_n_steps=-1", "trainer.log_every_n_steps is -1"),
+    ("--trainer.min_steps=-5", "trainer.min_steps is -5"),
+    ("--trainer.min_epochs=5", "trainer.min_epochs is 5, but trainer.max_epochs is 2"),
+    ("--trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1"),
+    ("--trainer.num_sanity_val_steps=-5", "trainer.num_sanity_val_steps is -5"),
+    ("--trainer.logger.init_args.save_dir=s3://a/b", "trainer.logger.init_args.save_dir is s3://a/b"),
+    ("--trainer.logger.init_args.name=../x", "trainer.logger.init_args.name is ../x"),
+    ("--trainer.logger.init_args.version=../../x", "trainer.logger.init_args.version is ../../x"),
     ("--early_stopping.patience=-1", "early_stopping.patience is -1"),
+    ("--early_stopping.min_delta=.inf", "early_stopping.min_delta is inf"),
+    ("--early_stopping.stopping_threshold=.inf", "early_stopping.stopping_threshold is inf"),
     ("--comparison.results=../elsewhere", "comparison.results is ../elsewhere"),
     ("--comparison.results=/tmp/elsewhere", "comparison.results is /tmp/elsewhere"),
     ("--data.init_std=-1", "data.init_std is -1"),
@@ -189,6 +199,16 @@ def test_arrays_of_any_byte_order_are_read():
         loaded.append(load_npz(Path("images.npz")))
     assert all(torch.equal(loaded[0].images, one.images) for one in loaded)
     assert all(torch.equal(loaded[0].labels, one.labels) for one in loaded)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32, np.uint64])
+def test_labels_of_any_integers_are_read(kind):
+    images, labels = np.zeros((24, 4, 4), np.uint8), np.arange(24)
+    np.savez("images.npz", x_train=images, y_train=labels.astype(kind), x_test=images, y_test=labels)
+    assert load_npz(Path("images.npz")).labels.dtype is torch.int64
+    np.savez("images.npz", x_train=images, y_train=labels, x_test=images, y_test=np.full(24, 2**64 - 1, np.uint64))
+    with pytest.raises(InvalidInputError, match="y_test has labels above"):
+        load_npz(Path("images.npz"))
 
 
 def test_an_encrypted_member_is_one_sentence():

@@ -59,6 +59,12 @@ def test_what_means_nothing_is_no_yaml(text):
         load_yaml(text, "a")
 
 
+def test_a_key_stands_once(fails):
+    Path("mine.yaml").write_text("data: {horizon: 5}\nmodel: {unroll: 5}\ndata: {seed: 1}\n")
+    assert "mine.yaml, which is YAML that has the key data again in line 3" in fails("fit", "--config", "mine.yaml")
+    check_yaml("a: &a {x: 1}\nb: &b {y: 1}\nc: {<<: *a, <<: *b, x: 2}\n[x]: 1\n", "a")
+
+
 @pytest.mark.parametrize("number", [".nan", "9" * 19, "-" + "9" * 5_000])
 def test_numbers_are_some(number):
     with pytest.raises(InvalidInputError, match=r"has [-.\w]+ in line 2: give a number within 64 bits"):

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -180,13 +180,33 @@ def check_finite(tensors: Mapping[str, Tensor], subject: str) -> None:
 
 
 def read_safely(path: str | PathLike) -> Any:
-    """Returns what ``torch.save`` wrote to a file, without executing anything in it; None if the file is damaged."""
+    """Returns what ``torch.save`` wrote to a file, without executing anything in it; None if the file is damaged.
+
+    Files that hold less than they stand for are damaged, too: no program of ours writes them.
+    """
     try:
         with zipfile.ZipFile(path) as file:
-            whole = file.testzip() is None  # torch.load does not compare checksums
-        return torch.load(path, map_location="cpu", weights_only=True) if whole else None
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in file.infolist())
+            whole = stored and file.testzip() is None  # torch.load does not compare checksums
+        found = torch.load(path, map_location="cpu", weights_only=True) if whole else None
+        return found if all(map(_is_whole, tensors_in(found))) else None
     except Exception:  # damaged bytes may mean anything, and so raise anything
         return None
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested dictionaries and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(entry)
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor is a plain one on the CPU, whose memory holds each of its numbers."""
+    plain = tensor.is_cpu and tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
+    return plain and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def make_rule(settings: Any, tensors: Mapping[str, Tensor], name: str | PathLike) -> UpdateRule:

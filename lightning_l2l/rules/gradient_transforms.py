@@ -72,9 +72,13 @@ class GradientTransforms(ShapedByOptimizee):
         return self
 
     def take_shapes(self, tensors: Mapping[str, Tensor]) -> None:
-        if not self._shapes and "shapes" in tensors:
-            with torch.random.fork_rng(devices=[]):  # numbers that are replaced must not use up the caller's
-                self._take(decoded(tensors["shapes"].tolist()))
+        """Makes the transforms if the numbers are theirs; others are for whoever loads them to refuse."""
+        if self._shapes or "shapes" not in tensors:
+            return
+        with torch.random.fork_rng(devices=[]):  # numbers that are replaced must not use up the caller's
+            shapes = decoded(tensors["shapes"])
+            if all(self._fits(shape, number, tensors) for number, shape in enumerate(shapes)):
+                self._take(shapes)
 
     def init(self, theta: Tensor) -> State:
         return ()
@@ -87,19 +91,31 @@ class GradientTransforms(ShapedByOptimizee):
         ]
         return -self.learning_rate * torch.cat(updates, 1), state
 
+    def _fits(self, shape: tuple[int, ...], number: int, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether numbers are those of a tensor's transform; takes no memory, since any shape may be declared."""
+        try:
+            with torch.device("meta"):
+                own = self._transform_of(shape).state_dict(prefix=f"transforms.{number}.")
+        except (OverflowError, RuntimeError):  # more numbers than can be counted
+            return False
+        return all(key in tensors and tensors[key].shape == value.shape for key, value in own.items())
+
     def _take(self, shapes: Shapes) -> None:
         """Makes the transforms of tensors of these shapes."""
-        make = of_learn2learn(self.transform) if isinstance(self.transform, str) else self.transform
-        try:
-            self.transforms.extend(make(nn.Parameter(torch.zeros(shape))) for shape in shapes)
-        except NotImplementedError as error:
-            raise InvalidInputError(
-                f"rule is {self.label} by {self.transform}, which has no transform for one of the optimizee's "
-                f"parameters, of shapes {shapes}: give another transform."
-            ) from error
+        self.transforms.extend(map(self._transform_of, shapes))
         self.transforms.to(self.like)
         self.shapes = self.shapes.new_tensor(encoded(shapes))
         self._shapes = shapes
+
+    def _transform_of(self, shape: tuple[int, ...]) -> nn.Module:
+        make = of_learn2learn(self.transform) if isinstance(self.transform, str) else self.transform
+        try:
+            return make(nn.Parameter(torch.zeros(shape)))
+        except NotImplementedError as error:
+            raise InvalidInputError(
+                f"rule is {self.label} by {self.transform}, which has no transform for one of the optimizee's "
+                f"parameters, of shape {shape}: give another transform."
+            ) from error
 
 
 def of_learn2learn(name: str) -> Callable[[nn.Parameter], nn.Module]:
@@ -120,13 +136,15 @@ def encoded(shapes: Shapes) -> list[int]:
     return [number for shape in shapes for number in (len(shape), *shape)]
 
 
-def decoded(numbers: list[int]) -> Shapes:
-    """Undoes ``encoded``."""
-    shapes = []
-    while numbers:
-        dimensions, numbers = numbers[0], numbers[1:]
-        shapes.append(tuple(numbers[:dimensions]))
-        numbers = numbers[dimensions:]
+def decoded(numbers: Tensor) -> Shapes:
+    """Undoes ``encoded``; nothing for numbers that are no such list."""
+    if numbers.ndim != 1 or numbers.dtype != torch.int64 or (numbers < 0).any():
+        return []
+    flat, shapes, place = numbers.tolist(), [], 0
+    while place < len(flat):
+        end = place + 1 + flat[place]
+        shapes.append(tuple(flat[place + 1 : end]))
+        place = end
     return shapes
 
 

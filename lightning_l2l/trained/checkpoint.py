@@ -13,6 +13,8 @@ from lightning_l2l.optimizees.origin import KEPT, is_kept
 from lightning_l2l.rules.files import PRETRAINED, data_of, described, read_rule, read_safely
 from lightning_l2l.tensorboard import run_folder
 
+SECTIONS = ("hyper_parameters", "datamodule_hyper_parameters", "callbacks", "loops")  # mappings of a checkpoint
+
 
 def read_checkpoint(path: Path, resumes: bool) -> dict[str, Any]:
     """Reads a checkpoint without executing anything in it.
@@ -42,6 +44,10 @@ def _read_whole(path: Path, resumes: bool) -> dict[str, Any] | None:
     checkpoint = read_safely(path)
     needed = {"state_dict", "pytorch-lightning_version"} | ({"loops", "optimizer_states"} if resumes else set())
     if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
+        return None
+    sections = [checkpoint[key] for key in SECTIONS if key in checkpoint]
+    sections += [own["data"] for own in sections if isinstance(own, dict) and "data" in own]
+    if not all(isinstance(section, dict) for section in sections):
         return None
     weights = checkpoint["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
@@ -88,7 +94,7 @@ def check_numbers(checkpoint: dict[str, Any], path: Path, resumes: bool) -> None
 
 def _from_0(key: str) -> bool:
     """Whether a number of Adam or its schedule must be 0 or more."""
-    return key.rpartition(".")[2] in ("lr", "initial_lr", "step", "exp_avg_sq", "eps") or "_lr" in key
+    return key.rpartition(".")[2] in ("lr", "initial_lr", "step", "exp_avg_sq", "eps", "weight_decay") or "_lr" in key
 
 
 def _numbers(value: Any, key: str) -> Iterator[tuple[str, torch.Tensor | float]]:

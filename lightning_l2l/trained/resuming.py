@@ -1,11 +1,16 @@
-"""What holds when a run goes on from a checkpoint, or tests one: its data, and the flags of callbacks."""
+"""What holds when a run goes on from a checkpoint, or tests one: its data, its optimizers, and the callbacks' flags."""
 
+import copy
 import inspect
+from contextlib import suppress
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
+from torch.optim import Optimizer
 
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees import EpisodeDataModule
 from lightning_l2l.optimizees.origin import KEPT
 from lightning_l2l.rules.files import PRETRAINED
@@ -66,3 +71,71 @@ class GivenFlags(Callback):
             if isinstance(state, dict):
                 settings = inspect.signature(type(callback).__init__).parameters.keys() - {"dirpath"}  # a place
                 state |= {name: getattr(callback, name) for name in settings & state.keys() if hasattr(callback, name)}
+
+
+class FittingOptimizers(Callback):
+    """Refuses a checkpoint whose optimizers another program has kept: a step would fail, or take another direction."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compares what the checkpoint holds with what this run's optimizers and schedules keep."""
+        if not (checkpoint := trainer._checkpoint_connector._loaded_checkpoint):
+            return
+        schedules = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
+        optimizers = [optimizer.state_dict() for optimizer in trainer.optimizers]
+        wrong = other_form(checkpoint.get("lr_schedulers"), schedules, "lr_schedulers")
+        wrong = wrong or other_form(checkpoint.get("optimizer_states"), optimizers, "optimizer_states")
+        for number, optimizer in enumerate(trainer.optimizers if not wrong else ()):
+            kept, key = checkpoint["optimizer_states"][number], f"optimizer_states.{number}"
+            wrong = wrong or _other_groups(kept, optimizers[number], key) or _other_states(kept, optimizer, key)
+        if wrong:
+            raise InvalidInputError(
+                f"--ckpt_path is {trainer.ckpt_path}, in which {wrong} is not what this run's optimizer keeps: give "
+                "another checkpoint."
+            )
+
+
+def other_form(kept: Any, own: Any, key: str) -> str:
+    """The name of the first value whose type or shape is another than that of its counterpart; empty if none is.
+
+    Args:
+        kept: nested dictionaries and lists, as a checkpoint holds them; keys that only it or ``own`` knows do not
+            count, as other versions of PyTorch have others.
+        own: what they are compared with; None means anything.
+        key: what they are called.
+    """
+    if isinstance(own, dict) and isinstance(kept, dict):
+        pairs = {name: (kept[name], own[name]) for name in own if name in kept}
+    elif isinstance(own, list | tuple) and isinstance(kept, list | tuple) and len(own) == len(kept):
+        pairs = dict(enumerate(zip(kept, own, strict=True)))
+    elif isinstance(own, torch.Tensor) and isinstance(kept, torch.Tensor):
+        alike = (kept.shape, kept.is_floating_point()) == (own.shape, own.is_floating_point())
+        return "" if alike else key
+    else:
+        kinds = [float if type(value) is int else type(value) for value in (kept, own)]
+        return "" if own is None or kinds[0] is kinds[1] not in (dict, list, tuple) else key
+    return next(filter(None, (other_form(*pair, f"{key}.{name}") for name, pair in pairs.items())), "")
+
+
+def _other_groups(kept: dict[str, Any], own: dict[str, Any], key: str) -> str:
+    """The name of the first switch or list of parameters in an optimizer's groups that differs; empty if none does."""
+    for number, (theirs, ours) in enumerate(zip(kept["param_groups"], own["param_groups"], strict=True)):
+        for name in theirs.keys() & ours.keys() - {"foreach", "fused"}:  # which change no results
+            if (name == "params" or isinstance(ours[name], bool)) and theirs[name] != ours[name]:
+                return f"{key}.param_groups.{number}.{name}"
+    return ""
+
+
+def _other_states(kept: dict[str, Any], optimizer: Optimizer, key: str) -> str:
+    """The name of the first state that has another form than a step would give it; empty if none has."""
+    trial = copy.deepcopy(optimizer)
+    for p in (p for group in trial.param_groups for p in group["params"]):
+        p.grad = torch.zeros_like(p)
+    with suppress(Exception), torch.random.fork_rng():  # one that needs a closure has states that nobody knows
+        trial.step()
+    for number, own in trial.state_dict()["state"].items():
+        theirs, name = kept["state"].get(number, {}), f"{key}.state.{number}"
+        if theirs and not own.keys() <= theirs.keys():
+            return name
+        if wrong := other_form(theirs, own, name):
+            return wrong
+    return ""

@@ -217,6 +217,9 @@ def load_npz(path: Path) -> LabelledImages:
                 f"data.source is {path}, where x_{name} is {x.dtype} and y_{name} {y.dtype}: save images as uint8 or "
                 "floating point, and labels as integers."
             )
+        if y.max() > np.iinfo(np.int64).max:
+            raise InvalidInputError(f"data.source is {path}, where y_{name} has labels above 2^63: number them from 0.")
+    y_train, y_test = y_train.astype(np.int64), y_test.astype(np.int64)
     if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
         raise InvalidInputError(
             f"data.source is {path}, where x_train is {x_train.dtype} {x_train.shape} and x_test {x_test.dtype} "
