@@ -85,16 +85,13 @@ class EpisodeDataModule(LightningDataModule, ABC):
         self.scaled: Scaled = scaled
         self.companion = companion
         self._unit: float | None = None
-        for key in (
-            "horizon",
-            "episodes_per_batch",
-            *(f"{s}_episodes" for s in ("train", "val", "tuning", "test")),
-        ):
+        splits = "train", "val", "tuning", "test"
+        for key in ("horizon", "episodes_per_batch", *(f"{split}_episodes" for split in splits)):
             require_positive(f"data.{key}", getattr(self, key))
         if seed < 0:
             raise InvalidInputError(f"data.seed is {seed}, but it must not be negative: give 0 or more.")
-        require_not_negative("data.random_scaling", random_scaling)
-        require_not_negative("data.companion", companion)
+        for key in ("random_scaling", "companion"):
+            require_not_negative(f"data.{key}", getattr(self, key))
         if train_episodes % episodes_per_batch:
             raise InvalidInputError(
                 f"data.train_episodes is {train_episodes}, which data.episodes_per_batch={episodes_per_batch} does not "

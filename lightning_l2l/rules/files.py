@@ -32,6 +32,7 @@ PRETRAINED = "pretrained:"  # before the name of a trained rule, where a checkpo
 KEY = "lightning_l2l.rule"  # of the rule's class and settings in a file's header
 DATA_KEY = "lightning_l2l.data"  # what it was trained on, in words
 VERSION_KEY, DIGEST_KEY = "lightning_l2l.version", "lightning_l2l.digest"
+REPEATED = 1 << 20  # bytes at most of a tensor that repeats numbers, since a small file may declare any number of them
 VERSION = 2  # of the format; the first one had neither a version nor a digest
 
 log = logging.getLogger(__name__)
@@ -182,7 +183,7 @@ def check_finite(tensors: Mapping[str, Tensor], subject: str) -> None:
 def read_safely(path: str | PathLike) -> Any:
     """Returns what ``torch.save`` wrote to a file, without executing anything in it; None if the file is damaged.
 
-    Files that hold less than they stand for are damaged, too: no program of ours writes them.
+    A file that holds much less than it stands for counts as damaged.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -204,9 +205,9 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def _is_whole(tensor: Tensor) -> bool:
-    """Whether a tensor is a plain one on the CPU, whose memory holds each of its numbers."""
+    """Whether a tensor is a plain one on the CPU, and no large one that repeats a few numbers."""
     plain = tensor.is_cpu and tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
-    return plain and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    return plain and tensor.numel() * tensor.element_size() <= max(tensor.untyped_storage().nbytes(), REPEATED)
 
 
 def make_rule(settings: Any, tensors: Mapping[str, Tensor], name: str | PathLike) -> UpdateRule:
