@@ -40,6 +40,18 @@ def meta_gradient(estimator, rule, episodes, weights=WEIGHTS):
     return torch.cat([grad.flatten() for grad in grads])
 
 
+def first_order_by_autograd(rule, episodes, weights=WEIGHTS):
+    """The meta-gradient with ∇_t detached, flat."""
+    theta, loss = rule.start(episodes.theta), 0.0
+    state = rule.init(theta)
+    for step, weight in enumerate(weights):
+        _, grad = episodes.value_and_grad(theta.detach(), step)
+        update, state = rule.update(grad, state)
+        theta = theta + update
+        loss = loss + weight * episodes.loss(theta, step + 1).mean()
+    return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(rule.parameters()))])
+
+
 @torch.no_grad()
 def without_gradients(*given):
     return unroll(*given)

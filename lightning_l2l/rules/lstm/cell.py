@@ -1,6 +1,7 @@
 """The LSTM in autograd's operations, which define what all faster ways to run it compute."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -25,10 +26,16 @@ class AutogradLSTM(UpdateRule):
 
     Args:
         hidden_size: see ``CoordinatewiseLSTM`` for all arguments.
+
+    Attributes:
+        extra_inputs: vectors [N, P] that the first layer sees besides the gradient, preprocessed like it.
+        extra_outputs: vectors [N, P] that are read out from the last layer besides the step.
     """
 
     coordinatewise = True
     means: ClassVar[type[Momentum] | type[CorrectedMomentum]] = Momentum  # what it keeps for each decay
+    extra_inputs: ClassVar[int] = 0
+    extra_outputs: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -54,10 +61,11 @@ class AutogradLSTM(UpdateRule):
         self.preprocessing = preprocessing
         self.output_scale = output_scale
         self.momenta = tuple(momenta or ())
-        inputs = [(1 if preprocessing is None else 2) + len(self.momenta)] + [hidden_size] * (num_layers - 1)
+        first = (1 if preprocessing is None else 2) * (1 + self.extra_inputs) + len(self.momenta)
+        inputs = [first] + [hidden_size] * (num_layers - 1)
         self.weights = nn.ParameterList(torch.empty(4 * hidden_size, n + hidden_size) for n in inputs)
         self.biases = nn.ParameterList(torch.empty(4 * hidden_size) for _ in inputs)
-        self.output = nn.Linear(hidden_size, 1)
+        self.output = nn.Linear(hidden_size, 1 + self.extra_outputs)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -1 / math.sqrt(hidden_size), 1 / math.sqrt(hidden_size))
         for bias in (*self.biases, self.output.bias):  # else all coordinates drift alike before anything is learned
@@ -71,12 +79,24 @@ class AutogradLSTM(UpdateRule):
     def update(self, grad: Tensor, state: State) -> tuple[Tensor, LSTMState]:
         *last, momenta = state
         rows, momenta = self.inputs(grad, momenta)
+        hidden, cell = self.layers(rows, *last)
+        return self.readout(hidden[-1].flatten(1)).view_as(grad), LSTMState(hidden, cell, momenta)
+
+    def layers(
+        self, rows: Tensor, last_hidden: Sequence[Tensor], last_cell: Sequence[Tensor]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The hidden states and cells of all layers after a step with these inputs, [inputs, N, P]."""
         hidden, cell = [], []
-        for weight, bias, last_hidden, last_cell in zip(self.weights, self.biases, *last, strict=True):
-            rows, next_cell = lstm_layer(rows, last_hidden, last_cell, weight, bias)
+        for weight, bias, *last in zip(self.weights, self.biases, last_hidden, last_cell, strict=True):
+            rows, next_cell = lstm_layer(rows, *last, weight, bias)
+            rows = self.outgoing(rows)
             hidden.append(rows)
             cell.append(next_cell)
-        return self.readout(rows.flatten(1)).view_as(grad), LSTMState(tuple(hidden), tuple(cell), momenta)
+        return tuple(hidden), tuple(cell)
+
+    def outgoing(self, hidden: Tensor) -> Tensor:
+        """What leaves a layer for the next one, and for itself at the next step: its hidden state, [H, N, P]."""
+        return hidden
 
     def inputs(self, grad: Tensor, momenta: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """What the first layer sees of a gradient [N, P], [inputs, N, P], and the running means with it."""

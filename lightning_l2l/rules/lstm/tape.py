@@ -88,6 +88,7 @@ class LSTMTape(Tape):
             grad_hidden[-1].addmm_(output, cotangent)
             for index in reversed(range(len(self.layers))):
                 layer, weight = self.layers[index], self.weights[index]
+                self.average(grad_hidden[index])
                 grad_gates = _backward(layer, step, grad_hidden[index], grad_cell[index], scratch)
                 grad_weights[index].addmm_(grad_gates, layer.rows[step].T)
                 inputs = layer.rows.shape[1] - 1 - len(grad_hidden[index])
@@ -115,12 +116,22 @@ class LSTMTape(Tape):
             grad_gates: derivatives with respect to its gates before their activation, [4H, C].
         """
 
+    def average(self, rows: Tensor) -> None:
+        """Averages over coordinates, in place, the units of a layer that are; the paper's LSTM has none.
+
+        An average is its own adjoint, so gradients are averaged alike.
+
+        Args:
+            rows: a layer's hidden state, or the meta-loss's gradient with respect to it, [H, C].
+        """
+
     def _forward(self, layer: LayerBuffers, weight: Tensor, inputs: Tensor) -> Tensor:
         step = self.step
         layer.rows[step, : len(inputs)] = inputs
         torch.mm(weight, layer.rows[step], out=layer.gates[step])
         hidden = layer.hidden[step]
         activate(layer.gates[step], layer.cell[step], layer.cell[step + 1], layer.tanh_cell[step], hidden)
+        self.average(hidden)
         if step + 1 < len(layer.rows):
             layer.rows[step + 1, len(inputs) : -1] = hidden
         return hidden
