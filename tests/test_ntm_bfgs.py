@@ -193,6 +193,17 @@ def test_the_optimizer_steps_a_param_group_as_one_vector(memory):
     assert torch.equal(theta(other), theta(model))
 
 
+def test_the_memory_stays_in_float32():
+    """Many small writes would be rounded away in bfloat16."""
+    p = torch.nn.Parameter(torch.ones(4))
+    p.grad = torch.ones(4)
+    for memory in FORMS:
+        optimizer = LearnedOptimizer([p], NTMBFGS(memory=memory), bfloat16_state=True)
+        optimizer.step()
+        kept = {value.dtype for name, value in optimizer.state[p].items() if name.startswith("memory")}
+        assert kept == {torch.float32} and optimizer.state[p]["controller.cell.0"].dtype == torch.bfloat16
+
+
 def test_a_matrix_for_too_many_coordinates_is_refused():
     sentence = "NTM-BFGS would keep a matrix of 9,183 x 9,183 numbers for each episode: set its memory to"
     with pytest.raises(InvalidInputError, match=sentence):

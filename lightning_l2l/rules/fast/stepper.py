@@ -14,7 +14,7 @@ from lightning_l2l.rules.fast.addresses import described
 
 CHUNK = {"cpu": 4096}  # coordinates at a time: on a CPU, what a core's cache holds
 LARGE_CHUNK = 65_536  # elsewhere; the LSTM's activations then take 60 MB
-RUNNING_MEANS = {"mean", "square"}  # in bfloat16 they would stall: what a step adds is rounded away
+SUMS = {"mean", "square", "memory"}  # in bfloat16 they would stall: what a step adds is rounded away
 
 KeptState = dict[str, Any]
 """A rule's state for one θ [P], as plain tensors and numbers by name, which is all that ``torch.optim`` can keep."""
@@ -184,7 +184,7 @@ class Stepper:
 
     def _kept(self, name: str, dtype: torch.dtype) -> torch.dtype:
         """The type in which a tensor of the rule's state is kept."""
-        small = dtype.is_floating_point and RUNNING_MEANS.isdisjoint(name.split("."))
+        small = dtype.is_floating_point and SUMS.isdisjoint(name.split("."))
         return self.kept_dtype if small else dtype
 
 

@@ -71,28 +71,28 @@ class AutogradLSTM(UpdateRule):
         for bias in (*self.biases, self.output.bias):  # else all coordinates drift alike before anything is learned
             nn.init.zeros_(bias)
 
-    def init(self, theta: Tensor) -> LSTMState:
+    def init(self, theta: Tensor) -> State:
         zeros = tuple(theta.new_zeros(self.hidden_size, *theta.shape) for _ in range(self.num_layers))
         empty = (theta.new_zeros(len(self.means._fields), *theta.shape) for _ in self.momenta)
         return LSTMState(zeros, zeros, tuple(self.means(*tensors) for tensors in empty))
 
-    def update(self, grad: Tensor, state: State) -> tuple[Tensor, LSTMState]:
+    def update(self, grad: Tensor, state: State) -> tuple[Tensor, State]:
         *last, momenta = state
         rows, momenta = self.inputs(grad, momenta)
         hidden, cell = self.layers(rows, *last)
         return self.readout(hidden[-1].flatten(1)).view_as(grad), LSTMState(hidden, cell, momenta)
 
     def layers(
-        self, rows: Tensor, last_hidden: Sequence[Tensor], last_cell: Sequence[Tensor]
+        self, rows: Tensor, hidden: Sequence[Tensor], cell: Sequence[Tensor]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The hidden states and cells of all layers after a step with these inputs, [inputs, N, P]."""
-        hidden, cell = [], []
-        for weight, bias, *last in zip(self.weights, self.biases, last_hidden, last_cell, strict=True):
-            rows, next_cell = lstm_layer(rows, *last, weight, bias)
+        after = []
+        for weight, bias, last_hidden, last_cell in zip(self.weights, self.biases, hidden, cell, strict=True):
+            rows, next_cell = lstm_layer(rows, last_hidden, last_cell, weight, bias)
             rows = self.outgoing(rows)
-            hidden.append(rows)
-            cell.append(next_cell)
-        return tuple(hidden), tuple(cell)
+            after.append((rows, next_cell))
+        next_hidden, next_cells = zip(*after, strict=True)
+        return next_hidden, next_cells
 
     def outgoing(self, hidden: Tensor) -> Tensor:
         """What leaves a layer for the next one, and for itself at the next step: its hidden state, [H, N, P]."""
