@@ -38,15 +38,15 @@ class NTMBFGSState(NamedTuple):
 class NTMBFGS(GlobalAveragingLSTM):
     """NTM-BFGS: an LSTM+GAC that reads and writes a memory matrix M over coordinates (arXiv:1606.04474, appendix D).
 
-    In each step the controller sees the gradient and what it read in the last one, and puts out five kinds of numbers
-    for each coordinate: the step g_t, the read vector r_t, and a_i and b_i of three write heads.
+    In each step the controller sees the gradient and what it read in the last one, and puts out eight numbers for each
+    coordinate: those of the step g_t, of the read vector r_t, and of a_i and b_i of three write heads.
 
         read_{t+1} = M_t r_t
         M_{t+1} = M_t + a_1 b_1ᵀ + a_2 b_2ᵀ + a_3 b_3ᵀ
 
     M is meant for an estimate of the inverse Hessian, so it starts as BFGS's does, as a multiple of the identity: from
     zero the read would tell nothing until the heads have learned to write. The weights of all a start at zero, so
-    that an untrained rule leaves M as it is. Step, reads and writes depend on the whole θ.
+    that an untrained rule leaves M as it is.
 
     The paper says that one read head, three write heads and two averages suffice to simulate BFGS. They do if the
     controller multiplies and divides exactly, which an LSTM only approximates, and if θ rests in every second step,
