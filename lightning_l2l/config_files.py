@@ -57,7 +57,10 @@ def find_config(name: str) -> Path:
             return folder / name
     known = sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("[!.]*.yaml")})
     known = [stem for stem in known if not stem.endswith("_problems")]
-    raise InvalidInputError(f"--config is {name[:20]}, which is no file: give one, or {', '.join(known)} (.yaml).")
+    raise InvalidInputError(
+        f"--config is {name[:80]}, which is no file: give one, or a name from below.",
+        f"--config {', '.join(known)} (.yaml)",
+    )
 
 
 def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
