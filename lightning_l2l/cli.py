@@ -13,7 +13,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from lightning_l2l import reference, seeds
 from lightning_l2l.callbacks import BestCheckpoint, SaveStageConfig, own_callbacks
-from lightning_l2l.config_files import ConfigByName, check_sections, find_config, given, refuse_old_keys
+from lightning_l2l.config_files import LEARNER, ConfigByName, check_sections, find_config, given, refuse_old_keys
 from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.evaluation import report
 from lightning_l2l.evaluation.comparison import Comparison, comparison_of
@@ -42,7 +42,6 @@ from lightning_l2l.trained.runs import continue_run, find_checkpoint, runs_folde
 from lightning_l2l.variants import make_variants
 
 PROGRAM = "python -m lightning_l2l"
-LEARNER = "lightning_l2l.learners.MetaLearner"
 COMMANDS = {
     "fit": "Meta-trains an update rule, and keeps the best and the last checkpoint in the run's folder.",
     "validate": "Runs the validation episodes with a trained rule.",

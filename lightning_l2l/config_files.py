@@ -21,7 +21,7 @@ from lightning_l2l.yaml_files import check_yaml, load_yaml, read_yaml
 
 PACKAGE = Path(__file__).parent
 CONFIG_FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")  # in an installed wheel, in a checkout
-DEFAULT_LEARNER = "MetaLearner"
+LEARNER = "lightning_l2l.learners.MetaLearner"  # unless a config or a flag names another
 
 
 class ConfigByName(ActionConfigFile):
@@ -40,7 +40,7 @@ class ConfigByName(ActionConfigFile):
         path = find_config(values)
         settings = read_config(path)
         self.files += 1
-        if self.files <= getattr(parser, "replaced", 0):
+        if self.files <= parser.replaced:
             settings.pop("model", None)
         self.before = merge(self.before, settings)
         super().__call__(parser, cfg, yaml.safe_dump(_changed(self.before, settings), sort_keys=False), option_string)
@@ -140,7 +140,7 @@ def refuse_old_keys(settings: Given) -> None:
     Raises:
         InvalidInputError: shows the equivalent table.
     """
-    if _class_name({"class_path": settings.learner}) == DEFAULT_LEARNER:
+    if _class_name({"class_path": settings.learner}) == _class_name({}):
         refuse_old_schedule(settings.settings, settings.epochs)
 
 
@@ -151,7 +151,7 @@ def _as_mapping(value: Any) -> dict[str, Any]:
 
 def _class_name(section: dict[str, Any]) -> str:
     """The learner's class in a section, by its own name alone."""
-    return str(section.get("class_path") or DEFAULT_LEARNER).rpartition(".")[2]
+    return str(section.get("class_path") or LEARNER).rpartition(".")[2]
 
 
 def _parsed(value: str) -> Any:

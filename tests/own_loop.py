@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from lightning_l2l import LearnedOptimizer
 from lightning_l2l.rules import CoordinatewiseLSTM
 
 SETTINGS = {"LSTM": {}, "plain LSTM": {"num_layers": 1, "preprocessing": None}, "momenta": {"momenta": [0.9, 0.99]}}
@@ -70,3 +71,17 @@ def by_hand(rule, model, steps, factor=1.0):
 
     train(model, ByHand(), steps)
     return theta(model)
+
+
+def assert_steps_and_resumes(rule, model, steps, **tolerances):
+    """``LearnedOptimizer`` takes the steps that a rule defines, and goes on to the bit from a state dict."""
+    want = by_hand(rule, model, steps)
+    optimizer = LearnedOptimizer(model.parameters(), rule)
+    train(model, optimizer, steps)
+    torch.testing.assert_close(theta(model), want, **tolerances)
+    other = copy.deepcopy(model)
+    resumed = LearnedOptimizer(other.parameters(), rule)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one, its in ((model, optimizer), (other, resumed)):
+        train(one, its, 2, seed=1)
+    assert torch.equal(theta(other), theta(model))

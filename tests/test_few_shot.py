@@ -290,7 +290,7 @@ def test_learn2learns_maml_runs_as_the_learned_start_does():
     rule.theta.data = start
     curves, accuracy = evaluate(rule, episodes, 3)
     learner.trainer = SimpleNamespace(world_size=1, testing=True, test_dataloaders=None)
-    learner.log = lambda *_, **__: None
+    learner.log = learner.log_dict = lambda *_, **__: None
     found = learner.test_step(episodes, 0)
     torch.testing.assert_close(found["curves"], curves, rtol=1e-10, atol=0)
     torch.testing.assert_close(found["accuracy"].double(), accuracy)

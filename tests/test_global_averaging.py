@@ -1,12 +1,11 @@
 """LSTM+GAC: what is averaged, its tape, and a φ that clips."""
 
-import copy
 import math
 
 import pytest
 import torch
 from forks import QUADRATICS, train_race_kill_and_resume
-from own_loop import by_hand, network, theta, train
+from own_loop import assert_steps_and_resumes, network
 from small_problem import assert_agrees_with_finite_differences, first_order_by_autograd, meta_gradient, problem
 
 from lightning_l2l import LearnedOptimizer
@@ -184,17 +183,7 @@ def test_averages_can_clip_the_gradients_norm():
 
 
 def test_the_optimizer_steps_a_param_group_as_one_vector():
-    rule, model = lstm(), network(torch.float64)
-    want = by_hand(rule, model, 2)
-    optimizer = LearnedOptimizer(model.parameters(), rule)
-    train(model, optimizer, 2)
-    torch.testing.assert_close(theta(model), want, rtol=1e-9, atol=1e-9)
-    other = copy.deepcopy(model)
-    resumed = LearnedOptimizer(other.parameters(), rule)
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for one, its in ((model, optimizer), (other, resumed)):
-        train(one, its, 2, seed=1)
-    assert torch.equal(theta(other), theta(model))
+    assert_steps_and_resumes(lstm(), network(torch.float64), 2, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("averaged", [-1, 5])

@@ -1,12 +1,11 @@
 """NTM-BFGS: its memory, and BFGS under a controller whose arithmetic is exact."""
 
-import copy
 from typing import NamedTuple
 
 import pytest
 import torch
 from forks import QUADRATICS, train_race_kill_and_resume
-from own_loop import by_hand, network, theta, train
+from own_loop import assert_steps_and_resumes, network, train
 from small_problem import assert_agrees_with_finite_differences, first_order_by_autograd, meta_gradient, problem
 from torch import Tensor
 
@@ -181,16 +180,7 @@ def test_meta_gradients(memory, preprocessing):
 @pytest.mark.parametrize("memory", FORMS)
 def test_the_optimizer_steps_a_param_group_as_one_vector(memory):
     rule, model = rule_far_from_its_start(memory=memory), torch.nn.Linear(200, 3).double()
-    want = by_hand(rule, model, 4)
-    optimizer = LearnedOptimizer(model.parameters(), rule)
-    train(model, optimizer, 4)
-    torch.testing.assert_close(theta(model), want, rtol=1e-9, atol=1e-9)
-    other = copy.deepcopy(model)
-    resumed = LearnedOptimizer(other.parameters(), rule)
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for one, its in ((model, optimizer), (other, resumed)):
-        train(one, its, 2, seed=1)
-    assert torch.equal(theta(other), theta(model))
+    assert_steps_and_resumes(rule, model, 4, rtol=1e-9, atol=1e-9)
 
 
 def test_the_memory_stays_in_float32():

@@ -1,12 +1,9 @@
 """RNNprop: what it sees, how far it steps, and its faster forms."""
 
-import copy
-
 import pytest
 import torch
-from own_loop import by_hand, network, theta, train
+from own_loop import assert_steps_and_resumes, network
 
-from lightning_l2l import LearnedOptimizer
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.rules import RNNprop
 from lightning_l2l.rules.base import Tape
@@ -98,18 +95,7 @@ def test_a_subclass_is_not_run_by_them():
 
 
 def test_it_is_an_optimizer_that_resumes(way):
-    rule, model = rnnprop(), network()
-    want = by_hand(rule, model, 3)
-    first = copy.deepcopy(model)
-    optimizer = LearnedOptimizer(first.parameters(), rule)
-    train(first, optimizer, 3)
-    torch.testing.assert_close(theta(first), want, rtol=1e-4, atol=1e-5)
-    second = copy.deepcopy(first)
-    again = LearnedOptimizer(second.parameters(), rule)
-    again.load_state_dict(optimizer.state_dict())
-    train(first, optimizer, 2, seed=1)
-    train(second, again, 2, seed=1)
-    assert torch.equal(theta(first), theta(second))
+    assert_steps_and_resumes(rnnprop(), network(), 3, rtol=1e-4, atol=1e-5)
 
 
 def test_a_decay_that_is_none_is_refused():

@@ -74,6 +74,17 @@ def counted(trainer: Trainer, episodes: Episodes, batch_idx: int) -> int:
     return round(share * len(episodes))
 
 
+def log_counted(
+    learner: LightningModule, metrics: Mapping[str, Tensor], episodes: Episodes, batch_idx: int
+) -> dict[str, Tensor]:
+    """Logs the means of metrics, each [N], over the episodes that count, and returns them."""
+    count = counted(learner.trainer, episodes, batch_idx)
+    means = {name: each[:count].mean() if count else each.new_zeros(()) for name, each in metrics.items()}
+    # Lightning divides the sum of the counts by the number of processes, and rounds down
+    learner.log_dict(means, batch_size=count * learner.trainer.world_size, sync_dist=True)
+    return means
+
+
 def evaluated(outputs: Any, episodes: Episodes, horizon: int) -> tuple[Tensor, Tensor | None] | None:
     """The learning curves, [N, T + 1], and accuracies, [N] or None, of a validation or test step; None without them."""
     found = outputs if isinstance(outputs, Mapping) else {"curves": outputs}

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lightning_l2l.errors import InvalidInputError, require_positive
 from lightning_l2l.extras import learn2learn
-from lightning_l2l.learners.base import counted
+from lightning_l2l.learners.base import log_counted
 from lightning_l2l.optimizees import EpisodeDataModule, FewShot
 from lightning_l2l.optimizees.few_shot import FewShotEpisodes
 from lightning_l2l.optimizees.networks.conv4 import Conv4
@@ -81,10 +81,8 @@ class Learn2LearnMAML(LightningModule):
             accuracies.append(self._adapted(one)[1])
             curves.append(torch.stack(self.losses.values))
         outcomes = {"curves": torch.stack(curves), "accuracy": torch.stack(accuracies)}
-        count = counted(self.trainer, episodes, batch_idx)
-        for name, values in (("meta_loss", outcomes["curves"][:, -1]), ("accuracy", outcomes["accuracy"])):
-            mean = values[:count].mean() if count else values.new_zeros(())
-            self.log(f"{stage}/{name}", mean, batch_size=count * self.trainer.world_size, sync_dist=True)
+        metrics = {f"{stage}/meta_loss": outcomes["curves"][:, -1], f"{stage}/accuracy": outcomes["accuracy"]}
+        log_counted(self, metrics, episodes, batch_idx)
         return outcomes
 
     def _adapted(self, task: FewShotEpisodes) -> tuple[Tensor, Tensor]:

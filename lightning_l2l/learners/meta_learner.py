@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.errors import InvalidInputError, require_positive, require_within
 from lightning_l2l.guard import all_finite
-from lightning_l2l.learners.base import MONITOR, counted, dtype_of
+from lightning_l2l.learners.base import MONITOR, dtype_of, log_counted
 from lightning_l2l.learners.stages import Stage, Stages
 from lightning_l2l.meta_losses import MetaLoss, WeightedSum, Weights
 from lightning_l2l.optimizees import EpisodeDataModule
@@ -259,12 +259,9 @@ class MetaLearner(LightningModule):
         }
         if accuracy is not None:
             metrics[f"{stage}/accuracy"] = accuracy
-        count = counted(self.trainer, episodes, batch_idx)
-        means = {name: each[:count].mean() if count else each.new_zeros(()) for name, each in metrics.items()}
+        means = log_counted(self, metrics, episodes, batch_idx)
         for name, values in {f"Losses of {stage} episodes": curves, **means}.items():
             self._say_unless_finite(name, values)
-        # Lightning divides the sum of the counts by the number of processes, and rounds down
-        self.log_dict(means, batch_size=count * self.trainer.world_size, sync_dist=True)
         return {"curves": curves} if accuracy is None else {"curves": curves, "accuracy": accuracy}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
