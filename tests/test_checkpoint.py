@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import RUN, tiny
+from command_line import RUN, fit, tiny
 from conftest import weights
 
 from lightning_l2l.rules.files import read_safely
@@ -126,6 +126,20 @@ def test_another_part_in_a_checkpoint_is_one_sentence(part, fails, fitted):
     checkpoint[part], words = OTHER_PARTS[part]
     torch.save(checkpoint, "spoilt.ckpt")
     assert words in fails(*tiny("fit", "--ckpt_path=spoilt.ckpt"))
+
+
+def test_a_stages_setting_that_an_earlier_version_lacked_does_not_count(fails):
+    stages = "--model.stages=[{share: 1}, {share: 2}]"
+    fit(stages)
+    path = RUN / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    for row in checkpoint["hyper_parameters"]["stages"]:
+        del row["patience"]
+    torch.save(checkpoint, path)
+    for other in ("[{share: 1}, {share: 3}]", "[{share: 1}]", "[{share: 1}, {share: 2}, {share: 2}]"):
+        flags = f"--model.stages={other}", "--ckpt_path=last", "--trainer.max_epochs=3"
+        assert "model.stages is" in fails(*tiny("fit", *flags))
+    fit(stages, "--ckpt_path=last", "--trainer.max_epochs=3")
 
 
 def test_a_checkpoint_of_another_shape_is_refused(fails, fitted):

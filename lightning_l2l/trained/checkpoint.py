@@ -141,7 +141,7 @@ def check_same_settings(checkpoint: dict[str, Any], config: Namespace, resumes: 
     for key in sorted(kept.keys() & given.keys() - {"data.init_args.root"}):
         counts = resumes or key.startswith("model.rule.") or key == "model.class_path"
         counts = counts or (key == parts and kept.get(source) == given.get(source))
-        if counts and kept[key] != given[key]:
+        if counts and not same_settings(kept[key], given[key]):
             raise _differs(key, given[key], kept[key])
     for key in sorted(given.keys() ^ kept.keys()):  # one may be a value where the other is a class with settings
         other, more = (kept, given) if key in given else (given, kept)
@@ -152,6 +152,18 @@ def check_same_settings(checkpoint: dict[str, Any], config: Namespace, resumes: 
     if resumes:
         _refuse_fewer_epochs(checkpoint, config.trainer.max_epochs)
         refuse_another_schedule(settings, model.get("stages"), config.trainer.max_epochs)
+
+
+def same_settings(kept: Any, given: Any) -> bool:
+    """Whether two settings are equal; in mappings inside of lists, keys that one alone has do not count, either.
+
+    An earlier version may not have known them.
+    """
+    if isinstance(kept, list) and isinstance(given, list):
+        return len(kept) == len(given) and all(map(same_settings, kept, given))
+    if isinstance(kept, dict) and isinstance(given, dict):
+        return all(same_settings(kept[key], given[key]) for key in kept.keys() & given.keys())
+    return kept == given
 
 
 def _refuse_fewer_epochs(checkpoint: dict[str, Any], epochs: int | None) -> None:
