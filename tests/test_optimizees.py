@@ -54,6 +54,24 @@ def test_an_episode_is_its_number(data):
         assert not torch.isclose(alone.theta, other.theta).any()
 
 
+def test_quadratics_have_the_condition_number_that_is_asked_for():
+    """And the sum of squares and the singular vectors that they had."""
+    drawn, stretched = (
+        Quadratics("gaussian", condition_number=number).episodes("val", range(4)).matrix.double()
+        for number in (None, 1e4)
+    )
+    eigenvalues = torch.linalg.eigvalsh(stretched.mT @ stretched)
+    torch.testing.assert_close(
+        eigenvalues[:, -1] / eigenvalues[:, 0], torch.full((4,), 1e4).double(), rtol=0.02, atol=0
+    )
+    torch.testing.assert_close(stretched.square().sum((1, 2)), drawn.square().sum((1, 2)))
+    grams = drawn.mT @ drawn, stretched.mT @ stretched  # equal eigenvectors, so they commute
+    torch.testing.assert_close(grams[0] @ grams[1], grams[1] @ grams[0], rtol=1e-4, atol=1e-3)
+    for settings in ({"condition_number": 0.5}, {"condition_number": 2, "dimension": 1}):
+        with pytest.raises(InvalidInputError, match=r"data\.condition_number is"):
+            Quadratics(**settings)
+
+
 def test_repeating_keeps_the_order():
     episodes = digits().episodes("tune", range(2))
     losses = episodes.repeat(3).loss(episodes.theta.repeat(3, 1), 1)

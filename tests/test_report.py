@@ -9,6 +9,7 @@ import pytest
 from lightning_l2l.cli import main
 from lightning_l2l.evaluation.report import BEGIN, END, report
 from lightning_l2l.evaluation.results import ACCURACY, COLUMNS, FURTHER, INTERVALS, NUMBERS
+from lightning_l2l.evaluation.suite.entries import write_rows
 
 OLD = [*COLUMNS, *NUMBERS]
 ALL = [*OLD, *INTERVALS, *FURTHER]
@@ -109,6 +110,29 @@ def test_variants_and_horizons_have_tables_of_their_own():
     write("runs/e/version_0/results.csv", lstm(2.0), SGD, lstm(2.0, variant="w"), lstm(2.0, horizon=60))
     report(["runs/e/version_0/results.csv"], Path("report.md"))
     assert Path("report.md").read_text().count("### e") == 3
+
+
+def benchmark_rows(steps: int, optimizer: str, **ratios: float) -> list[dict[str, object]]:
+    summary = {"problem": "all", "ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6, "interquartile": 0.45}
+    summary |= {"worst": max(ratios.values()), "worst_problem": "b", "diverged": 1, "held_out_ratio": 0.7}
+    problems = [{"problem": name, "ratio": ratio} for name, ratio in ratios.items()]
+    rows = [summary | {"seconds_ratio": 2.0, "published": "below 1 of 2"}, *problems]
+    return [{"steps": steps, "optimizer": optimizer, **row} for row in rows]
+
+
+def test_a_benchmark_has_tables_of_its_own():
+    rows = benchmark_rows(9, "Adam 0.001", a=1.0, b=1.0) + benchmark_rows(9, "mine", a=0.25, b=1.0)
+    write_rows([*rows, *benchmark_rows(9, "SOAP", a=0.75)], Path("everyday.csv"))
+    report(["everyday.csv"], Path("report.md"))
+    assert "Mean loss" not in Path("report.md").read_text()
+    header, _, mine, soap, problems, a, b = table()
+    assert mine == ["9", "mine", "0.5", "0.4 – 0.6", "0.45", "1 (b)", "1", "0.7", "2", "below 1 of 2"]
+    assert [header[0], soap[1]] == ["steps", "SOAP"]
+    assert [problems, a, b] == [["problem", "mine", "SOAP"], ["a", "0.25", "0.75"], ["b", "1", ""]]
+    write("results.csv", lstm(2.0), SGD)
+    report(["*.csv"], Path("report.md"))
+    text = Path("report.md").read_text()
+    assert text.index("Mean loss") < text.index("### e") < text.index("Training loss over") < text.index("### everyday")
 
 
 def test_what_stands_outside_of_the_markers_stays(capsys):

@@ -12,6 +12,9 @@ from typing import NamedTuple
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.intervals import half_width
 from lightning_l2l.evaluation.results import COLUMNS, NUMBERS, with_interval
+from lightning_l2l.evaluation.suite import entries
+from lightning_l2l.evaluation.suite.markdown import EXPLAINED as OF_BENCHMARKS
+from lightning_l2l.evaluation.suite.markdown import markdown
 from lightning_l2l.terminal import ShortParser
 
 BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
@@ -37,8 +40,9 @@ class Table(NamedTuple):
 def report(results: Sequence[str], output: Path) -> None:
     """Writes the tables of kept results.csv files into a Markdown file, between two marker comments.
 
-    A rule with several runs has a row for their mean and one for each run. Text outside the markers is kept; a file
-    without markers gets the tables at its end.
+    A rule with several runs has a row for their mean and one for each run. What a benchmark wrote, such as
+    everyday.csv, follows in tables of its own. Text outside the markers is kept; a file without markers gets the tables
+    at its end.
 
     Args:
         results: paths, or patterns of them such as "runs/mnist/seed_*/results.csv".
@@ -48,15 +52,21 @@ def report(results: Sequence[str], output: Path) -> None:
         InvalidInputError: a file cannot be read, or the markers are broken.
     """
     tables: dict[Table, list[dict[str, str]]] = {}
+    benchmarks: list[str] = []
     for path in [path for pattern in results for path in _found(pattern)]:
-        for row in _read(path):
+        rows_of_file = _read(path)
+        if _is_benchmark(rows_of_file):
+            benchmarks.append(markdown(path.stem, rows_of_file))
+            continue
+        for row in rows_of_file:
             rows = tables.setdefault(Table(*(row[column] for column in Table._fields)), [])
             if not any(_numbers_of(row) == _numbers_of(known) for known in rows):  # a baseline in several files
                 rows.append(row)
     command = shlex.join(["python", "-m", "lightning_l2l", "report", "--results", *results, "--output", str(output)])
-    explained = [EXPLAINED, *[OF_ACCURACY] * any(map(_have_accuracy, tables.values()))]
-    shown = [_markdown(table, rows) for table, rows in tables.items()]
-    written = "\n\n".join([BEGIN, f"Written by `{command}`.", *explained, *shown, END])
+    shown = [*[EXPLAINED] * bool(tables), *[OF_ACCURACY] * any(map(_have_accuracy, tables.values()))]
+    shown += [_markdown(table, rows) for table, rows in tables.items()]
+    shown += [*[OF_BENCHMARKS] * bool(benchmarks), *benchmarks]
+    written = "\n\n".join([BEGIN, f"Written by `{command}`.", *shown, END])
     before, after = _outside(output)
     output.write_text(before + written + after)
     print(f"Written: {output}")
@@ -78,12 +88,14 @@ def _found(pattern: str) -> list[Path]:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    """The rows of a results.csv; one of an earlier version lacks intervals."""
+    """The rows of a results.csv, or of a benchmark's file; a results.csv of an earlier version lacks intervals."""
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error):
         rows = []
+    if rows and _is_benchmark(rows):
+        return rows
     if not rows or not {*COLUMNS, *NUMBERS} <= rows[0].keys():
         raise InvalidInputError(f"--results is {path}, which is no results.csv of a test: give another file.")
     folders = [folder.name for folder in path.resolve().parents[:2]]
@@ -94,6 +106,10 @@ def _read(path: Path) -> list[dict[str, str]]:
         row["base"] = row["rule"].removesuffix(f" {given}")
         row["run"] = given or run
     return rows
+
+
+def _is_benchmark(rows: list[dict[str, str]]) -> bool:
+    return rows[0].keys() == set(entries.COLUMNS)
 
 
 def _numbers_of(row: dict[str, str]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Random quadratic functions (arXiv:1606.04474, section 3.1)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_l2l.episodes import Episodes
-from lightning_l2l.errors import require_not_negative, require_positive
+from lightning_l2l.errors import InvalidInputError, require_not_negative, require_positive
 from lightning_l2l.optimizees.base import EpisodeDataModule, Split
 
 
@@ -41,28 +42,42 @@ class Quadratics(EpisodeDataModule):
     Args:
         distribution: of the entries of W and y: uniform or gaussian.
         dimension: D, number of coordinates of θ.
+        condition_number: the largest over the smallest eigenvalue of the Hessian 2 WᵀW, the same for every function:
+            W's singular values are raised to the power that gives it, and scaled to the sum of squares that they had.
+            null leaves them as drawn.
         init_std: standard deviation of θ_0 ~ N(0, init_std²).
         kwargs: see ``EpisodeDataModule``.
+
+    Raises:
+        InvalidInputError: a setting is out of its range.
     """
 
     def __init__(
         self,
         distribution: Literal["uniform", "gaussian"] = "uniform",
         dimension: int = 10,
+        condition_number: float | None = None,
         init_std: float = 0.01,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         require_positive("data.dimension", dimension)
         require_not_negative("data.init_std", init_std)
+        if condition_number is not None and not (1 <= condition_number < math.inf and dimension > 1):
+            raise InvalidInputError(
+                f"data.condition_number is {condition_number}: give a number of at least 1, and data.dimension of 2 or "
+                "more, or null."
+            )
         self.distribution = distribution
         self.dimension = dimension
+        self.condition_number = condition_number
         self.init_std = init_std
 
     @property
     def description(self) -> str:
         """Which distribution."""
-        return self.distribution
+        known = "" if self.condition_number is None else f", condition number {self.condition_number:g}"
+        return self.distribution + known
 
     def episodes(self, split: Split, numbers: Sequence[int]) -> QuadraticEpisodes:
         """Builds the quadratic functions with these numbers."""
@@ -73,5 +88,16 @@ class Quadratics(EpisodeDataModule):
     def _draw(self, random: np.random.Generator) -> np.ndarray:
         draw = random.random if self.distribution == "uniform" else random.standard_normal
         function = draw((self.dimension, self.dimension + 1), dtype=np.float32)
+        if self.condition_number is not None:
+            function[:, :-1] = with_condition_number(function[:, :-1], self.condition_number)
         theta = self.init_std * random.standard_normal((self.dimension, 1), dtype=np.float32)
         return np.concatenate([function, theta], axis=1)
+
+
+def with_condition_number(matrix: np.ndarray, condition_number: float) -> np.ndarray:
+    """The matrix W [D, D] with its singular values raised to the power that gives WᵀW this condition number."""
+    left, values, right = np.linalg.svd(matrix.astype(np.float64))
+    logs = np.log(values / values[0])
+    powered = np.exp(logs * (-math.log(condition_number) / 2 / logs[-1]))
+    powered *= np.linalg.norm(values) / np.linalg.norm(powered)
+    return (left * powered) @ right
