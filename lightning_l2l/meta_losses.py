@@ -86,6 +86,16 @@ class WeightedSum(MetaLoss):
         return weights
 
 
+class BestSoFar(MetaLoss):
+    """Σ_t min_{s ≤ t} f(θ_s): a step that is above the best one so far does not count, but what it leads to does.
+
+    It is meant for truncations that are whole runs. Shorter ones each begin with a best step of their own.
+    """
+
+    def __call__(self, losses: Tensor, step: int, horizon: int, reference: Tensor | None = None) -> Tensor:
+        return losses.cummin(0).values.sum(0)
+
+
 class LogLoss(MetaLoss):
     """The mean of log(f(θ_t) + floor) over the run, less that of the reference, if the optimizee has one.
 

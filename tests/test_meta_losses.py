@@ -9,7 +9,7 @@ from conftest import same, weights
 
 from lightning_l2l.cli import main
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.meta_losses import LogLoss, Regret, WeightedSum
+from lightning_l2l.meta_losses import BestSoFar, LogLoss, Regret, WeightedSum
 
 LOSSES = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0], [4.0, 40.0]])  # [T, N]
 
@@ -24,6 +24,16 @@ def test_weights_by_name(given, want):
     torch.testing.assert_close(meta_loss(LOSSES, 0, 4), torch.tensor([want, 10 * want]))
     halves = meta_loss(LOSSES[:2], 0, 4) + meta_loss(LOSSES[2:], 2, 4)
     torch.testing.assert_close(halves, torch.tensor([want, 10 * want]))
+
+
+def test_the_best_loss_so_far_counts_as_often_as_it_is_the_best():
+    losses = torch.tensor([[3.0, 1.0], [4.0, 2.0], [2.0, 0.5], [5.0, 4.0]]).requires_grad_()
+    meta_losses = BestSoFar()(losses, 0, 4)
+    torch.testing.assert_close(meta_losses, torch.tensor([3.0 + 3 + 2 + 2, 1.0 + 1 + 0.5 + 0.5]))
+    (grads,) = torch.autograd.grad(meta_losses.sum(), losses)
+    assert grads.tolist() == [[2, 2], [0, 0], [2, 2], [0, 0]]
+    best = {"class_path": "lightning_l2l.meta_losses.BestSoFar"}
+    fit("--model.unroll=10", f"--model.meta_loss={best}")
 
 
 @pytest.mark.parametrize("horizon", [1, 7, 100])
