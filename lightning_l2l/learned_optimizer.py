@@ -60,10 +60,11 @@ class LearnedOptimizer(WatchedOptimizer):
     Args:
         params: parameters, named parameters or param groups, as every optimizer of ``torch.optim`` takes them. A group
             may have a ``rule``, ``lr``, ``scale`` and ``weight_decay`` of its own.
-        rule: an ``UpdateRule``; the name of a trained one in this package, such as ``mnist``; or the path of a file
-            that ``python -m lightning_l2l export`` or ``lightning_l2l.pretrained.save_rule`` wrote. A ``Grouped`` rule
-            chooses a parameter's rule by its name if ``params`` is ``model.named_parameters()``; otherwise each group
-            names one of its rules: ``{"params": ..., "rule": "conv"}``.
+        rule: the name of a trained rule in this package: ``everyday`` is for networks of many kinds, the others are for
+            the paper's problems. Or an ``UpdateRule``; or the path of a file that ``python -m lightning_l2l export`` or
+            ``lightning_l2l.pretrained.save_rule`` wrote. A ``Grouped`` rule chooses a parameter's rule by its name if
+            ``params`` is ``model.named_parameters()``; otherwise each group names one of its rules:
+            ``{"params": ..., "rule": "conv"}``.
         lr: factor of every step, which learning-rate schedulers change; 1 takes the steps as learned.
         scale: a further factor, which schedulers leave alone.
         weight_decay: λ, the part of θ that each step at lr = 1 removes, beside the rule's step and before it, as in
@@ -81,7 +82,7 @@ class LearnedOptimizer(WatchedOptimizer):
         RuntimeError: raised by ``step`` for a sparse gradient.
 
     Example:
-        >>> optimizer = LearnedOptimizer(model.parameters(), "mnist")
+        >>> optimizer = LearnedOptimizer(model.parameters())
         >>> optimizer.zero_grad()
         >>> loss_fn(model(input), target).backward()
         >>> optimizer.step()
@@ -90,7 +91,7 @@ class LearnedOptimizer(WatchedOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        rule: UpdateRule | str | PathLike,
+        rule: UpdateRule | str | PathLike = "everyday",
         lr: float | Tensor = 1.0,
         *,
         scale: float = 1.0,

@@ -19,6 +19,7 @@ SMALL = {  # replaces the cell tagged "settings"
         '"--data.tuning_episodes=2", "--data.test_episodes=8", "--comparison.rates_per_decade=1"]'
     ),
     "4_a_trained_rule_in_your_loop": "runs, steps, long = 1, 12, 12",
+    "5_train_your_own_model": "seeds, steps, rates = 1, 20, (0.001, 0.01)",
 }
 
 
