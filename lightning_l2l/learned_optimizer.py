@@ -50,7 +50,8 @@ class LearnedOptimizer(WatchedOptimizer):
     **Compilation.** ``torch.compile`` the model as you like, but not ``step``: it would only take longer.
 
     **Trained weights.** Until a rule has seen a few gradients it knows little of them: warm ``lr`` up over 100 steps,
-    from 1 / 100, where weights are worth keeping.
+    from 1 / 100, where weights go on with the task that they were trained on. Where their loss has converged, it may
+    rise nevertheless.
 
     **State.** The paper's LSTM keeps 80 numbers per coordinate: 320 bytes, or 160 with ``bfloat16_state``. Running
     means, such as a rule's ``momenta``, stay in float32 even then: 8 bytes each. ``state_dict`` holds them as plain

@@ -87,9 +87,10 @@ class WeightedSum(MetaLoss):
 
 
 class BestSoFar(MetaLoss):
-    """Σ_t min_{s ≤ t} f(θ_s): a step that is above the best one so far does not count, but what it leads to does.
+    """Σ_t min_{1 ≤ s ≤ t} f(θ_s), the sum over steps of the lowest loss up to each.
 
-    It is meant for truncations that are whole runs. Shorter ones each begin with a best step of their own.
+    A step that is worse than the best one so far repeats the best loss, even if the run diverges there. It is meant for
+    truncations that are whole runs (``unroll`` equal to the horizon): each truncation has a lowest loss of its own.
     """
 
     def __call__(self, losses: Tensor, step: int, horizon: int, reference: Tensor | None = None) -> Tensor:

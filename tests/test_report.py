@@ -165,6 +165,11 @@ def test_bad_flags_get_one_sentence(fails, capsys):
     Path("no.csv").write_text("a,b\n1,2\n")
     Path("binary.csv").write_bytes(b"\xff\xfe\x00")
     Path("empty.csv").touch()
+    write_rows(benchmark_rows(9, "Adam 0.001", a=1.0, b=1.0), Path("whole.csv"))
+    Path("cut.csv").write_text(Path("whole.csv").read_text()[:-60])
+    assert "--results is cut.csv, a benchmark's file that is cut" in fails(
+        "report", "--results", "cut.csv", "--output", "r.md"
+    )
     for name in ("no.csv", "binary.csv", "empty.csv"):
         assert f"--results is {name}, which is no results.csv" in fails("report", "--results", name, "--output", "r.md")
     assert "there is no such file" in fails("report", "--results", "nope/*.csv", "--output", "r.md")

@@ -45,7 +45,7 @@ def report(results: Sequence[str], output: Path) -> None:
     at its end.
 
     Args:
-        results: paths, or patterns of them such as "runs/mnist/seed_*/results.csv".
+        results: paths of results.csv files and benchmarks, or patterns of them such as "runs/mnist/seed_*/results.csv".
         output: the Markdown file.
 
     Raises:
@@ -56,7 +56,7 @@ def report(results: Sequence[str], output: Path) -> None:
     for path in [path for pattern in results for path in _found(pattern)]:
         rows_of_file = _read(path)
         if _is_benchmark(rows_of_file):
-            benchmarks.append(markdown(path.stem, rows_of_file))
+            benchmarks.append(_of_benchmark(path, rows_of_file))
             continue
         for row in rows_of_file:
             rows = tables.setdefault(Table(*(row[column] for column in Table._fields)), [])
@@ -75,7 +75,9 @@ def report(results: Sequence[str], output: Path) -> None:
 def main(arguments: list[str]) -> None:
     """Runs the command."""
     parser = ShortParser("report", report.__doc__)
-    parser.add_argument("--results", nargs="+", required=True, metavar="FILE", help="results.csv files, or patterns")
+    parser.add_argument(
+        "--results", nargs="+", required=True, metavar="FILE", help="results.csv files and benchmarks, or patterns"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the Markdown file")
     report(**vars(parser.parse_args(arguments)))
 
@@ -97,7 +99,9 @@ def _read(path: Path) -> list[dict[str, str]]:
     if rows and _is_benchmark(rows):
         return rows
     if not rows or not {*COLUMNS, *NUMBERS} <= rows[0].keys():
-        raise InvalidInputError(f"--results is {path}, which is no results.csv of a test: give another file.")
+        raise InvalidInputError(
+            f"--results is {path}, which is no results.csv or benchmark of a test: give another file."
+        )
     folders = [folder.name for folder in path.resolve().parents[:2]]
     run = next((name for name in folders if re.fullmatch(r"(seed|version)_\d+", name)), folders[0]).replace("_", " ")
     for row in rows:
@@ -110,6 +114,15 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 def _is_benchmark(rows: list[dict[str, str]]) -> bool:
     return rows[0].keys() == set(entries.COLUMNS)
+
+
+def _of_benchmark(path: Path, rows: list[dict[str, str]]) -> str:
+    try:
+        return markdown(path.stem, rows)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"--results is {path}, a benchmark's file that is cut or damaged: let test write it anew."
+        ) from error
 
 
 def _numbers_of(row: dict[str, str]) -> tuple[str, ...]:

@@ -42,10 +42,10 @@ class Quadratics(EpisodeDataModule):
     Args:
         distribution: of the entries of W and y: uniform or gaussian.
         dimension: D, number of coordinates of θ.
+        init_std: standard deviation of θ_0 ~ N(0, init_std²).
         condition_number: the largest over the smallest eigenvalue of the Hessian 2 WᵀW, the same for every function:
             W's singular values are raised to the power that gives it, and scaled to the sum of squares that they had.
             null leaves them as drawn.
-        init_std: standard deviation of θ_0 ~ N(0, init_std²).
         kwargs: see ``EpisodeDataModule``.
 
     Raises:
@@ -56,8 +56,8 @@ class Quadratics(EpisodeDataModule):
         self,
         distribution: Literal["uniform", "gaussian"] = "uniform",
         dimension: int = 10,
-        condition_number: float | None = None,
         init_std: float = 0.01,
+        condition_number: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -70,12 +70,12 @@ class Quadratics(EpisodeDataModule):
             )
         self.distribution = distribution
         self.dimension = dimension
-        self.condition_number = condition_number
         self.init_std = init_std
+        self.condition_number = condition_number
 
     @property
     def description(self) -> str:
-        """Which distribution."""
+        """The distribution, and the condition number if one is set."""
         known = "" if self.condition_number is None else f", condition number {self.condition_number:g}"
         return self.distribution + known
 

@@ -9,7 +9,8 @@ EXPLAINED = """\
 Training loss over that of Adam with rate 1e-3: geometric means over problems and seeds, with a 95 % interval (a
 bootstrap over problems, then seeds), the interquartile mean, the worst problem, the runs that diverged, the ratio of
 held-out losses, the ratio of CPU time, and on how many of the published tasks the loss is below the published curve of
-a tuned optimizer."""
+a tuned optimizer. A loss counts as at least a thousandth of its run's first, and as at most ten times that. Tables by
+problem have the first optimizers and the four best others."""
 Rows = Sequence[dict[str, str]]
 
 
