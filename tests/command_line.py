@@ -90,6 +90,8 @@ def tiny(command: str, *flags: str, config: str = "quadratic.yaml") -> list[str]
     small = kinds[UPON.get(config, config)[:-5]]
     if small is TINY_OMNIGLOT:
         few_shot_images.write()
+    if config.removesuffix(".yaml").endswith(("gac", "ntm_bfgs")):
+        small = [*small, "--model.rule.init_args.averaged=1"]
     if config == "omniglot_learn2learn.yaml":
         small = [*small, "--model.network.init_args.classes=3", "--model.network.init_args.width=2"]
     return [command, *given(config), *small, *flags]
