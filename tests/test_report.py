@@ -135,6 +135,15 @@ def test_a_benchmark_has_tables_of_its_own():
     assert text.index("Mean loss") < text.index("### e") < text.index("Training loss over") < text.index("### everyday")
 
 
+def test_a_benchmark_shows_each_problem_for_the_first_optimizers_and_the_four_best_others():
+    names = ["Adam 0.001", "mine", "mine × cosine", "SOAP", "Muon", "NAG", "LDoG", "Prodigy"]
+    ratios = dict(zip(names, (1.0, 0.9, 0.95, 0.5, 0.8, 0.6, 0.4, 0.7), strict=True))
+    rows = [row | {"ratio": ratios[name]} for name in names for row in benchmark_rows(9, name, a=1.0)]
+    write_rows(rows, Path("everyday.csv"))
+    report(["everyday.csv"], Path("report.md"))
+    assert table()[-2] == ["problem", "mine", "mine × cosine", "LDoG", "SOAP", "NAG", "Prodigy"]
+
+
 def test_what_stands_outside_of_the_markers_stays(capsys):
     write("runs/e/version_0/results.csv", lstm(2.0), SGD)
     Path("report.md").write_text("# Results\n\nBy hand.\n")

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.intervals import half_width
+from lightning_l2l.evaluation.markdown_table import markdown_table
 from lightning_l2l.evaluation.results import COLUMNS, NUMBERS, with_interval
-from lightning_l2l.evaluation.suite import entries
 from lightning_l2l.evaluation.suite.markdown import EXPLAINED as OF_BENCHMARKS
-from lightning_l2l.evaluation.suite.markdown import markdown
+from lightning_l2l.evaluation.suite.markdown import is_benchmark, markdown
 from lightning_l2l.terminal import ShortParser
 
 BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
@@ -54,11 +54,11 @@ def report(results: Sequence[str], output: Path) -> None:
     tables: dict[Table, list[dict[str, str]]] = {}
     benchmarks: list[str] = []
     for path in [path for pattern in results for path in _found(pattern)]:
-        rows_of_file = _read(path)
-        if _is_benchmark(rows_of_file):
-            benchmarks.append(_of_benchmark(path, rows_of_file))
+        found = _read(path)
+        if is_benchmark(found):
+            benchmarks.append(_of_benchmark(path, found))
             continue
-        for row in rows_of_file:
+        for row in _with_runs(path, found):
             rows = tables.setdefault(Table(*(row[column] for column in Table._fields)), [])
             if not any(_numbers_of(row) == _numbers_of(known) for known in rows):  # a baseline in several files
                 rows.append(row)
@@ -90,18 +90,21 @@ def _found(pattern: str) -> list[Path]:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    """The rows of a results.csv, or of a benchmark's file; a results.csv of an earlier version lacks intervals."""
+    """The rows of a results.csv, which lacks intervals in an earlier version, or of a benchmark's file."""
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error):
         rows = []
-    if rows and _is_benchmark(rows):
-        return rows
-    if not rows or not {*COLUMNS, *NUMBERS} <= rows[0].keys():
+    if not rows or not (is_benchmark(rows) or {*COLUMNS, *NUMBERS} <= rows[0].keys()):
         raise InvalidInputError(
             f"--results is {path}, which is no results.csv or benchmark of a test: give another file."
         )
+    return rows
+
+
+def _with_runs(path: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows of a results.csv with their kind, the run that they are of, and the rule's name without it."""
     folders = [folder.name for folder in path.resolve().parents[:2]]
     run = next((name for name in folders if re.fullmatch(r"(seed|version)_\d+", name)), folders[0]).replace("_", " ")
     for row in rows:
@@ -110,10 +113,6 @@ def _read(path: Path) -> list[dict[str, str]]:
         row["base"] = row["rule"].removesuffix(f" {given}")
         row["run"] = given or run
     return rows
-
-
-def _is_benchmark(rows: list[dict[str, str]]) -> bool:
-    return rows[0].keys() == set(entries.COLUMNS)
 
 
 def _of_benchmark(path: Path, rows: list[dict[str, str]]) -> str:
@@ -136,23 +135,19 @@ def _markdown(table: Table, rows: list[dict[str, str]]) -> str:
         groups.setdefault((row["base"], "baseline" * (row["kind"] == "baseline")), []).append(row)
     columns = [*NUMBERS, "last10_to_best", "sum_to_best", *["accuracy"] * _have_accuracy(rows)]
     titles = ["rule", "learning rate", *(TITLES.get(name, name.replace("_", " ")) for name in columns)]
-    lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
+    lines = []
     for (base, _), runs in groups.items():
         if len(runs) > 1:
-            lines.append(_line(f"**{base}, mean of {len(runs)} runs**", "", [_over_runs(n, runs) for n in columns]))
+            lines.append([f"**{base}, mean of {len(runs)} runs**", "", *(_over_runs(name, runs) for name in columns)])
         for row in runs:
             name = f"{base}, {row['run']}" if len(runs) > 1 else row["rule"]
-            lines.append(_line(name, _settings(row), [_over_episodes(column, row) for column in columns]))
+            lines.append([name, _settings(row), *(_over_episodes(column, row) for column in columns)])
     heading = f"### {table.experiment} ({table.variant}): {table.episodes} episodes of {table.horizon} steps"
-    return heading + "\n\n" + "\n".join(lines)
+    return heading + "\n\n" + markdown_table(titles, lines, left=1)
 
 
 def _have_accuracy(rows: list[dict[str, str]]) -> bool:
     return any(row.get("accuracy") for row in rows)
-
-
-def _line(name: str, settings: str, cells: list[str]) -> str:
-    return "| " + " | ".join([name, settings, *cells]).replace("\n", " ") + " |"
 
 
 def _settings(row: dict[str, str]) -> str:

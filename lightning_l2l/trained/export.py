@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.evaluation.markdown_table import markdown_table
 from lightning_l2l.evaluation.results import NUMBERS
 from lightning_l2l.rules.files import FOLDER, PRETRAINED, write_rule
 from lightning_l2l.trained.checkpoint import read_checkpoint, without_ckpt_path
@@ -161,11 +162,12 @@ def _results(rows: list[dict[str, str]]) -> str:
         return f"{TO_BE_WRITTEN} (Run test, then export again.)"
     tuned, accuracy = ([key] if any(row.get(key) for row in rows) else [] for key in ("tuned_with", "accuracy"))
     shown = ["rule", "learning_rate", *tuned, *NUMBERS, *accuracy]
-    lines = ["| " + " | ".join(shown) + " |", "|---" * len(shown) + "|"]
+    cells = []
     for row in rows:
         untuned = "" if row.get("kind") == "baseline" else "learned"
         rate = f"{float(row['learning_rate']):.3g}" if row["learning_rate"] else untuned
-        lines.append("| " + " | ".join({**row, "learning_rate": rate}[column] for column in shown) + " |")
+        cells.append([{**row, "learning_rate": rate}[column] for column in shown])
     ends = ", with the accuracy where runs end, on examples that they have not trained on" if accuracy else ""
     title = f"Mean loss over {rows[0]['episodes']} fresh episodes of {rows[0]['horizon']} steps, of the rule and of "
-    return f"{title}baselines with tuned learning rates{ends}.\n\n" + "\n".join(lines)
+    table = markdown_table(shown, cells, left=len(shown))
+    return f"{title}baselines with tuned learning rates{ends}.\n\n{table}"

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from lightning_l2l.evaluation.suite.entries import ALL
-from lightning_l2l.evaluation.suite.pictures import FIRST, OTHERS
+from lightning_l2l.evaluation.markdown_table import markdown_table
+from lightning_l2l.evaluation.suite.entries import ALL, COLUMNS
+from lightning_l2l.evaluation.suite.pictures import SUMMARY, leading
 
 EXPLAINED = """\
 Training loss over that of Adam with rate 1e-3: geometric means over problems and seeds, with a 95 % interval (a
@@ -14,45 +15,44 @@ problem have the first optimizers and the four best others."""
 Rows = Sequence[dict[str, str]]
 
 
+def is_benchmark(rows: Rows) -> bool:
+    """Whether a benchmark wrote these rows of a file."""
+    return rows[0].keys() == set(COLUMNS)
+
+
 def markdown(name: str, rows: Rows) -> str:
     """The tables of a NAME.csv that a benchmark wrote: its summary, and the ratios on each problem.
 
     Args:
         name: of the benchmark.
         rows: of its file.
+
+    Raises:
+        TypeError: the file ends within a row.
+        ValueError: an optimizer lacks its summary, or a number is none.
     """
     problems = list(dict.fromkeys(row["problem"] for row in rows if row["problem"] != ALL))
     summaries = [row for row in rows if row["problem"] == ALL]
-    parts = [f"### {name}: {len(problems)} problems", _summary(summaries)]
+    titles = ["steps", "optimizer", *SUMMARY]
+    parts = [f"### {name}: {len(problems)} problems", markdown_table(titles, map(_summary, summaries), left=2)]
     for steps in dict.fromkeys(row["steps"] for row in rows):
-        of_length = [row for row in summaries if row["steps"] == steps]
-        others = sorted(of_length[FIRST:], key=lambda row: float(row["ratio"]))[:OTHERS]
-        shown = [row["optimizer"] for row in [*of_length[1:FIRST], *others]]
-        parts.append(f"The ratio on each problem after {steps} steps:\n\n" + _by_problem(steps, shown, problems, rows))
+        _, *shown = leading([row for row in summaries if row["steps"] == steps], lambda row: float(row["ratio"]))
+        table = _by_problem(steps, [row["optimizer"] for row in shown], problems, rows)
+        parts.append(f"The ratio on each problem after {steps} steps:\n\n{table}")
     return "\n\n".join(parts)
 
 
-def _summary(rows: Rows) -> str:
-    titles = ("ratio", "95 % interval", "interquartile", "worst", "diverged", "held-out", "CPU time", "published")
-    lines = [_line(["steps", "optimizer", *titles]), "|---|---|" + "---:|" * len(titles)]
-    for row in rows:
-        cells = [row["steps"], row["optimizer"], _short(row["ratio"])]
-        cells += [f"{_short(row['ratio_low'])} – {_short(row['ratio_high'])}", _short(row["interquartile"])]
-        cells += [f"{_short(row['worst'])} ({row['worst_problem']})", row["diverged"]]
-        lines.append(_line([*cells, _short(row["held_out_ratio"]), _short(row["seconds_ratio"]), row["published"]]))
-    return "\n".join(lines)
+def _summary(row: dict[str, str]) -> list[str]:
+    ratio, low, high, interquartile, worst, held_out, seconds = (
+        f"{float(row[column]):.3g}"
+        for column in ("ratio", "ratio_low", "ratio_high", "interquartile", "worst", "held_out_ratio", "seconds_ratio")
+    )
+    worst = f"{worst} ({row['worst_problem']})"
+    numbers = [ratio, f"{low} – {high}", interquartile, worst, row["diverged"], held_out, seconds]
+    return [row["steps"], row["optimizer"], *numbers, row["published"]]
 
 
 def _by_problem(steps: str, optimizers: Sequence[str], problems: Sequence[str], rows: Rows) -> str:
-    ratios = {(row["optimizer"], row["problem"]): _short(row["ratio"]) for row in rows if row["steps"] == steps}
-    lines = [_line(["problem", *optimizers]), "|---|" + "---:|" * len(optimizers)]
-    lines += [_line([problem, *(ratios.get((one, problem), "") for one in optimizers)]) for problem in problems]
-    return "\n".join(lines)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _short(number: str) -> str:
-    return f"{float(number):.3g}"
+    ratios = {(row["optimizer"], row["problem"]): f"{float(row['ratio']):.3g}" for row in rows if row["steps"] == steps}
+    cells = ([problem, *(ratios.get((one, problem), "") for one in optimizers)] for problem in problems)
+    return markdown_table(["problem", *optimizers], cells, left=1)

@@ -1,6 +1,7 @@
 """The table and the figures of a benchmark."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +15,8 @@ from lightning_l2l.evaluation.suite.scores import geometric_mean
 
 COLUMNS = 4  # panels in a row
 FIRST, OTHERS = 3, 4  # how many of the first optimizers in the table a figure shows, and of the best others
+SUMMARY = ("ratio", "95 % interval", "interquartile", "worst", "diverged", "held-out", "CPU time", "published")
+Entrant = TypeVar("Entrant")
 
 
 def table(pairs: Sequence[Paired], published: dict[str, dict[int, float]], skipped: dict[str, str]) -> Table:
@@ -27,7 +30,7 @@ def table(pairs: Sequence[Paired], published: dict[str, dict[int, float]], skipp
     )
     for name in ("steps", "optimizer"):
         shown.add_column(name, no_wrap=True)
-    for name in ("ratio", "95 % interval", "interquartile", "worst", "diverged", "held-out", "CPU time", "published"):
+    for name in SUMMARY:
         shown.add_column(name, justify="right")
     before = pairs[0].entry.length
     for one in pairs:
@@ -52,6 +55,11 @@ def _cells(one: Paired, published: dict[str, dict[int, float]]) -> list[str]:
     ]
 
 
+def leading(entrants: Sequence[Entrant], ratio: Callable[[Entrant], float]) -> list[Entrant]:
+    """The first optimizers of a table, and those of the others whose ratios are lowest."""
+    return [*entrants[:FIRST], *sorted(entrants[FIRST:], key=ratio)[:OTHERS]]
+
+
 def figure(pairs: Sequence[Paired]) -> Figure:
     """Loss against CPU seconds, a panel for each problem, and below them each problem's ratio.
 
@@ -59,8 +67,7 @@ def figure(pairs: Sequence[Paired]) -> Figure:
         pairs: of the longest runs.
     """
     problems = list(pairs[0].reference.records)
-    best = sorted(pairs[FIRST:], key=lambda pair: pair.score.mean)
-    pairs = [*pairs[:FIRST], *best[:OTHERS]]
+    pairs = leading(pairs, lambda pair: pair.score.mean)
     lines = -(-len(problems) // COLUMNS)
     picture = Figure(figsize=(4 * COLUMNS, 3 * lines + 4), layout="constrained")
     (above,), (below,) = picture.subfigures(2, 1, squeeze=False, height_ratios=[3 * lines, 4])
