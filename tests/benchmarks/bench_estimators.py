@@ -22,6 +22,7 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.evaluation.markdown_table import markdown_table
 from lightning_l2l.learners.stages import Stage, Stages
 from lightning_l2l.meta_gradients import ES, NRES, PES, Exact, FirstOrder, Linearized, MetaGradient, Staggered
 from lightning_l2l.meta_losses import LogLoss
@@ -217,11 +218,9 @@ def best_settings(rows: Rows, candidates: list[Settings]) -> Settings:
 
 def table(results: list[list[Row]], horizon: int) -> str:
     """Markdown with a line for each estimator, from its rows of all seeds."""
-    lines = [
-        f"| estimator | meta-learning rate | σ | meta-steps | {horizon // 4:,} steps | {horizon:,} steps "
-        "| split-half cosine |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    titles = ["estimator", "meta-learning rate", "σ", "meta-steps"]
+    titles += [f"{horizon // 4:,} steps", f"{horizon:,} steps", "split-half cosine"]
+    lines = []
     for rows in results:
         chosen, columns = rows[0].settings, list(zip(*rows, strict=True))[2:]
         steps, *losses, cosines = (torch.tensor(column, dtype=torch.double) for column in columns)
@@ -229,8 +228,8 @@ def table(results: list[list[Row]], horizon: int) -> str:
         sigma = f"{chosen.sigma:g}" if chosen.sigma else ""
         cells = [chosen.estimator, f"{chosen.rate:g}", sigma, f"{steps.mean():,.0f}", *cells]
         cells.append(f"{cosines.nanmean():.2f}")  # not of seeds without time for a meta-step
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return markdown_table(titles, lines, left=1) + "\n"
 
 
 def compare(

@@ -14,7 +14,7 @@ from lightning_l2l.evaluation.suite.entries import Paired
 from lightning_l2l.evaluation.suite.scores import geometric_mean
 
 COLUMNS = 4  # panels in a row
-FIRST, OTHERS = 3, 4  # how many of the first optimizers in the table a figure shows, and of the best others
+FIRST, OTHERS = 3, 4  # how many of a table's first optimizers are leading, and of the best others
 SUMMARY = ("ratio", "95 % interval", "interquartile", "worst", "diverged", "held-out", "CPU time", "published")
 Entrant = TypeVar("Entrant")
 
@@ -56,7 +56,7 @@ def _cells(one: Paired, published: dict[str, dict[int, float]]) -> list[str]:
 
 
 def leading(entrants: Sequence[Entrant], ratio: Callable[[Entrant], float]) -> list[Entrant]:
-    """The first optimizers of a table, and those of the others whose ratios are lowest."""
+    """A table's first optimizers and the others with the lowest ratios, which figures and tables by problem show."""
     return [*entrants[:FIRST], *sorted(entrants[FIRST:], key=ratio)[:OTHERS]]
 
 
