@@ -32,62 +32,100 @@ def rule_far_from_its_start(**settings):
 class Remembered(NamedTuple):
     """What the exact controller knows at a step; each [N, P]."""
 
-    moves: bool  # whether θ moves in this step; it rests in the one before
-    step: Tensor  # s, the last one that moved θ
+    phase: str  # "move", or "search" for the step's length, or "rest" to read and sum
+    step: Tensor  # s, the last one
+    length: Tensor  # α of the last step s = −α H ∇
     last_grad: Tensor  # ∇ before it
     change_step: Tensor  # yᵀs and ∇ᵀs, the same for all coordinates
     grad_step: Tensor
 
 
 class ExactController(NTMBFGS):
-    """BFGS with unit steps, by the rule's own memory and two averages; only sums and products of numbers are exact.
+    """BFGS by the rule's own memory and two averages; only sums and products of numbers are exact.
 
     With H the memory, q = H y and ρ = 1 / yᵀs, BFGS's update is H − ρ s qᵀ − ρ q sᵀ + ρ (1 + ρ yᵀq) s sᵀ. The last step
-    is s = −H ∇_last, so q = H ∇ + s: one read will do.
+    is s = −α H ∇_last, so q = H ∇ + s / α: one read will do. α is 1, or that of an exact line search: on a quadratic
+    function the gradient after a step of length 1 tells where along it the minimum is.
     """
 
+    searches = False
+
     def init(self, theta: Tensor):
-        zero = torch.zeros_like(theta)
-        return super().init(theta)._replace(controller=Remembered(False, zero, zero, zero, zero))
+        zero, one = torch.zeros_like(theta), torch.ones_like(theta)
+        return super().init(theta)._replace(controller=Remembered("rest", zero, one, zero, zero, zero))
 
     def inner_products(self, *products: Tensor) -> Tensor:
         """Sums over an episode's coordinates, from the two averaged units, each [N, P]."""
         return products[0].shape[1] * self.outgoing(torch.stack(products))
 
     def control(self, grad, read, state):
-        zero, step = torch.zeros_like(grad), state.step
-        if not state.moves:
-            change_step, grad_step = self.inner_products((grad - state.last_grad) * step, grad * step)
-            none = torch.stack([zero] * 3)
-            after = Remembered(True, step, state.last_grad, change_step, grad_step)
+        zero, step, change = torch.zeros_like(grad), state.step, grad - state.last_grad
+        none = torch.stack([zero] * 3)
+        if state.phase == "search":
+            change_step, last_step = self.inner_products(change * step, state.last_grad * step)
+            length = -last_step / change_step
+            after = state._replace(phase="rest", step=length * step, length=length)
+            return Heads((length - 1) * step, zero, none, none), after
+        if state.phase == "rest":
+            change_step, grad_step = self.inner_products(change * step, grad * step)
+            after = state._replace(phase="move", change_step=change_step, grad_step=grad_step)
             return Heads(zero, grad, none, none), after
         rho = torch.where(state.change_step == 0, 0, 1 / state.change_step)  # before the first move there is no s
-        q = read + step
-        change_q, grad_q = self.inner_products((grad - state.last_grad) * q, grad * q)
+        q = read + step / state.length
+        change_q, grad_q = self.inner_products(change * q, grad * q)
         of_step = rho * (1 + rho * change_q)
         a, b = torch.stack([-rho * step, -rho * q, of_step * step]), torch.stack([q, step, step])
         direction = read - rho * step * grad_q - rho * q * state.grad_step + of_step * step * state.grad_step
-        return Heads(-direction, zero, a, b), Remembered(False, -direction, grad, zero, zero)
+        phase = "search" if self.searches else "rest"
+        return Heads(-direction, zero, a, b), Remembered(phase, -direction, torch.ones_like(grad), grad, zero, zero)
+
+
+class LineSearchController(ExactController):
+    searches = True
+
+
+def steps_on_quadratics(controller, moves, memory):
+    """θ_0, θ_1, ... of the rule, of BFGS, each [4, moves + 1, 5], and all θ of the rule, [4, steps + 1, 5]."""
+    initial, phases = 0.5, 3 if controller.searches else 2
+    episodes = Quadratics(dimension=5).episodes("test", range(4)).to("cpu", torch.float64)
+    rule = controller(averaged=2, memory=memory, initial=initial).double()
+    with torch.no_grad():
+        _, trajectory = unroll(rule, episodes, start(rule, episodes), phases * moves + 1)
+    thetas = torch.stack([episodes.theta, *trajectory.thetas], 1)
+    ones = ({name: value[[number]] for name, value in episodes.tensor_fields().items()} for number in range(4))
+    want = torch.stack([bfgs(episodes.with_tensors(one), initial, moves, controller.searches) for one in ones])
+    return thetas[:, 1::phases], want, thetas
+
+
+def assert_equal_up_to_rounding(got, want):
+    for one, other in zip(got, want, strict=True):
+        assert (one - other).norm(dim=1).max() <= 1e-11 * other.diff(dim=0).norm(dim=1).min()
 
 
 @pytest.mark.parametrize("memory", [None, 24])
 def test_an_exact_controller_takes_the_steps_of_bfgs(memory):
-    """Two inner products a step, one read head and three write heads; θ rests in every second step."""
-    moves, initial = 12, 0.5
+    """Unit steps: two inner products a step, one read head and three write heads; θ rests in every second step."""
+    got, want, thetas = steps_on_quadratics(ExactController, 12, memory)
+    assert_equal_up_to_rounding(got, want)
+    assert torch.equal(thetas[:, 1::2], thetas[:, :-1:2])
+
+
+@pytest.mark.parametrize("memory", [None, 12])
+def test_an_exact_controller_searches_along_the_line(memory):
+    """A step of unit length, its correction, and a rest; BFGS then ends at the minimum after as many as coordinates."""
+    got, want, _ = steps_on_quadratics(LineSearchController, 4, memory)
+    assert_equal_up_to_rounding(got, want)
+    got, _, _ = steps_on_quadratics(LineSearchController, 5, memory and 15)
     episodes = Quadratics(dimension=5).episodes("test", range(4)).to("cpu", torch.float64)
-    rule = ExactController(averaged=2, memory=memory, initial=initial).double()
-    with torch.no_grad():
-        _, trajectory = unroll(rule, episodes, start(rule, episodes), 2 * moves)
-    thetas = torch.stack([episodes.theta, *trajectory.thetas])
-    assert torch.equal(thetas[1::2], thetas[:-1:2])
-    for number, got in enumerate(thetas.unbind(1)):
-        one = {name: value[number : number + 1] for name, value in episodes.tensor_fields().items()}
-        want = bfgs(episodes.with_tensors(one), initial, moves)
-        assert (got[::2] - want).norm(dim=1).max() <= 1e-11 * want.diff(dim=0).norm(dim=1).min()
+    losses = [episodes.value_and_grad(theta, 0)[0] for theta in (got[:, 0], got[:, -1])]
+    assert (losses[1] <= 1e-15 * losses[0]).all()
 
 
-def bfgs(episode, initial, moves):
-    """θ_0, θ_1, ... of BFGS with unit steps, as textbooks have it (Nocedal and Wright, equation 6.17)."""
+def bfgs(episode, initial, moves, searches):
+    """θ_0, θ_1, ... of BFGS, as textbooks have it (Nocedal and Wright, equation 6.17).
+
+    Its steps have length 1, or end where the slope along them is zero.
+    """
 
     def gradient(theta):
         return episode.value_and_grad(theta[None], 0)[1][0]
@@ -97,6 +135,9 @@ def bfgs(episode, initial, moves):
     inverse = initial * identity
     for _ in range(moves):
         step = -inverse @ grad
+        if searches:  # the slope is linear on a quadratic function
+            slopes = grad @ step, gradient(theta + step) @ step
+            step = slopes[0] / (slopes[0] - slopes[1]) * step
         theta, before = theta + step, grad
         grad = gradient(theta)
         rho = 1 / ((grad - before) @ step)
