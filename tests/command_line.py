@@ -61,7 +61,7 @@ TINY_OMNIGLOT = [  # on few_shot_images, which a test writes
 
 UPON = {  # configs that are given after another
     **{f"quadratic_{name}.yaml": "quadratic.yaml" for name in ("ill_conditioned", "gac", "ntm_bfgs")},
-    **{f"mnist_{name}.yaml": "mnist.yaml" for name in ("scaled", "transfer", "sweep", "rnnprop", "gac")},
+    **{f"mnist_{name}.yaml": "mnist.yaml" for name in ("scaled", "transfer", "long", "sweep", "rnnprop", "gac")},
     "everyday_test.yaml": "mnist.yaml",
     **{f"everyday_{name}.yaml": "everyday.yaml" for name in ("beyond", "polish")},
     **{f"omniglot_{name}.yaml": "omniglot_maml.yaml" for name in ("fomaml", "metasgd", "lstm", "lstm_start", "ravi")},
