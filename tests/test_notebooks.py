@@ -20,6 +20,12 @@ SMALL = {  # replaces the cell tagged "settings"
     ),
     "4_a_trained_rule_in_your_loop": "runs, steps, long = 1, 12, 12",
     "5_train_your_own_model": "seeds, steps, rates = 1, 20, (0.001, 0.01)",
+    "6_three_questions": (
+        "seeds, epochs, per_epoch, tests, tuning = 1, 1, 2, 2, 1\n"
+        "long, runs, between = 120, 2, 1\n"
+        "unrolls, batches, functions = (50, 100), 1, 8\n"
+        'small = ["--comparison.rates_per_decade=1"]'
+    ),
 }
 
 
