@@ -50,8 +50,8 @@ class NTMBFGS(GlobalAveragingLSTM):
 
     The paper says that one read head, three write heads and two averages suffice to simulate BFGS. They do if the
     controller multiplies and divides exactly, which an LSTM only approximates, and if θ rests in every second step,
-    since M_t ∇_t arrives a step after ∇_t: then each of the two steps has two of the four inner products. Exact line
-    search takes a third step, which corrects the length of the one before.
+    since M_t ∇_t arrives a step after ∇_t: then each of the two steps has two of the four inner products. On a
+    quadratic function, exact line search takes a third step, which corrects the length of the one before.
 
     Memory takes P² numbers an episode, or 6 P for each step that ``memory`` keeps; a step takes as many operations.
     Forgetting terms of M is not what L-BFGS does, whose terms would change with each pair that is forgotten.
