@@ -30,7 +30,7 @@ def rule_far_from_its_start(**settings):
 
 
 class Remembered(NamedTuple):
-    """What the exact controller knows at a step; each [N, P]."""
+    """What the exact controller knows at a step; all but the phase [N, P]."""
 
     phase: str  # "move", or "search" for the step's length, or "rest" to read and sum
     step: Tensor  # s, the last one
@@ -41,7 +41,7 @@ class Remembered(NamedTuple):
 
 
 class ExactController(NTMBFGS):
-    """BFGS by the rule's own memory and two averages; only sums and products of numbers are exact.
+    """BFGS by the rule's own memory and two averages; the controller's arithmetic is exact.
 
     With H the memory, q = H y and ρ = 1 / yᵀs, BFGS's update is H − ρ s qᵀ − ρ q sᵀ + ρ (1 + ρ yᵀq) s sᵀ. The last step
     is s = −α H ∇_last, so q = H ∇ + s / α: one read will do. α is 1, or that of an exact line search: on a quadratic
@@ -84,10 +84,14 @@ class LineSearchController(ExactController):
     searches = True
 
 
+def quadratics():
+    return Quadratics(dimension=5).episodes("test", range(4)).to("cpu", torch.float64)
+
+
 def steps_on_quadratics(controller, moves, memory):
     """θ_0, θ_1, ... of the rule, of BFGS, each [4, moves + 1, 5], and all θ of the rule, [4, steps + 1, 5]."""
     initial, phases = 0.5, 3 if controller.searches else 2
-    episodes = Quadratics(dimension=5).episodes("test", range(4)).to("cpu", torch.float64)
+    episodes = quadratics()
     rule = controller(averaged=2, memory=memory, initial=initial).double()
     with torch.no_grad():
         _, trajectory = unroll(rule, episodes, start(rule, episodes), phases * moves + 1)
@@ -112,12 +116,11 @@ def test_an_exact_controller_takes_the_steps_of_bfgs(memory):
 
 @pytest.mark.parametrize("memory", [None, 12])
 def test_an_exact_controller_searches_along_the_line(memory):
-    """A step of unit length, its correction, and a rest; BFGS then ends at the minimum after as many as coordinates."""
+    """A step of unit length, its correction, and a rest; then BFGS ends at the minimum after 5 moves."""
     got, want, _ = steps_on_quadratics(LineSearchController, 4, memory)
     assert_equal_up_to_rounding(got, want)
     got, _, _ = steps_on_quadratics(LineSearchController, 5, memory and 15)
-    episodes = Quadratics(dimension=5).episodes("test", range(4)).to("cpu", torch.float64)
-    losses = [episodes.value_and_grad(theta, 0)[0] for theta in (got[:, 0], got[:, -1])]
+    losses = [quadratics().value_and_grad(theta, 0)[0] for theta in (got[:, 0], got[:, -1])]
     assert (losses[1] <= 1e-15 * losses[0]).all()
 
 
