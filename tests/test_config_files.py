@@ -1,16 +1,20 @@
 """Shipped configs, and configs laid upon one another."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
 from command_line import CONFIGS, FOLDER, UPON, fit, given, tiny
+from conftest import skip
 
 from lightning_l2l.cli import main
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_shipped_config_runs(config):
+    if config.startswith("omniglot") and not find_spec("learn2learn"):
+        skip("learn2learn is an extra: uv sync --extra learn2learn")
     fit("--trainer.fast_dev_run=true", config=config)
 
 
@@ -34,7 +38,8 @@ def test_print_config_is_complete_and_commented(config, capsys):
     printed = capsys.readouterr().out
     settings = yaml.safe_load(printed)
     unrolls = {"neural_art": 32, "cifar10": 50, "everyday": 50, "own_workload": 50, "omniglot_maml": 1}
-    unroll = 3 if config == "omniglot_lstm.yaml" else unrolls.get(UPON.get(config, config).removesuffix(".yaml"), 20)
+    threes = "omniglot_lstm.yaml", "omniglot_lstm_start.yaml", "omniglot_ravi.yaml"
+    unroll = 3 if config in threes else unrolls.get(UPON.get(config, config).removesuffix(".yaml"), 20)
     assert settings["comparison"]["rates_per_decade"] == 4
     if config == "omniglot_learn2learn.yaml":  # has a learner of its own
         assert "# of Adam on the network's start." in printed

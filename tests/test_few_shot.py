@@ -11,6 +11,7 @@ import torch
 from command_line import fit, results, tiny
 from conftest import SHARED, skip
 from few_shot_images import few_shot, network, write
+from learn2learn_problem import our_gradient
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,6 +21,7 @@ from lightning_l2l.learners import Stage
 from lightning_l2l.learners.stages import Stages
 from lightning_l2l.meta_losses import WeightedSum
 from lightning_l2l.optimizees import Conv4, FewShot, Quadratics
+from lightning_l2l.optimizees import few_shot as few_shot_module
 from lightning_l2l.rules import SGD, LearnedStart
 from lightning_l2l.unroll import evaluate, learning_curves, optimize
 
@@ -225,6 +227,8 @@ def test_real_omniglot():
         ({"queries": 5}, "data.shots and data.queries are 2 and 5, but a class of classes.npz has 6"),
         ({"ways": 5}, "data.ways is 5, but val has 4 classes"),
         ({"classes": (10, 4, 5)}, "has 18 classes: give three positive numbers"),
+        ({"classes": (10, 4)}, "data.classes is [10, 4], but classes.npz has 18 classes: give three"),
+        ({"rotations": "some"}, "data.rotations is some: give one of none, train, all"),
         ({"network": network(4)}, "data.network makes (6, 4) of 6 images, but data.ways is 3"),
         ({"source": "classes.txt"}, "data.source is classes.txt: give Omniglot"),
         ({"source": "nowhere.npz"}, "which is not there"),
@@ -251,6 +255,26 @@ def test_bad_files_get_one_sentence(changes, words):
     assert words in str(error.value)
 
 
+def test_too_few_classes_for_three_parts_are_refused():
+    labels = np.arange(108) // 27
+    with pytest.raises(InvalidInputError, match=r"data.classes is null, but few.npz has 4 classes"):
+        few_shot(source=write("few.npz", labels=labels), classes=None).setup()
+
+
+def test_a_folder_of_classes_is_asked_for_no_train_and_test():
+    Path("empty").mkdir()
+    with pytest.raises(InvalidInputError, match="give a folder with one folder a label"):
+        few_shot(source="empty").setup()
+
+
+def test_many_images_give_the_same_losses_network_by_network(monkeypatch):
+    episodes = few_shot().episodes("train", range(3)).to("cpu", torch.float64)
+    together = [episodes.value_and_grad(episodes.theta, step) for step in (0, 3)]
+    monkeypatch.setattr(few_shot_module, "STACKED", 0)
+    apart = [episodes.value_and_grad(episodes.theta, step) for step in (0, 3)]
+    torch.testing.assert_close(apart, together, rtol=1e-10, atol=1e-12)
+
+
 def test_a_run_that_does_not_reach_the_query_sets_is_refused():
     data = few_shot()
     for rows in ([Stage(horizon=2)], [Stage(), Stage(horizon=(1, 3))]):
@@ -268,7 +292,7 @@ def test_without_learn2learn_a_sentence_gives_the_command(monkeypatch):
     assert extras.learn2learn("it").__name__ == "learn2learn"
 
 
-def test_learn2learns_own_maml_trains_and_races_ours_on_the_same_tasks():
+def test_learn2learns_own_maml_trains_and_races_ours():
     flags = "--comparison.baselines=[]", "--data.horizon=2"
     fit(*flags, "--model.unroll=2", config="omniglot_maml.yaml")
     fit(*flags, config="omniglot_learn2learn.yaml")
@@ -296,6 +320,17 @@ def test_learn2learns_maml_runs_as_the_learned_start_does():
     torch.testing.assert_close(found["accuracy"].double(), accuracy)
     loss = learner.training_step(episodes, 0)
     torch.testing.assert_close(loss.detach(), curves[:, -1].mean())
+    theirs = torch.autograd.grad(loss, list(learner.maml.model.module.parameters()))
+    (ours,) = our_gradient(rule, episodes, first_order=False)
+    torch.testing.assert_close(ours, torch.cat([part.flatten() for part in theirs]), rtol=0, atol=1e-12)
+
+
+def test_the_grid_races_at_more_steps_and_shots():
+    fit("--comparison.baselines=[]", config="omniglot_maml.yaml")
+    flags = "--comparison.baselines=[]", "--config=omniglot_grid.yaml", "--data.queries=1", "--ckpt_path=best"
+    main(tiny("test", *flags, config="omniglot_maml.yaml"))
+    names = [row["variant"] for row in results("runs/omniglot_maml/version_0")]
+    assert names[1:] == ["3 steps", "10 steps", "5 shots", "5 shots, 3 steps", "5 shots, 10 steps"]
 
 
 @pytest.mark.parametrize(

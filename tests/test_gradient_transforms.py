@@ -18,6 +18,7 @@ from lightning_l2l.rules import (
     GradientTransforms,
     LearnedStart,
     PerCoordinateMLP,
+    PerCoordinateSGD,
     RuleTransform,
     layout_of,
 )
@@ -79,9 +80,9 @@ def test_a_rule_inside_gbml_has_our_meta_gradients(first_order, l2l):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12 * want.abs().max().item())
 
 
-@pytest.mark.parametrize("rule", [AdamW(), PerCoordinateMLP(), LearnedStart(SGD())])
+@pytest.mark.parametrize("rule", [AdamW(), PerCoordinateMLP(), LearnedStart(SGD()), PerCoordinateSGD()])
 def test_a_rule_that_gbml_cannot_serve_is_refused(rule):
-    with pytest.raises(InvalidInputError, match=r"GBML"):
+    with pytest.raises(InvalidInputError, match=r"GBML|one tensor at a time"):
         RuleTransform(rule)
 
 

@@ -2,11 +2,14 @@
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_l2l.errors import InvalidInputError, require_positive
 from lightning_l2l.extras import learn2learn
 from lightning_l2l.learners.base import log_counted
+from lightning_l2l.learners.meta_learner import cosine_decay
 from lightning_l2l.optimizees import EpisodeDataModule, FewShot
 from lightning_l2l.optimizees.few_shot import FewShotEpisodes
 from lightning_l2l.optimizees.networks.conv4 import Conv4
@@ -15,23 +18,31 @@ from lightning_l2l.optimizees.networks.conv4 import Conv4
 class Learn2LearnMAML(LightningModule):
     """Trains learn2learn's own ``LightningMAML`` on the tasks of a FewShot, one after the other.
 
-    It is the reference for ``LearnedStart`` with ``SGD``: the same tasks, the same start, and inner steps of the same
-    size. It needs learn2learn: ``uv sync --extra learn2learn``.
+    It is the reference for ``LearnedStart`` with ``SGD``: the same tasks, inner steps of the same size, and Adam with
+    the same decay of its rate. It needs learn2learn: ``uv sync --extra learn2learn``.
 
     Args:
         network: what is adapted to each task, the same as data.network; null is ``Conv4``.
         inner_learning_rate: of the steps of SGD on a task.
         learning_rate: of Adam on the network's start.
+        final_learning_rate: of Adam at the end, approached along half a cosine over the epochs; null keeps it constant.
     """
 
     label = "learn2learn's MAML"
 
     def __init__(
-        self, network: nn.Module | None = None, inner_learning_rate: float = 0.4, learning_rate: float = 0.001
+        self,
+        network: nn.Module | None = None,
+        inner_learning_rate: float = 0.4,
+        learning_rate: float = 0.001,
+        final_learning_rate: float | None = None,
     ) -> None:
         super().__init__()
         require_positive("model.inner_learning_rate", inner_learning_rate)
         require_positive("model.learning_rate", learning_rate)
+        final_learning_rate = learning_rate if final_learning_rate is None else final_learning_rate
+        require_positive("model.final_learning_rate", final_learning_rate)
+        self.end = final_learning_rate / learning_rate
         algorithms = learn2learn("model.class_path Learn2LearnMAML").algorithms
         self.losses = RecordedLosses()
         self.maml = algorithms.LightningMAML(
@@ -70,10 +81,13 @@ class Learn2LearnMAML(LightningModule):
         """As ``validation_step``, on fresh tasks."""
         return self._evaluate(episodes, "test", batch_idx)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """LightningMAML's own Adam."""
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """LightningMAML's own Adam, its learning rate decayed once a meta-batch."""
         (optimizer,), _ = self.maml.configure_optimizers()
-        return optimizer
+        train_batches = self.trainer.datamodule.train_batches(self.trainer.world_size)  # type: ignore[attr-defined]
+        total = (self.trainer.max_epochs or 1) * train_batches
+        schedule = LambdaLR(optimizer, lambda meta_batch: cosine_decay(meta_batch / total, self.end))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _evaluate(self, episodes: FewShotEpisodes, stage: str, batch_idx: int) -> dict[str, Tensor]:
         curves, accuracies = [], []

@@ -29,6 +29,7 @@ from lightning_l2l.optimizees.sources.image_classes import (
 from lightning_l2l.optimizees.sources.images import LabelledImages
 
 STACKED = 500  # images at most for networks side by side: more are faster network by network, in a CPU's cache
+NEEDED_BY = "data.class_path FewShot"
 ROTATED = {"none": (), "train": ("train",), "all": ("train", "val", "test")}  # the parts that get rotated classes
 
 
@@ -77,7 +78,7 @@ class FewShotEpisodes(ModuleEpisodes):
     def accuracy(self, theta: Tensor) -> Tensor:
         """Returns the share of the query set that each θ classifies rightly, without dropout, [N].
 
-        A query set is one minibatch for batch normalization, as in its loss. What is not a number is not right.
+        A query set is one minibatch for batch normalization, as in its loss. Outputs that are NaN count as wrong.
         """
         from torchmetrics.functional.classification import multiclass_accuracy  # the core needs torch only
 
@@ -154,6 +155,8 @@ class FewShot(ModuleTraining):
     ) -> None:
         if ways < 2:
             raise InvalidInputError(f"data.ways is {ways}, but a task needs classes to tell apart: give 2 or more.")
+        if rotations not in ROTATED:
+            raise InvalidInputError(f"data.rotations is {rotations}: give one of {', '.join(ROTATED)}.")
         require_positive("data.shots", shots)
         require_positive("data.queries", queries)
         super().__init__(
@@ -176,10 +179,12 @@ class FewShot(ModuleTraining):
 
     def prepare_data(self) -> None:
         """Downloads and shrinks Omniglot, in one process."""
+        learn2learn(NEEDED_BY)  # before any download
         if self.source == "Omniglot":
             prepare_omniglot(self.root)
 
     def _load(self) -> LabelledImages:
+        learn2learn(NEEDED_BY)
         images = split_classes(self._read(), self.classes)
         if self.invert:
             images = replace(images, images=(255 if images.images.dtype == torch.uint8 else 1) - images.images)
@@ -256,7 +261,7 @@ class FewShot(ModuleTraining):
 
     def _taskset(self, images: LabelledImages, rows: np.ndarray) -> Any:
         """What learn2learn draws a part's tasks from."""
-        data = learn2learn("data.class_path FewShot").data
+        data = learn2learn(NEEDED_BY).data
         label_of = dict(enumerate(images.labels.tolist()))
         rows_of: dict[int, list[int]] = {}  # which learn2learn would find by reading every image
         for row, label in label_of.items():
@@ -269,4 +274,4 @@ class FewShot(ModuleTraining):
     @property
     def description(self) -> str:
         """Which images these are, and the size of a task."""
-        return f"{super().description}, {self.ways} ways, {self.shots} shots"
+        return f"{super().description}, {self.ways}-way {self.shots}-shot"

@@ -151,14 +151,16 @@ def decoded(numbers: Tensor) -> Shapes:
 class RuleTransform:
     """An update rule as a transform for learn2learn's ``GBML``, which changes gradients before they are descended.
 
-    Each parameter tensor has a state of its own, which begins anew in every clone of the ``GBML``. φ is among its
-    parameters. Give ``GBML`` lr=1, so that its steps are those of the rule.
+    Each parameter tensor has a state of its own, which begins anew in every clone of the ``GBML``. A rule that mixes
+    coordinates, such as ``GlobalAveragingLSTM``, mixes those of one tensor. φ is among the ``GBML``'s parameters. Give
+    ``GBML`` lr=1, so that its steps are those of the rule.
 
     Args:
         rule: a rule that sees nothing but gradients, since ``GBML`` shows a transform nothing else.
 
     Raises:
-        InvalidInputError: the rule sees more, or learns where runs start, which is the ``GBML``'s own module.
+        InvalidInputError: the rule sees more, has φ of the whole optimizee's shape, or learns where runs start, which
+            is the ``GBML``'s own module.
 
     Example:
         >>> gbml = learn2learn.algorithms.GBML(model, RuleTransform(load_rule("mnist")), lr=1.0)
@@ -176,6 +178,11 @@ class RuleTransform:
             raise InvalidInputError(
                 f"rule is {rule.label}, but a run of GBML starts at its own module's parameters: give the rule inside "
                 "it."
+            )
+        if isinstance(rule, ShapedByOptimizee):
+            raise InvalidInputError(
+                f"rule is {rule.label}, whose numbers belong to the parameters of one network, but a transform sees "
+                "one tensor at a time: give another rule."
             )
         self.rule = rule
 

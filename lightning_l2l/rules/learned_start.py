@@ -13,9 +13,9 @@ from lightning_l2l.rules.shaped import ShapedByOptimizee, coordinate_parameter, 
 class LearnedStart(ShapedByOptimizee):
     """Learns the θ_0 at which all runs start, and steps by another rule (MAML, arXiv:1703.03400, equation 1).
 
-    φ is θ_0 [P] and the other rule's φ. Before anything is learned, θ_0 is the start of one episode. With SGD, the last
-    loss alone and the exact meta-gradient over the whole horizon it is MAML, with the first-order meta-gradient FOMAML,
-    and with ``PerCoordinateSGD`` Meta-SGD (arXiv:1707.09835).
+    φ is θ_0 [P] and the other rule's φ. Before anything is learned, θ_0 is the start of one episode, so another
+    ``data.seed`` begins elsewhere. With SGD, the last loss alone and the exact meta-gradient over the whole horizon it
+    is MAML, with the first-order meta-gradient FOMAML, and with ``PerCoordinateSGD`` Meta-SGD (arXiv:1707.09835).
 
     Args:
         rule: the rule that takes the steps.

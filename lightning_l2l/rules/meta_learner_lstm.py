@@ -48,7 +48,9 @@ class MetaLearnerLSTM(UpdateRule):
             require_positive("hidden_size", hidden_size)
         for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
             if not 0 < value < 1:
-                raise InvalidInputError(f"{name} is {value}, but a gate lies between 0 and 1: give a number there.")
+                raise InvalidInputError(
+                    f"{name} is {value}, but a gate lies between 0 and 1: give a number above 0 and below 1."
+                )
         self.hidden_size = hidden_size
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay

@@ -19,6 +19,7 @@ from lightning_l2l.optimizees.sources.npz import read_npz
 from lightning_l2l.whole_files import replacing
 
 OMNIGLOT = "omniglot28.npz"  # the file in data.root that keeps Omniglot's characters
+PARTS = ("train", "val", "test")
 SIZE = 28  # of their sides in pixels, as in arXiv:1606.04080, section 4.1.1
 
 
@@ -99,18 +100,19 @@ def split_classes(images: LabelledImages, sizes: Sequence[int] | None) -> Labell
     """
     known, labels = images.labels.unique(return_inverse=True)
     sixth = len(known) // 6
+    given = "null" if sizes is None else list(sizes)
     sizes = (len(known) - 2 * sixth, sixth, sixth) if sizes is None else sizes
-    if min(sizes) <= 0 or sum(sizes) > len(known):
+    if len(sizes) != len(PARTS) or min(sizes) <= 0 or sum(sizes) > len(known):
         raise InvalidInputError(
-            f"data.classes is {list(sizes)}, but {images.source} has {len(known)} classes: give three positive numbers "
-            "that add up to that or less."
+            f"data.classes is {given}, but {images.source} has {len(known)} classes: give three positive numbers that "
+            "add up to that or less."
         )
     places = np.argsort(np.random.default_rng(SPLIT_SEED).permutation(len(known)))  # where each class comes to stand
     labels = torch.from_numpy(places)[labels]
     order = labels.argsort(stable=True)
     labels = labels[order]
     ends = torch.searchsorted(labels, torch.tensor([0, *np.cumsum(sizes)])).tolist()
-    ranges = dict(zip(("train", "val", "test"), pairwise(ends), strict=False))
+    ranges = dict(zip(PARTS, pairwise(ends), strict=True))
     return replace(images, images=images.images[order[: ends[-1]]], labels=labels[: ends[-1]], ranges=ranges)
 
 

@@ -12,8 +12,6 @@ from lightning_l2l.file_sizes import require_room
 from lightning_l2l.optimizees.sources.images import LabelledImages, part_images
 from lightning_l2l.optimizees.sources.picture_files import is_picture, read_picture
 
-FIX = "give a folder with train and test, each with one folder a label, and images of one size in them."
-
 
 def load_folder(path: Path) -> LabelledImages:
     """Loads path/train and path/test, in which each label has a folder of images, all of one size, as RGB.
@@ -53,10 +51,10 @@ def _labels(path: Path, part: str) -> dict[str, int]:
         found = [entry.name for entry in (path / part).iterdir() if entry.is_dir() and entry.name[0] != "."]
     except OSError as error:
         raise InvalidInputError(
-            f"data.source is {path}, where {part or path.name} could not be read ({error.strerror}): {FIX}"
+            f"data.source is {path}, where {part or path.name} could not be read ({error.strerror}): {_fix(part)}"
         ) from error
     if not found:
-        raise InvalidInputError(f"data.source is {path}, where {part or path.name} has no folders: {FIX}")
+        raise InvalidInputError(f"data.source is {path}, where {part or path.name} has no folders: {_fix(part)}")
     if all(name.isdecimal() and len(name) < 10 for name in found) and len(set(map(int, found))) == len(found):
         return {name: int(name) for name in sorted(found, key=int)}
     return {name: number for number, name in enumerate(sorted(found))}
@@ -69,7 +67,7 @@ def _read_part(path: Path, part: str, label_of: dict[str, int]) -> tuple[Tensor,
     for name, number in label_of.items():
         own = sorted(filter(is_picture, (path / part / name).rglob("*")))
         if not own:
-            raise InvalidInputError(f"data.source is {path}, where {Path(part, name)} holds no image: {FIX}")
+            raise InvalidInputError(f"data.source is {path}, where {Path(part, name)} holds no image: {_fix(part)}")
         files += own
         labels += [number] * len(own)
     width, height = _read(path, files[0]).size
@@ -80,10 +78,15 @@ def _read_part(path: Path, part: str, label_of: dict[str, int]) -> tuple[Tensor,
         if picture.size != (width, height):
             raise InvalidInputError(
                 f"data.source is {path}, where {file.relative_to(path)} has {picture.width} x {picture.height} pixels "
-                f"and {files[0].relative_to(path)} {width} x {height}: {FIX}"
+                f"and {files[0].relative_to(path)} {width} x {height}: {_fix(part)}"
             )
         row.copy_(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
     return images, torch.tensor(labels)
+
+
+def _fix(part: str) -> str:
+    folders = "train and test, each with one folder a label" if part else "one folder a label"
+    return f"give a folder with {folders}, and images of one size in them."
 
 
 def _read(path: Path, file: Path) -> Image.Image:
