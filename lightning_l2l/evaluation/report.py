@@ -129,11 +129,12 @@ def _numbers_of(row: dict[str, str]) -> tuple[str, ...]:
 
 
 def _markdown(table: Table, rows: list[dict[str, str]]) -> str:
-    """A heading and a table: learned rules first, each group of runs under its mean."""
+    """A heading and a table: learned rules first, each group of runs under its mean; no columns without a number."""
     groups: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in sorted(rows, key=lambda row: row["kind"] == "baseline"):
         groups.setdefault((row["base"], "baseline" * (row["kind"] == "baseline")), []).append(row)
-    columns = [*NUMBERS, "last10_to_best", "sum_to_best", *["accuracy"] * _have_accuracy(rows)]
+    numbers = *NUMBERS, "last10_to_best", "sum_to_best", "accuracy"
+    columns = [name for name in numbers if any(row.get(name) for row in rows)]
     titles = ["rule", "learning rate", *(TITLES.get(name, name.replace("_", " ")) for name in columns)]
     lines = []
     for (base, _), runs in groups.items():
