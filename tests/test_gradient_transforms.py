@@ -82,7 +82,7 @@ def test_a_rule_inside_gbml_has_our_meta_gradients(first_order, l2l):
 
 @pytest.mark.parametrize("rule", [AdamW(), PerCoordinateMLP(), LearnedStart(SGD()), PerCoordinateSGD()])
 def test_a_rule_that_gbml_cannot_serve_is_refused(rule):
-    with pytest.raises(InvalidInputError, match=r"GBML|one tensor at a time"):
+    with pytest.raises(InvalidInputError, match=r"GBML"):
         RuleTransform(rule)
 
 

@@ -4,12 +4,11 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_l2l.errors import InvalidInputError, require_positive
 from lightning_l2l.extras import learn2learn
 from lightning_l2l.learners.base import log_counted
-from lightning_l2l.learners.meta_learner import cosine_decay
+from lightning_l2l.learners.cosine_schedule import cosine_schedule
 from lightning_l2l.optimizees import EpisodeDataModule, FewShot
 from lightning_l2l.optimizees.few_shot import FewShotEpisodes
 from lightning_l2l.optimizees.networks.conv4 import Conv4
@@ -84,9 +83,7 @@ class Learn2LearnMAML(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """LightningMAML's own Adam, its learning rate decayed once a meta-batch."""
         (optimizer,), _ = self.maml.configure_optimizers()
-        train_batches = self.trainer.datamodule.train_batches(self.trainer.world_size)  # type: ignore[attr-defined]
-        total = (self.trainer.max_epochs or 1) * train_batches
-        schedule = LambdaLR(optimizer, lambda meta_batch: cosine_decay(meta_batch / total, self.end))
+        schedule = cosine_schedule(optimizer, self.trainer, self.end)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _evaluate(self, episodes: FewShotEpisodes, stage: str, batch_idx: int) -> dict[str, Tensor]:

@@ -1,21 +1,19 @@
 """Meta-training as a LightningModule."""
 
 import logging
-import math
 import time
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
-from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.errors import InvalidInputError, require_positive, require_within
 from lightning_l2l.guard import all_finite
 from lightning_l2l.learners.base import MONITOR, dtype_of, log_counted
+from lightning_l2l.learners.cosine_schedule import cosine_schedule
 from lightning_l2l.learners.stages import Stage, Stages
 from lightning_l2l.meta_losses import MetaLoss, WeightedSum, Weights
 from lightning_l2l.optimizees import EpisodeDataModule
@@ -131,19 +129,8 @@ class MetaLearner(LightningModule):
         """Adam on φ, its learning rate decayed once a meta-batch."""
         optimizer = torch.optim.Adam(self.rule.parameters(), lr=self.learning_rate)
         end = self.final_learning_rate / self.learning_rate
-        schedule = LambdaLR(optimizer, lambda meta_batch: cosine_decay(self._progress(meta_batch), end))
+        schedule = cosine_schedule(optimizer, self.trainer, end)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}}
-
-    def _progress(self, meta_batch: int) -> float:
-        """How much of meta-training is over, 0 to 1: of its epochs or of ``trainer.max_time``, whichever ends first."""
-        # Lightning's own estimate would start the loader before a checkpoint can tell it where to resume
-        meta_batches = (self.trainer.max_epochs or 1) * self.datamodule.train_batches(self.trainer.world_size)
-        progress = meta_batch / meta_batches
-        for timer in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(timer, Timer) and (remaining := timer.time_remaining()) is not None:
-                elapsed = timer.time_elapsed()
-                progress = max(progress, elapsed / max(elapsed + remaining, 1e-9))
-        return self.trainer.strategy.broadcast(progress)  # clocks differ, but all processes need the same rate
 
     def on_after_batch_transfer(self, batch: Episodes, dataloader_idx: int) -> Episodes:
         """Casts the episodes to the rule's floating-point type."""
@@ -290,8 +277,3 @@ class MetaLearner(LightningModule):
         own = of_all[self.trainer.global_rank % len(of_all)]
         for meta_gradient, state in zip(self.stages.meta_gradients, own, strict=False):
             meta_gradient.load_state_dict(state)
-
-
-def cosine_decay(progress: float, end: float) -> float:
-    """Half a cosine from 1 at progress 0 to ``end`` at progress 1, and ``end`` from there on."""
-    return end + (1 - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

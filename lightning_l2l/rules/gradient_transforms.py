@@ -181,8 +181,8 @@ class RuleTransform:
             )
         if isinstance(rule, ShapedByOptimizee):
             raise InvalidInputError(
-                f"rule is {rule.label}, whose numbers belong to the parameters of one network, but a transform sees "
-                "one tensor at a time: give another rule."
+                f"rule is {rule.label}, whose numbers belong to the parameters of one network, but GBML shows a "
+                "transform one tensor at a time: give another rule."
             )
         self.rule = rule
 
