@@ -2,6 +2,7 @@
 
 from collections import Counter
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +19,17 @@ from lightning_l2l.optimizees.suite import SMALLEST_UNIT
 from lightning_l2l.optimizees.trained_starts import draw_steps
 from lightning_l2l.rules import SGD
 from lightning_l2l.unroll import start
+
+
+class Size(NamedTuple):
+    inputs: int
+
+
+class WithoutBatches(Tables):
+    rows = (Size(3),)
+
+    def __init__(self):
+        pass
 
 
 def suite(**settings) -> Suite:
@@ -164,6 +176,8 @@ def test_what_data_it_uses_is_said():
     [
         ({"families": {"a": Part(Teachers(), -1.0)}}, "data.families.a.weight is -1.0"),
         ({"families": {"a": Part(Teachers(), 0.0)}}, "data.families has no family with a weight above 0"),
+        ({"families": {"a": Part(Teachers(), batch_factor=0)}}, "data.families.a.batch_factor is 0"),
+        ({"families": {"a": Part(WithoutBatches(), batch_factor=2)}}, "WithoutBatches with a batch_factor of 2"),
         ({"episodes_per_task": 0}, "data.episodes_per_task is 0"),
         ({"trained_starts": 1.5}, "data.trained_starts is 1.5"),
     ],
@@ -171,6 +185,14 @@ def test_what_data_it_uses_is_said():
 def test_what_cannot_be_is_refused(settings, sentence):
     with pytest.raises(InvalidInputError, match=sentence):
         suite(**settings)
+
+
+def test_batches_of_a_family_can_be_larger():
+    large = suite(families={"tables": Part(Tables(), 3.0, batch_factor=4)})
+    own = suite(families={"tables": Part(Tables(), 3.0)})
+    assert [task.batch_size for task in large.tasks.values()] == [4 * task.batch_size for task in own.tasks.values()]
+    assert next(iter(large.tasks)) == "tables: breast_cancer, linear, none, batch size 128"
+    assert not large.tasks.keys() & own.tasks.keys()
 
 
 def test_episodes_of_several_tasks_are_refused():

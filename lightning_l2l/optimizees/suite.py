@@ -35,10 +35,13 @@ class Part:
         family: the tasks, by class path.
         weight: share of the meta-batches of training, relative to the other rows. 0 holds the family out: validation
             runs on such families alone.
+        batch_factor: by which the batch sizes of the family's tasks are multiplied. Its own are small, since small ones
+            take less time; with larger ones a rule can take larger steps.
     """
 
     family: Family
     weight: float = 1.0
+    batch_factor: int = 1
 
 
 @dataclass(eq=False)
@@ -117,12 +120,12 @@ class Suite(EpisodeDataModule):
         self.trained_starts = trained_starts
         self.families = families
         self.episodes_per_task = episodes_per_task
-        self._check_weights()
+        self._check_parts()
         with torch.random.fork_rng(devices=[]):  # networks draw parameters, which no episode uses
             self.tasks = {
                 f"{name}: {task}": data
                 for name, part in families.items()
-                for task, data in part.family.tasks(horizon=horizon, seed=seed).items()
+                for task, data in part.family.tasks(part.batch_factor, horizon=horizon, seed=seed).items()
             }
         every = episodes_per_task * len(self.tasks)
         super().__init__(
@@ -140,8 +143,9 @@ class Suite(EpisodeDataModule):
             self.reached = read_reference(reference, list(self.tasks), horizon, self.description)
         self._units: dict[str, float] = {}
 
-    def _check_weights(self) -> None:
+    def _check_parts(self) -> None:
         for name, part in self.families.items():
+            require_positive(f"data.families.{name}.batch_factor", part.batch_factor)
             if not 0 <= part.weight < math.inf:
                 raise InvalidInputError(
                     f"data.families.{name}.weight is {part.weight}: give a positive number, or 0 to hold it out."

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees.base import EpisodeDataModule
 from lightning_l2l.optimizees.sources.images import LabelledImages
 from lightning_l2l.optimizees.sources.small_images import all_images, found_images
@@ -20,13 +21,25 @@ class Family(ABC):
     rows: Sequence[Any] = ()
     data: tuple[str, ...] = ()
 
-    def tasks(self, **settings: Any) -> dict[str, EpisodeDataModule]:
+    def tasks(self, batch_factor: int = 1, **settings: Any) -> dict[str, EpisodeDataModule]:
         """Makes the tasks by name; examples are loaded when episodes are drawn.
 
         Args:
+            batch_factor: by which the ``batch_size`` of each row is multiplied, where it is not 1.
             settings: of ``EpisodeDataModule``: a horizon and a seed.
+
+        Raises:
+            InvalidInputError: the rows have no batch size to multiply.
         """
-        return {describe(row): self.task(row, **settings) for row in self.rows}
+        rows = self.rows
+        if batch_factor != 1:
+            if not all("batch_size" in row._fields for row in rows):
+                raise InvalidInputError(
+                    f"data.families has {type(self).__name__} with a batch_factor of {batch_factor}, but its tasks "
+                    "have no batch_size: leave the factor out."
+                )
+            rows = [row._replace(batch_size=batch_factor * row.batch_size) for row in rows]
+        return {describe(row): self.task(row, **settings) for row in rows}
 
     def images(self) -> tuple[LabelledImages, ...]:
         """The images that its tasks are made from, if any, at their own size."""
