@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees import families
 from lightning_l2l.optimizees.module_episodes import unflatten
 from lightning_l2l.optimizees.networks.stacked import BatchNorm
@@ -14,8 +15,10 @@ FAMILIES = {
     "image MLPs": families.ImageMLPs(),
     "large images": families.ImageMLPs(large=True),
     "CNNs": families.ImageCNNs(),
+    "wide CNNs": families.ImageCNNs(wide=True),
     "normalised CNNs": families.ImageCNNs(normalised=True),
     "autoencoders": families.Autoencoders(),
+    "wide autoencoders": families.Autoencoders(wide=True),
     "completions": families.Completions(),
     "tables": families.Tables(),
     "teachers": families.Teachers(),
@@ -69,13 +72,20 @@ def test_adam_learns(tasks):
 
 
 def test_sizes_are_small_and_inputs_of_large_images_positive():
+    largest = {"large images": 20_000, "transformers": 20_000, "row transformers": 20_000}
+    largest |= {"wide CNNs": 20_000, "wide autoencoders": 70_000}
     for name, family in FAMILIES.items():
         for task in family.tasks(horizon=1, seed=0).values():
             size = sum(parameter.numel() for parameter in task.network.parameters())
-            assert 50 < size < (20_000 if name in ("large images", "transformers", "row transformers") else 9_000), name
+            assert 50 < size < largest.get(name, 9_000), name
     large = next(iter(FAMILIES["large images"].tasks(horizon=1, seed=0).values())).episodes("train", [0])
     inputs, _ = large.minibatch(large.theta, 0)
     assert inputs.shape[-1] == 4_096 and inputs.min() >= 0 and inputs.mean() > 0.1
+
+
+def test_wide_cnns_are_not_normalised():
+    with pytest.raises(InvalidInputError, match="either normalised or wide"):
+        families.ImageCNNs(normalised=True, wide=True)
 
 
 def test_normalised_families_normalise_by_the_minibatch():

@@ -22,7 +22,7 @@ class Reconstruction(NamedTuple):
     loss: str
 
 
-AUTOENCODERS = [
+NARROW = [
     Reconstruction("MNIST", 7, (16, 4, 16), "tanh", 32, "squared error"),
     Reconstruction("MNIST", 7, (8,), "relu", 64, "squared error"),
     Reconstruction("MNIST", 7, (24, 8, 24), "relu", 32, "cross-entropy"),
@@ -36,15 +36,27 @@ AUTOENCODERS = [
     Reconstruction("FashionMNIST", 14, (16, 4, 16), "relu", 16, "squared error"),
     Reconstruction("FashionMNIST", 14, (20,), "tanh", 16, "linear, squared error"),
 ]
+WIDE = [
+    Reconstruction("MNIST", 14, (160,), "tanh", 32, "linear, squared error"),
+    Reconstruction("MNIST", 14, (112, 96, 112), "gelu", 32, "squared error"),
+    Reconstruction("FashionMNIST", 14, (128, 48, 128), "relu", 32, "squared error"),
+    Reconstruction("FashionMNIST", 14, (96, 64, 96), "tanh", 32, "cross-entropy"),
+]
 
 
 class Autoencoders(ImageFamily):
     """Perceptrons that reconstruct images through a code of 2 to 64 units.
 
     Outputs pass a sigmoid before the squared error or the binary cross-entropy, except where they are called linear.
+
+    Args:
+        wide: whether layers have 96 to 160 units, and codes 48 to 160.
+        root: folder of datasets (see ``SmallImages``).
     """
 
-    rows = AUTOENCODERS
+    def __init__(self, wide: bool = False, root: str = "data") -> None:
+        super().__init__(root)
+        self.rows = WIDE if wide else NARROW
 
     def task(self, row: Reconstruction, **settings: Any) -> ModuleTraining:
         layers = dense((row.size**2, *row.hidden, row.size**2), row.activation, Linear)

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees.families.base import ImageFamily
 from lightning_l2l.optimizees.module_training import ModuleTraining
 from lightning_l2l.optimizees.networks.mlp import ACTIVATIONS
@@ -32,6 +33,12 @@ PLAIN = [
     Convolutional("FashionMNIST", 14, (4, 12), "relu", 8),
     Convolutional("FashionMNIST", 7, (12,), "relu", 16),
 ]
+WIDE = [
+    Convolutional("MNIST", 14, (16, 32), "relu", 64),
+    Convolutional("MNIST", 7, (32, 32), "relu", 128),
+    Convolutional("FashionMNIST", 14, (24, 24), "gelu", 32),
+    Convolutional("FashionMNIST", 14, (16, 16, 32), "tanh", 64),
+]
 NORMALISED = [
     Convolutional("MNIST", 14, (4, 8), "relu", 8, normalised=True),
     Convolutional("MNIST", 7, (8, 12), "gelu", 16, normalised=True),
@@ -47,12 +54,15 @@ class ImageCNNs(ImageFamily):
 
     Args:
         normalised: whether each convolution is followed by batch normalisation.
+        wide: whether convolutions have 16 to 32 channels instead; without normalisation.
         root: folder of datasets (see ``SmallImages``).
     """
 
-    def __init__(self, normalised: bool = False, root: str = "data") -> None:
+    def __init__(self, normalised: bool = False, wide: bool = False, root: str = "data") -> None:
         super().__init__(root)
-        self.rows = NORMALISED if normalised else PLAIN
+        if normalised and wide:
+            raise InvalidInputError("ImageCNNs are either normalised or wide: leave one of the two out.")
+        self.rows = WIDE if wide else NORMALISED if normalised else PLAIN
 
     def task(self, row: Convolutional, **settings: Any) -> ModuleTraining:
         loss = nn.MSELoss() if row.squared else nn.CrossEntropyLoss()
