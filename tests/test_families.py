@@ -14,6 +14,7 @@ STEPS = 60
 FAMILIES = {
     "image MLPs": families.ImageMLPs(),
     "large images": families.ImageMLPs(large=True),
+    "wide image MLPs": families.ImageMLPs(wide=True),
     "CNNs": families.ImageCNNs(),
     "wide CNNs": families.ImageCNNs(wide=True),
     "normalised CNNs": families.ImageCNNs(normalised=True),
@@ -73,7 +74,7 @@ def test_adam_learns(tasks):
 
 def test_sizes_are_small_and_inputs_of_large_images_positive():
     largest = {"large images": 20_000, "transformers": 20_000, "row transformers": 20_000}
-    largest |= {"wide CNNs": 20_000, "wide autoencoders": 70_000}
+    largest |= {"wide image MLPs": 50_000, "wide CNNs": 20_000, "wide autoencoders": 70_000}
     for name, family in FAMILIES.items():
         for task in family.tasks(horizon=1, seed=0).values():
             size = sum(parameter.numel() for parameter in task.network.parameters())
@@ -83,9 +84,11 @@ def test_sizes_are_small_and_inputs_of_large_images_positive():
     assert inputs.shape[-1] == 4_096 and inputs.min() >= 0 and inputs.mean() > 0.1
 
 
-def test_wide_cnns_are_not_normalised():
+def test_wide_networks_have_no_other_extra():
     with pytest.raises(InvalidInputError, match="either normalised or wide"):
         families.ImageCNNs(normalised=True, wide=True)
+    with pytest.raises(InvalidInputError, match="either large images or wide layers"):
+        families.ImageMLPs(large=True, wide=True)
 
 
 def test_normalised_families_normalise_by_the_minibatch():

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees.families.base import ImageFamily
 from lightning_l2l.optimizees.module_training import ModuleTraining
 from lightning_l2l.optimizees.networks.mlp import dense
@@ -53,6 +54,12 @@ LARGE = [
     Classifier("MNIST", 40, (8, 8, 8), "relu", 16),
     Classifier("FashionMNIST", 40, (8,), "relu", 16),
 ]
+WIDE = [
+    Classifier("MNIST", 14, (160,), "gelu", 32),
+    Classifier("MNIST", 7, (128, 96), "tanh", 128),
+    Classifier("FashionMNIST", 14, (128, 128), "relu", 64),
+    Classifier("FashionMNIST", 7, (96, 96, 96), "relu", 32, centred=True),
+]
 
 
 class ImageMLPs(ImageFamily):
@@ -62,12 +69,15 @@ class ImageMLPs(ImageFamily):
 
     Args:
         large: whether images have up to 64 × 64 pixels, 4,096 positive inputs, instead of up to 28 × 28.
+        wide: whether layers have 96 to 160 units instead, on images of up to 14 × 14.
         root: folder of datasets (see ``SmallImages``).
     """
 
-    def __init__(self, large: bool = False, root: str = "data") -> None:
+    def __init__(self, large: bool = False, wide: bool = False, root: str = "data") -> None:
         super().__init__(root)
-        self.rows = LARGE if large else SMALL
+        if large and wide:
+            raise InvalidInputError("ImageMLPs have either large images or wide layers: leave one of the two out.")
+        self.rows = LARGE if large else WIDE if wide else SMALL
 
     def task(self, row: Classifier, **settings: Any) -> ModuleTraining:
         network = Stacked(*dense((row.size**2, *row.hidden, 10), row.activation, Linear))
