@@ -21,6 +21,7 @@ FAMILIES = {
     "autoencoders": families.Autoencoders(),
     "wide autoencoders": families.Autoencoders(wide=True),
     "completions": families.Completions(),
+    "wide completions": families.Completions(wide=True),
     "tables": families.Tables(),
     "teachers": families.Teachers(),
     "linear teachers": families.Teachers(linear=True),
@@ -74,7 +75,7 @@ def test_adam_learns(tasks):
 
 def test_sizes_are_small_and_inputs_of_large_images_positive():
     largest = {"large images": 20_000, "transformers": 20_000, "row transformers": 20_000}
-    largest |= {"wide image MLPs": 50_000, "wide CNNs": 20_000, "wide autoencoders": 70_000}
+    largest |= {"wide image MLPs": 50_000, "wide CNNs": 20_000, "wide autoencoders": 70_000, "wide completions": 50_000}
     for name, family in FAMILIES.items():
         for task in family.tasks(horizon=1, seed=0).values():
             size = sum(parameter.numel() for parameter in task.network.parameters())

@@ -25,18 +25,31 @@ class Completion(NamedTuple):
     squashed: bool = False  # outputs pass a sigmoid
 
 
-COMPLETIONS = [
+NARROW = [
     Completion("MNIST", 14, (16,), "relu", 32),
     Completion("MNIST", 14, (16, 16), "tanh", 32, squashed=True),
     Completion("FashionMNIST", 14, (20,), "gelu", 32),
     Completion("FashionMNIST", 14, (12, 12, 12), "relu", 16, squashed=True),
 ]
+WIDE = [
+    Completion("MNIST", 14, (160,), "relu", 64),
+    Completion("MNIST", 14, (96, 96), "tanh", 32, squashed=True),
+    Completion("FashionMNIST", 20, (128, 48), "gelu", 32),
+    Completion("FashionMNIST", 14, (112, 80, 112), "relu", 128, squashed=True),
+]
 
 
 class Completions(ImageFamily):
-    """Regressions of many outputs, by squared error."""
+    """Regressions of many outputs, by squared error.
 
-    rows = COMPLETIONS
+    Args:
+        wide: whether layers have 48 to 160 units, not 12 to 20.
+        root: folder of datasets (see ``SmallImages``).
+    """
+
+    def __init__(self, wide: bool = False, root: str = "data") -> None:
+        super().__init__(root)
+        self.rows = WIDE if wide else NARROW
 
     def task(self, row: Completion, **settings: Any) -> ModuleTraining:
         layers = dense((row.size**2 // 2, *row.hidden, row.size**2 // 2), row.activation, Linear)
