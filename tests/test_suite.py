@@ -195,6 +195,12 @@ def test_batches_of_a_family_can_be_larger():
     assert not large.tasks.keys() & own.tasks.keys()
 
 
+@pytest.mark.parametrize("family", [Teachers(), Teachers(linear=True)])
+def test_teachers_stay_the_same_in_larger_batches(family):
+    own, large = family.tasks(seed=0), family.tasks(2, seed=0)
+    assert [task.source.seed for task in large.values()] == [task.source.seed for task in own.values()]
+
+
 def test_episodes_of_several_tasks_are_refused():
     with pytest.raises(InvalidInputError, match="belong to 2 tasks"):
         suite(episodes_per_task=2).episodes("val", [0, 2])

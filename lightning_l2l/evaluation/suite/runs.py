@@ -1,7 +1,7 @@
 """Runs of candidates on problems, each of them made once."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class Runs:
         self.data: ModuleTraining = copy.deepcopy(self.problem.data)
         self.data.prepare_data()
         self.data.setup("test")
-        self.records: dict[str, Tensor] = {}
+        self.records: dict[Hashable, Tensor] = {}  # those that cannot be described by their candidate
         self.fingerprints: dict[tuple[Split, int, int], str] = {}
 
     def record(self, candidate: Candidate, seed: int, length: int, split: Split = "test", stop: int = 0) -> Tensor:
@@ -57,14 +57,15 @@ class Runs:
         lengths = [length] if candidate.cosine else sorted(self.lengths)
         last = stop or max(lengths)
         depends_on = self._depends_on(candidate, seed, max(lengths), split)
-        key = repr((depends_on or id(candidate), lengths, last, self.published))
+        described = repr((depends_on, lengths, last, self.published))
+        key = described if depends_on else (candidate, split, seed, max(lengths), last)
         if key not in self.records:
 
             def run() -> Tensor:
                 begin = self._training(split, seed, max(lengths))
                 return train(begin, candidate, lengths, last, self.published)
 
-            self.records[key] = ResultCache(self.folder if depends_on else None).get(run, key)
+            self.records[key] = ResultCache(self.folder if depends_on else None).get(run, described)
         record = self.records[key]
         return record[record[:, 0] <= (stop or length)]
 

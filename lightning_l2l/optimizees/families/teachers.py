@@ -72,6 +72,10 @@ class Teachers(Family):
             linear=self.linear,
             condition=row.condition,
             noise=row.noise_in_percent / 100,
-            seed=self.rows.index(row),  # another teacher for each task
+            seed=self._number(row),  # another teacher for each task
         )
         return ModuleTraining(network, LOSSES[row.loss](), source, row.batch_size, **settings)
+
+    def _number(self, row: Student) -> int:
+        """Which of the rows it is, whatever its batch size."""
+        return [own._replace(batch_size=row.batch_size) for own in self.rows].index(row)
