@@ -1,12 +1,14 @@
 """Protects a run from gradients that are not finite and from divergence."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
 import torch
 from torch import Tensor
+
+from lightning_l2l.rules.adam_controller.remainder import exact, round_into
 
 WINDOW = 100  # losses whose median and range are compared
 FEWEST = 10  # losses before anything is compared
@@ -102,7 +104,7 @@ class Guard:
 
 
 @torch.no_grad()
-def safe_step(params: Iterable[Tensor], factor: float) -> None:
+def safe_step(params: Iterable[Tensor], factor: float, remainders: Mapping[Tensor, Tensor] | None = None) -> None:
     """Steps each tensor down its gradient by a fixed small size: θ ← θ − factor · .001 (RMS θ + .01) · ∇ / RMS ∇.
 
     It is normalised gradient descent with the layerwise rates of LARS (arXiv:1708.03888), and keeps no state.
@@ -110,14 +112,21 @@ def safe_step(params: Iterable[Tensor], factor: float) -> None:
     Args:
         params: parameters of any shapes; those without a gradient do not move.
         factor: of the step.
+        remainders: what rounding has taken from parameters in half precision, where the rule keeps it.
     """
+    kept = remainders or {}
     for p in params:
         if p.grad is None or p.numel() == 0:
             continue
-        theta, grad = (value.to(torch.promote_types(p.dtype, torch.float32)) for value in (p, p.grad))
+        dtype = torch.promote_types(p.dtype, torch.float32)
+        theta, grad = exact(p, kept[p], dtype) if p in kept else p.to(dtype), p.grad.to(dtype)
         size, of_grad = (torch.linalg.vector_norm(value) / math.sqrt(p.numel()) for value in (theta, grad))
         rate = torch.where(of_grad > 0, SAFE_SIZE * (size + SMALLEST_SIZE) / of_grad, 0.0)
-        p.copy_(theta - factor * rate * grad)
+        moved = theta - factor * rate * grad
+        if p in kept:
+            round_into(p, kept[p], moved)
+        else:
+            p.copy_(moved)
 
 
 def mean_over_ranks(loss: float | Tensor, device: torch.device) -> float:

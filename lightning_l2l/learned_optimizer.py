@@ -159,6 +159,7 @@ class LearnedOptimizer(WatchedOptimizer):
         finite = self._finite_settings() and all_finite(grads, squared=True)
         if not finite_everywhere(finite, params, self._zero):
             self.skipped_steps += 1
+            self._forget_loss()
             return loss
         moving = [self._moving(own) for own in units]
         share = self._learned_share()

@@ -69,14 +69,22 @@ class WatchedOptimizer(Optimizer):
         if self.guard is not None and closure is None and not self.guard.observed:
             raise RuntimeError("the guard needs the loss: call step(closure), or observe(loss) before each step")
 
+    def _forget_loss(self) -> None:
+        """Forgets the loss before a step that is skipped, so that the next step needs its own."""
+        if self.guard is not None:
+            self.guard.observed = False
+
     def _learned_share(self) -> float:
         """The learned step's share of this step; the guard's safe step has the rest."""
         return 1.0 if self.guard is None else self.guard.share()
 
     def _step_safely(self, share: float) -> None:
         """Takes the guard's share of this step, if it has any."""
-        for group in self.param_groups if share else ():
-            safe_step(group["params"], share * float(group["lr"]) * group["scale"])
+        if not share:
+            return
+        remainders = {p: own["remainder"] for p, own in self.state.items() if "remainder" in own}
+        for group in self.param_groups:
+            safe_step(group["params"], share * float(group["lr"]) * group["scale"], remainders)
 
     def _stepped(self) -> Iterator[tuple[Stepper, KeptState, list[Tensor]]]:
         """The parameters that are stepped as one vector, with their stepper and state."""

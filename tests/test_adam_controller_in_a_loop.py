@@ -175,10 +175,10 @@ def test_a_frozen_tensor_stays_out_and_one_thawed_late_begins_at_its_first_step(
     assert optimizer.state[model[2].weight]["step"] == 7
 
 
-@pytest.mark.parametrize(("lr", "start"), [(0.02, 1.0), (2e-3, 1.0), (2e-4, 1e-2)])
+@pytest.mark.parametrize(("lr", "start"), [(0.02, 1.0), (2e-3, 1.0), (2e-4, 1e-2), (1e-7, 0.0)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_small_steps_add_up_in_any_precision(dtype, lr, start):
-    """Steps of 6e-5 are rounded away in half precision, and of 6e-6 in a remainder of bfloat16 as well."""
+    """Steps of 6e-5 are rounded away in half precision, of 6e-6 in a remainder of bfloat16 too, of 3e-10 at 0."""
     p = torch.full((4, 4), start, dtype=dtype, requires_grad=True)
     p.grad = torch.ones_like(p)
     optimizer = LearnedOptimizer([p], AdamController(), lr=lr)

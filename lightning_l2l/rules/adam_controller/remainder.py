@@ -29,5 +29,6 @@ def round_into(theta: Tensor, remainder: Tensor, moved: Tensor) -> None:
 def unit(theta: Tensor) -> Tensor:
     """What one part is worth beside each number; relative to it, so weights that others overwrite stay as they are."""
     limits = torch.finfo(theta.dtype)
-    exponent = torch.frexp(theta.float()).exponent.clamp_(min=math.frexp(limits.tiny)[1])
+    smallest = math.frexp(limits.tiny)[1]
+    exponent = torch.frexp(theta.float()).exponent.masked_fill_(theta == 0, smallest).clamp_(min=smallest)
     return torch.ldexp(torch.full_like(exponent, limits.eps / 2 / PARTS, dtype=torch.float32), exponent)
