@@ -27,10 +27,11 @@ class LearnedOptimizer(WatchedOptimizer):
     Use it as any optimizer of ``torch.optim``: with ``zero_grad`` and ``step``, learning-rate schedulers,
     ``torch.amp.GradScaler``, DDP, or returned by a LightningModule's ``configure_optimizers``.
 
-    A coordinatewise rule, such as the paper's LSTM, steps each parameter tensor by itself; ``AdamController`` steps
-    those of a param group together. Any other rule sees all parameters of a param group as one vector, and their
-    shapes; a parameter without a gradient has a zero gradient in it and does not move. A rule that sees the loss needs
-    ``step(closure)``. A rule with a learned start needs ``start()`` before the first gradient.
+    A coordinatewise rule, such as the paper's LSTM, steps each parameter tensor by itself. ``AdamController`` steps
+    each tensor knowing means over all those of its param group, so the division into groups matters. Any other rule
+    sees all parameters of a param group as one vector, and their shapes; a parameter without a gradient has a zero
+    gradient in it and does not move. A rule that sees the loss needs ``step(closure)``. A rule with a learned start
+    needs ``start()`` before the first gradient.
 
     **Gradients.** Parameters whose ``grad`` is None are skipped, and keep their state. If the square of any gradient is
     not finite (above 1.8e19 in float32), or a group's ``lr`` has become NaN or infinite, the whole step is skipped: no
@@ -53,8 +54,9 @@ class LearnedOptimizer(WatchedOptimizer):
     from 1 / 100, where weights go on with the task that they were trained on. Where their loss has converged, it may
     rise nevertheless.
 
-    **State.** The paper's LSTM keeps 80 numbers per coordinate: 320 bytes, or 160 with ``bfloat16_state``. Running
-    means, such as a rule's ``momenta``, stay in float32 even then: 8 bytes each. ``state_dict`` holds them as plain
+    **State.** ``AdamController`` keeps 20 bytes per coordinate, in float32 whatever ``bfloat16_state`` says. The
+    paper's LSTM keeps 80 numbers: 320 bytes, or 160 with ``bfloat16_state``. Running means, such as a rule's
+    ``momenta``, stay in float32 even then: 8 bytes each. ``state_dict`` holds them as plain
     tensors, and loading it continues bit for bit; it holds the rule's name but not the rule, so give the same rule
     again. A step needs hardly any memory beyond the state, since coordinates are processed in chunks.
 
@@ -68,11 +70,13 @@ class LearnedOptimizer(WatchedOptimizer):
             ``{"params": ..., "rule": "conv"}``.
         lr: factor of every step, which learning-rate schedulers change; 1 takes the steps as learned.
         scale: a further factor, which schedulers leave alone.
-        weight_decay: λ, the part of θ that each step at lr = 1 removes, beside the rule's step and before it, as in
-            AdamW (arXiv:1711.05101). AdamW's own unit is another: there, a weight decay of .01 at a learning rate of
-            .001 removes 1e-5 a step, so give 1e-5 here. Schedulers of ``lr`` change it alike; ``scale`` and a guard's
-            safe steps leave it alone. What does not step, for lack of a gradient or of a finite one, does not decay.
-        bfloat16_state: keep the state in bfloat16, which halves its memory and leaves three digits of precision.
+        weight_decay: λ, the part of θ that each step at lr = 1 removes. It is removed before the rule's step, which
+            does not see it in its gradient, as in AdamW (arXiv:1711.05101). AdamW's own unit is another: there, a
+            weight decay of .01 at a learning rate of .001 removes 1e-5 a step, so give 1e-5 here. Schedulers of ``lr``
+            change it alike; ``scale`` and a guard's safe steps leave it alone. What does not step, for lack of a
+            gradient or of a finite one, does not decay.
+        bfloat16_state: keep the state in bfloat16, which halves its memory and leaves three digits of precision; see
+            State.
         guard: take safe steps for a while if the loss diverges; ``lightning_l2l.guard.Guard`` describes when, and which
             steps. It needs ``step(closure)``, or ``observe(loss)`` before each step.
         diagnose_every: n, to let ``diagnostics()`` tell about each n-th step; 0 costs nothing.

@@ -186,7 +186,7 @@ def test_sources_are_read_alike(tmp_path):
     assert torch.equal(inverted.examples.images, 255 - data.examples.images)
 
 
-def test_omniglot_is_fetched_and_shrunk_once(monkeypatch):
+def test_omniglot_is_fetched_and_shrunk_once(monkeypatch, tmp_path):
     from PIL import Image
     from torchvision import datasets
 
@@ -194,16 +194,25 @@ def test_omniglot_is_fetched_and_shrunk_once(monkeypatch):
 
     asked = []
 
-    def characters(root, background, download):
+    def characters(root, background, download, loader):
         asked.append((root, download))
-        picture = Image.fromarray(np.full((105, 105), 255, np.uint8)).convert("1")
-        return [(picture, label) for label in range(3 if background else 2) for _ in range(2)]
+        found = []
+        for label, character in enumerate(
+            ("Tagalog/1", "Korean/1", "Korean/2") if background else ("Latin/1", "Latin/2")
+        ):
+            folder = tmp_path / character
+            folder.mkdir(parents=True)
+            for number in range(2):
+                Image.fromarray(np.full((105, 105), 255, np.uint8)).convert("1").save(folder / f"{number}.png")
+                found.append((loader(folder / f"{number}.png"), label))
+        return found
 
     monkeypatch.setattr(datasets, "Omniglot", characters)
     for _ in range(2):
         with np.load(prepare_omniglot(Path("."))) as kept:
             assert kept["images"].shape == (10, 28, 28) and kept["images"].min() == 255
             assert kept["labels"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+            assert kept["alphabet"].tolist() == [2, 2, 0, 0, 0, 0, 1, 1, 1, 1]
     assert asked == [(".", True)] * 2
 
 

@@ -2,15 +2,20 @@
 
 import numpy as np
 import pytest
+import small_benchmark
 import torch
 import yaml
 from command_line import FOLDER
-from small_benchmark import available
+from small_benchmark import available, write
+from torch import nn
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.evaluation.suite.problems import read_problems
+from lightning_l2l.evaluation.suite.benchmark import Benchmark
+from lightning_l2l.evaluation.suite.problems import make_data, read_problems
 from lightning_l2l.optimizees import Images, ModuleTraining
+from lightning_l2l.optimizees.families import Autoencoders, ImageCNNs, ImageMLPs
 from lightning_l2l.optimizees.sources.images import part_images
+from lightning_l2l.optimizees.sources.small_images import SmallImages
 
 FILES = ("everyday_problems", "everyday_open_problems", "everyday_beyond_problems")
 PUBLISHED = 5  # of the test problems, the first in the file
@@ -74,6 +79,26 @@ def test_the_test_problems_are_enough():
     assert len(set(pairs)) == len(pairs)
 
 
+def kind_of(name: str, network: nn.Module) -> tuple:
+    """A data set, and the sizes of a network's parameters."""
+    return name, *sorted(tuple(sorted(p.shape)) for p in network.parameters())
+
+
+def test_no_family_of_meta_training_has_a_network_and_data_of_a_problem():
+    parts = make_data(yaml.safe_load((FOLDER / "everyday.yaml").read_text())["data"]).families.values()
+    families = [part.family for part in parts] + [one(wide=True) for one in (ImageMLPs, ImageCNNs, Autoencoders)]
+    tasks = [task for family in families for task in family.tasks(horizon=1).values()]
+    trained = {kind_of(one.source.name, one.network) for one in tasks if isinstance(one.source, SmallImages)}
+    data = " ".join(words for family in families for words in family.data)
+    unseen = set()
+    for file in FILES:
+        for problem in read_problems(problems_in(file)):
+            name = getattr(problem.data.source, "name", "text")
+            assert kind_of(name, problem.data.network) not in trained
+            unseen |= {name} if name not in data else set()
+    assert unseen >= {"CIFAR10", "omniglot28", "diabetes", "china"} and len(trained) > 50
+
+
 def test_data_that_is_missing_is_skipped_with_a_reason(tmp_path):
     source = {"class_path": "lightning_l2l.optimizees.Images", "init_args": {"name": "omniglot28"}}
     settings = problems_in(FILES[0])["wide_autoencoder"]
@@ -90,6 +115,25 @@ def test_wrong_problems_are_refused():
     settings["init_args"]["batch_size"] = 0
     with pytest.raises(InvalidInputError, match=r"problems has mine: data\.batch_size is 0"):
         read_problems({"mine": settings})
+
+
+def test_a_folder_of_ones_own_is_kept():
+    source = {"class_path": "lightning_l2l.optimizees.Images", "init_args": {"name": "MNIST"}}
+    own = {**source, "init_args": {"name": "MNIST", "root": "mine"}}
+    found = read_problems(
+        {"one": small_benchmark.problem(source=source), "two": small_benchmark.problem(source=own)}, "theirs"
+    )
+    assert [str(one.data.source.root) for one in found] == ["theirs", "mine"]
+
+
+def test_errors_name_the_file_of_open_problems():
+    file = write("open", {"mine": small_benchmark.problem(batch_size=0)})
+    made = Benchmark(write("mine", {"one": small_benchmark.problem()}), file)
+    with pytest.raises(InvalidInputError, match=r"benchmark\.open_problems has mine: data\.batch_size is 0"):
+        made.setup(None, None, "test")
+    made.open_problems = "nope.yaml"
+    with pytest.raises(InvalidInputError, match=r"benchmark\.open_problems is nope\.yaml"):
+        made.setup(None, None, "test")
 
 
 def test_a_training_run_draws_training_examples():

@@ -90,7 +90,8 @@ class FineTuning(ModuleTraining):
     def _pretrained(self) -> Tensor:
         """The pretrained weights, [P], read from ``root`` or trained now."""
         examples = self.pretraining_source.load()
-        depends_on = [str(self.network), str(self.loss), repr(examples), self.batch_size, self.pretraining_steps]
+        settings = [self.batch_size, self.init_std, self.pretraining_steps, LEARNING_RATE]
+        depends_on = [str(self.network), str(self.loss), repr(examples), *settings]
         file = self.root / f"pretrained_{hashlib.sha256(repr(depends_on).encode()).hexdigest()[:16]}.safetensors"
         try:
             return load_file(file)["theta"]

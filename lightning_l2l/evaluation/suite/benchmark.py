@@ -44,7 +44,7 @@ class Benchmark(Callback):
         steps: the numbers of training steps after which optimizers are compared.
         seeds: runs of the learned rule and of Adam 1e-3 on each problem.
         rival_seeds: runs of each rival on each problem, the first of these.
-        root: the folder of datasets.
+        root: the folder of datasets, of problems that name none.
         prune_rates: drop the worse half of the rates that are tuned per problem after an eighth, a quarter and half of
             the steps.
         only: names of the problems to run; null runs all.
@@ -95,7 +95,9 @@ class Benchmark(Callback):
                 raise InvalidInputError(f"benchmark.only has {', '.join(sorted(unknown))}, which no problem is called.")
             self.to_run = [problem for problem in self.to_run if problem.name in self.only]
         self.published = settings.get("published", {})
-        self.opened = read_problems(read_file(self.open_problems)["problems"], self.root) if self.open_problems else []
+        if self.open_problems:
+            key = "benchmark.open_problems"
+            self.opened = read_problems(read_file(self.open_problems, key)["problems"], self.root, key)
         for rival in self.rivals:
             candidate(rival).make(nn.Linear(2, 2))
         for own in self._own(pl_module):
@@ -201,18 +203,22 @@ def full_name(rival: Rival) -> str:
     return f"{rival.name} × cosine" if rival.cosine else rival.name
 
 
-def read_file(path: str) -> dict[str, Any]:
+def read_file(path: str, key: str = "benchmark.problems") -> dict[str, Any]:
     """Reads a file of problems.
+
+    Args:
+        path: where it is.
+        key: the setting that names it, for errors.
 
     Raises:
         InvalidInputError: it cannot be read, or has no problems.
     """
     try:
-        settings = read_yaml(Path(path), f"benchmark.problems is {path}, which")
+        settings = read_yaml(Path(path), f"{key} is {path}, which")
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidInputError(
-            f"benchmark.problems is {path}, which cannot be read ({first_line(error)}): give a YAML file of problems."
+            f"{key} is {path}, which cannot be read ({first_line(error)}): give a YAML file of problems."
         ) from error
     if not isinstance(settings, dict) or not isinstance(settings.get("problems"), dict) or not settings["problems"]:
-        raise InvalidInputError(f"benchmark.problems is {path}, which has no problems: give them under that key.")
+        raise InvalidInputError(f"{key} is {path}, which has no problems: give them under that key.")
     return settings

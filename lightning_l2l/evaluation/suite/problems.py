@@ -9,6 +9,8 @@ from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees import EpisodeDataModule, ModuleTraining
 from lightning_l2l.parser import OneSentenceParser
 
+DEFAULT_ROOT = "data"  # of every class that reads a folder of datasets
+
 
 @dataclass
 class Problem:
@@ -25,12 +27,13 @@ class Problem:
     data: ModuleTraining
 
 
-def read_problems(problems: dict[str, Any], root: str | None = None) -> list[Problem]:
+def read_problems(problems: dict[str, Any], root: str | None = None, key: str = "benchmark.problems") -> list[Problem]:
     """Makes the problems of a file.
 
     Args:
         problems: a name for each, with its ``data`` settings.
-        root: the folder of datasets, in place of the default of each setting ``root``.
+        root: the folder of datasets, where a setting ``root`` is left at its default.
+        key: the setting that names the file, for errors.
 
     Raises:
         InvalidInputError: names the problem, and what is wrong with its settings.
@@ -40,13 +43,13 @@ def read_problems(problems: dict[str, Any], root: str | None = None) -> list[Pro
         try:
             data = make_data(settings, root)
         except InvalidInputError as error:
-            raise InvalidInputError(f"benchmark.problems has {name}: {error}") from None
+            raise InvalidInputError(f"{key} has {name}: {error}") from None
         except Exception as error:  # of the parser
             cause = error.__cause__ if isinstance(error.__cause__, InvalidInputError) else error
-            raise InvalidInputError(f"benchmark.problems has {name}: {' '.join(str(cause).split())}") from None
+            raise InvalidInputError(f"{key} has {name}: {' '.join(str(cause).split())}") from None
         if not isinstance(data, ModuleTraining):
             raise InvalidInputError(
-                f"benchmark.problems has {name}, a {type(data).__name__}, but a benchmark trains networks: give a "
+                f"{key} has {name}, a {type(data).__name__}, but a benchmark trains networks: give a "
                 "lightning_l2l.optimizees.ModuleTraining, or a subclass of it."
             )
         found.append(Problem(name, settings, data))
@@ -64,7 +67,7 @@ def make_data(settings: dict[str, Any], root: str | None = None) -> EpisodeDataM
 
 
 def set_roots(settings: Namespace, root: str) -> None:
-    """Sets every ``root`` in parsed settings, at any depth."""
+    """Sets every ``root`` in parsed settings that has its default, at any depth."""
     for key in list(settings.keys()):
-        if key.rpartition(".")[2] == "root":
+        if key.rpartition(".")[2] == "root" and settings[key] == DEFAULT_ROOT:
             settings[key] = root

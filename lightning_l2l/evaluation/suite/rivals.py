@@ -68,9 +68,10 @@ def find_optimizer(class_path: str) -> type[Optimizer]:
 
 
 class MuonAdamW(Optimizer):
-    """``torch.optim.Muon`` for matrices, ``AdamW`` for the rest, as Muon's author advises (Jordan et al., 2024).
+    """``torch.optim.Muon`` (Jordan et al., 2024) for all matrices, ``AdamW`` for the rest.
 
-    Kernels of convolutions are flattened to matrices [out, in · height · width], and stepped in place.
+    Matrices include embeddings and output layers, which Muon's author would leave to AdamW. Kernels of convolutions are
+    flattened to matrices [out, in · height · width], and stepped in place.
 
     Args:
         params: contiguous parameters.

@@ -30,7 +30,8 @@ def prepare_omniglot(root: Path) -> Path:
         root: folder of datasets.
 
     Returns:
-        The .npz in it with ``images`` [M, 28, 28], ink black on white, and ``labels`` [M].
+        The .npz in it with ``images`` [M, 28, 28], ink black on white, their characters as ``labels`` [M], and the
+        number of their ``alphabet`` in alphabetical order, [M].
 
     Raises:
         InvalidInputError: there is no network.
@@ -40,21 +41,25 @@ def prepare_omniglot(root: Path) -> Path:
         return path
     images: list[np.ndarray] = []
     labels: list[int] = []
+    alphabets: list[str] = []
     try:
         for background in (True, False):
             with socket_timeout():
-                part = datasets.Omniglot(str(root), background=background, download=True)
+                part = datasets.Omniglot(str(root), background=background, download=True, loader=Path)
             first = max(labels, default=-1) + 1
-            for image, label in part:
-                images.append(np.asarray(image.convert("L").resize((SIZE, SIZE), Image.Resampling.LANCZOS)))
+            for file, label in part:  # in ALPHABET/CHARACTER
+                with Image.open(file) as image:
+                    images.append(np.asarray(image.convert("L").resize((SIZE, SIZE), Image.Resampling.LANCZOS)))
                 labels.append(first + label)
+                alphabets.append(file.parts[-3])
     except (RuntimeError, OSError) as error:
         raise InvalidInputError(
             f"data.source is Omniglot, which could neither be found in {root} nor fetched ({first_line(error)}): check "
             "the network, or give an .npz file."
         ) from error
     with replacing(path) as unfinished, unfinished.open("wb") as file:
-        np.savez_compressed(file, images=np.stack(images), labels=np.array(labels))
+        alphabet = np.unique(alphabets, return_inverse=True)[1]
+        np.savez_compressed(file, images=np.stack(images), labels=np.array(labels), alphabet=alphabet)
     return path
 
 

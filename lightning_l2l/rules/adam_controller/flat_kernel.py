@@ -33,7 +33,7 @@ class KernelSteps:
         rule: the unbound rule.
         places: where the tensors lie in θ; none is empty.
         shapes: see ``shape_features``, [tensors, 5].
-        orthogonalized: from .9 m₉ + .1 g, the last O, both [N, P], and t to O.
+        orthogonalized: computes the new O from .9 m₉ + .1 g, the last O, both [N, P], and t.
     """
 
     def __init__(

@@ -233,7 +233,7 @@ extern "C" void backward(int64_t pieces, const Piece* piece, const Piece* cotang
 }
 
 // Statistics of the tensors of several networks: the network's inputs [networks, tensors, 22] and sizes [networks,
-// tensors, 4], from sums, at steps t [networks, tensors]. Tensors with t = 0 are seen by others, but do not change.
+// tensors, 5], from sums, at steps t [networks, tensors]. Tensors with t = 0 are seen by others, but do not change.
 extern "C" void describe(int64_t networks, int64_t tensors, const Piece* piece, const double* sums,
                          const double* products, const double* t, const float* shapes, double every, float* inputs,
                          float* sizes) {

@@ -20,13 +20,14 @@ class AdamController(ControllerNetwork):
 
         −lr (1 + ε) (eᵃ m₉ + a_g g + a₉₉ m₉₉) / (√v + ε √mean v₉₉) − lr a_O O,  v = σ(w) v₉₉ + (1 − σ(w)) v₉₉₉.
 
-    O, for matrices (and convolutions as matrices [out, rest]), is .9 m₉ + .1 g orthogonalised as by Muon
-    (K. Jordan, 2024), of root mean square .3. The network, one layer of tanh beside a linear path, sees 22 features of
-    the tensor: sizes, signal-to-noise ratios and cosines of these means, the time, the shape, and means over all
-    tensors. Its outputs are lr, the weights a, a_g, a₉₉ and a_O, the mixture w, and ε; lr is at most what moves θ by .3
-    of its size. It runs, and O is renewed, at the first eight steps and at every ``every``-th one after. The last layer
-    starts at zero, so the untrained rule takes Adam-like steps with a learning rate of .003. Multiplying the loss by a
-    number changes nothing: no learning rate is left to tune.
+    O, for matrices (and convolutions as matrices [out, rest]), is .9 m₉ + .1 g orthogonalised as by Muon (K. Jordan,
+    2024), of root mean square .3. The network, one layer of tanh beside a linear path, sees 22 features of the tensor:
+    sizes, signal-to-noise ratios and cosines of these means, the time, the shape, and means over all tensors. Its
+    outputs are lr, the weights a, a_g, a₉₉ and a_O, the mixture w, and ε. With s the root mean square of m₉ / √v₉₉ over
+    the tensor, lr is at most .3 (RMS θ + .02) / (s (eᵃ + |a_g| + |a₉₉| + .3 |a_O|)), so that m₉'s part of a step moves
+    θ by .3 of its size at most. The network runs, and O is renewed, at the first eight steps and at every ``every``-th
+    one after. The last layer starts at zero, so the untrained rule takes Adam-like steps with a learning rate of .003.
+    Multiplying the loss by a number changes nothing: no learning rate is left to tune.
 
     In a second-order meta-gradient the features, the sizes that bound lr and scale ε, and O are constants; gradients
     flow through g, m and v to the step, and to φ through the network. K should be at least ``every``: steps before the
@@ -42,7 +43,8 @@ class AdamController(ControllerNetwork):
         warm_up: steps over which lr rises to what the network says: at its first step, a rule cannot tell fresh weights
             from trained ones, which a large step would ruin.
         fade_orthogonal: let O shrink with a gradient that is less than half as large as √v₉₉ says. So are most where a
-            few large ones come in between, and then full steps along O lead away.
+            few large ones come in between, and then full steps along O lead away. Without it, O is 0 only where the
+            gradient has vanished.
         spectral_limit: the larger side from which on O's spectral norm no longer grows; null: O's size is the same in
             all matrices, so that its spectral norm grows with the root of the larger side.
         block: the largest smaller side of a matrix that is orthogonalised as a whole. Larger ones are split along that
