@@ -66,11 +66,10 @@ class Kernel:
 
 
 class KernelArithmetic(Arithmetic):
-    """Large tensors are split into pieces, for several threads."""
+    """Large tensors are split into pieces, for as many threads as torch has."""
 
-    def __init__(self, kernel: Kernel, threads: int) -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.threads = threads
 
     def average(self, steps: list[OneStep]) -> Tensor:
         return self._sums("average", steps)
@@ -99,7 +98,7 @@ class KernelArithmetic(Arithmetic):
             return numbers, self.kernel.sums(name, len(numbers), rows)
 
         parts = self._on_cores(run, steps)
-        if self.threads == 1:
+        if len(parts) == 1 and len(parts[0][0]) == len(steps):
             return parts[0][1]
         sums = torch.zeros(len(steps), SUMS[name], dtype=torch.double)
         for numbers, part in parts:
@@ -108,7 +107,7 @@ class KernelArithmetic(Arithmetic):
 
     def _on_cores(self, function: Callable[[list[int], ctypes.Array], Any], steps: list[OneStep]) -> list:
         """Calls a function on each core with the numbers of the tensors of its pieces, and the pieces' rows."""
-        if self.threads == 1:
+        if (threads := torch.get_num_threads()) == 1:
             return [function(list(range(len(steps))), integers([one.row for one in steps]))]
         pieces = []
         for number, one in enumerate(steps):
@@ -116,7 +115,7 @@ class KernelArithmetic(Arithmetic):
             for first in range(0, count, PIECE):
                 moved = [address and address + 4 * first for address in addresses]
                 pieces.append((number, [min(PIECE, count - first), *moved, memory]))
-        threads = min(self.threads, len(pieces))
+        threads = min(threads, len(pieces))
         own = [pieces[core::threads] for core in range(threads)]
         numbers = [[number for number, _ in each] for each in own]
         rows = [integers([row for _, row in each]) for each in own]

@@ -180,7 +180,7 @@ def arithmetic(device: torch.device, dtype: torch.dtype) -> Arithmetic:
 
         return GpuArithmetic()
     kernel = kernel_for(device, dtype)
-    return Arithmetic() if kernel is None else KernelArithmetic(kernel, torch.get_num_threads())
+    return Arithmetic() if kernel is None else KernelArithmetic(kernel)
 
 
 def opened(theta: Tensor, state: KeptState) -> Tensor:
