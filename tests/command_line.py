@@ -64,16 +64,22 @@ UPON = {  # configs that are given after another
     **{f"mnist_{name}.yaml": "mnist.yaml" for name in ("scaled", "transfer", "long", "sweep", "rnnprop", "gac")},
     "everyday_test.yaml": "mnist.yaml",
     **{f"everyday_{name}.yaml": "everyday.yaml" for name in ("beyond", "polish")},
+    "everyday_wide.yaml": "everyday_polish.yaml",
     **{f"omniglot_{name}.yaml": "omniglot_maml.yaml" for name in ("fomaml", "metasgd", "lstm", "lstm_start", "ravi")},
     **{f"omniglot_{name}.yaml": "omniglot_maml.yaml" for name in ("20way", "grid", "learn2learn")},
     **{f"{name}.yaml": "cifar10.yaml" for name in ("cifar10_momenta", "cifar5", "cifar2")},
 }
 
 
+def laid(config: str) -> list[str]:
+    """A config after those that it is given after."""
+    return [*(laid(UPON[config]) if config in UPON else []), config]
+
+
 def given(config: str) -> list[str]:
     """The flags that give a config."""
-    own_data = OWN_DATA if config == "own_workload.yaml" else []
-    return [*(["--config", UPON[config]] if config in UPON else []), "--config", config, *own_data]
+    flags = [flag for file in laid(config) for flag in ("--config", file)]
+    return [*flags, *(OWN_DATA if config == "own_workload.yaml" else [])]
 
 
 def tiny(command: str, *flags: str, config: str = "quadratic.yaml") -> list[str]:
@@ -87,7 +93,7 @@ def tiny(command: str, *flags: str, config: str = "quadratic.yaml") -> list[str]
         "own_workload": TINY_OWN,
         "omniglot_maml": TINY_OMNIGLOT,
     }
-    small = kinds[UPON.get(config, config)[:-5]]
+    small = kinds[laid(config)[0][:-5]]
     if small is TINY_OMNIGLOT:
         few_shot_images.write()
     if config.removesuffix(".yaml").endswith(("gac", "ntm_bfgs")):

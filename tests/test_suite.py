@@ -12,6 +12,7 @@ from command_line import FOLDER
 from small_problem import STEPS, LearnedMomentum, meta_gradient, meta_loss
 
 from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.evaluation.suite.problems import make_data
 from lightning_l2l.meta_gradients import Exact, kept_runs
 from lightning_l2l.optimizees import Part, Suite
 from lightning_l2l.optimizees.families import Tables, Teachers
@@ -206,8 +207,23 @@ def test_episodes_of_several_tasks_are_refused():
         suite(episodes_per_task=2).episodes("val", [0, 2])
 
 
+def families_in(file: str) -> dict:
+    return yaml.safe_load((FOLDER / file).read_text())["data"]["init_args"]["families"]
+
+
+def test_the_wide_mixture_has_references_and_half_of_it_is_new():
+    added = {name: row for name, row in families_in("everyday_wide.yaml").items() if "family" in row}
+    rows = families_in("everyday.yaml") | families_in("everyday_wide.yaml")
+    weights = [rows[name]["weight"] for name in rows]
+    assert sum(row["weight"] for row in added.values()) == pytest.approx(0.68) and sum(weights) == pytest.approx(1.44)
+    assert max(weights) / sum(weights) <= 0.2
+    settings = {"families": added, "reference": "everyday.npz"}
+    wide = make_data({"class_path": "lightning_l2l.optimizees.Suite", "init_args": settings})
+    assert len(wide.tasks) == 68
+
+
 def test_the_shipped_mixture_is_balanced():
-    rows = yaml.safe_load((FOLDER / "everyday.yaml").read_text())["data"]["init_args"]["families"]
+    rows = families_in("everyday.yaml")
     weights = {name: row["weight"] for name, row in rows.items()}
     assert sum(weights.values()) == pytest.approx(1)
     assert max(weights.values()) <= 0.2
