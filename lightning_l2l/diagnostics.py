@@ -4,9 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from lightning_l2l.rules import UpdateRule
 from lightning_l2l.rules.fast.stepper import KeptState, Stepper
 
 
@@ -43,11 +41,8 @@ def saturated_numbers(stepper: Stepper, state: KeptState, unit: Mapping[str, Ten
         state: their state after the step.
         unit: the parameters that are stepped as one vector, by name; those without a gradient are left out.
     """
-    if type(stepper.rule).saturated is UpdateRule.saturated:
-        return {}
-    kept = stepper.rule.unpacked(state, sum(p.numel() for p in unit.values()))
-    shares = stepper.rule.saturated(pytree.tree_unflatten([kept[key] for key in stepper.names], stepper.structure))
+    shares = stepper.saturated(state, sum(p.numel() for p in unit.values()))
     if shares is None:
         return {}
-    pairs = zip([name for name, p in unit.items() if p.numel()], shares[0].tolist(), strict=True)
+    pairs = zip([name for name, p in unit.items() if p.numel()], shares.tolist(), strict=True)
     return {f"saturated/{name}": share for name, share in pairs if unit[name].grad is not None}

@@ -10,7 +10,7 @@ from own_loop import lstm, network, theta, train
 from torch import nn
 
 from lightning_l2l import LearnedOptimizer
-from lightning_l2l.rules import NAG, SGD, PerCoordinateMLP
+from lightning_l2l.rules import NAG, SGD, AdamController, PerCoordinateMLP
 
 
 def test_a_steps_size_and_direction():
@@ -59,6 +59,23 @@ def test_saturated_features_are_those_of_each_parameter():
     optimizer.step()
     numbers = optimizer.diagnostics()
     assert 0 < numbers["saturated/weight"] < 0.01 and numbers["saturated/bias"] == 0
+
+
+def test_the_controller_tells_which_of_its_features_are_at_a_bound():
+    """Zeros are below the smallest size of θ; after gradients have vanished, their fast mean is below its bound."""
+    zero, random = torch.zeros(50, requires_grad=True), torch.ones(50, requires_grad=True)
+    optimizer = LearnedOptimizer([zero, random], AdamController(), lr=0.0, diagnose_every=1)
+    for step in range(40):
+        zero.grad = torch.ones(50)
+        random.grad = torch.randn(50, generator=torch.Generator().manual_seed(step))
+        optimizer.step()
+    numbers = optimizer.diagnostics()
+    assert (numbers["saturated/0"], numbers["saturated/1"]) == (0.25, 0)
+    for p in (zero, random):
+        p.grad = torch.full((50,), 1e-4)
+    for _ in range(40):
+        optimizer.step()
+    assert optimizer.diagnostics()["saturated/1"] == 0.25
 
 
 def test_every_nth_step_is_diagnosed():

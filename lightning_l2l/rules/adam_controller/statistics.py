@@ -19,6 +19,7 @@ FIRST = 8  # the network runs at each of the first steps
 REFERENCE = 6  # step whose gradients' size later ones are compared with
 DECAY = 0.8  # of the running mean of cos(g, last m₉)
 QUIET = 0.25  # mean square of g, relative to v₉₉, below which O may shrink with it
+BOUNDS = (-4, -4, -2, -1.75), (1, 1, 2, math.inf)  # of both signal-to-noise ratios, the trend of g², and the size of θ
 VANISHED = 1e-12  # mean square of m₉, relative to v₉₉₉, below which a gradient counts as vanished
 
 
@@ -117,6 +118,13 @@ def remember(means: Means, memory: Memory, t: Tensor, every: int) -> tuple[Memor
     strength = (means.grad / (QUIET * v99).clamp(min=tiny)).clamp(max=1).sqrt().where(m9 > VANISHED * v999, 0.0)
     sizes = Sizes(means.theta.sqrt(), adam.sqrt(), v99.sqrt(), t.expand_as(v99), strength)
     return Memory(agreement, reference, shared), own, sizes
+
+
+def at_bounds(shared: Tensor) -> Tensor:
+    """The share of the four bounded features that are at a bound, among what others see of a tensor, [6]."""
+    own = shared[[0, 1, 4, 5]].double()
+    low, high = own.new_tensor(BOUNDS)
+    return ((own < low + 1e-3) | (own > high - 1e-3)).double().mean()
 
 
 def features(shared: Tensor, everyone: Tensor, own: Tensor, shape: Tensor, t: Tensor) -> Tensor:

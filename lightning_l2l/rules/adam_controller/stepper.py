@@ -13,7 +13,7 @@ from lightning_l2l.rules.adam_controller.kernel import KernelArithmetic, kernel_
 from lightning_l2l.rules.adam_controller.network import CONTROLS, ControllerNetwork
 from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape
 from lightning_l2l.rules.adam_controller.remainder import exact, round_into
-from lightning_l2l.rules.adam_controller.statistics import MEMORY, shape_features
+from lightning_l2l.rules.adam_controller.statistics import MEMORY, at_bounds, shape_features
 from lightning_l2l.rules.fast import machine
 from lightning_l2l.rules.fast.addresses import lie_alike
 from lightning_l2l.rules.fast.stepper import KeptState, Stepper, Work
@@ -119,6 +119,10 @@ class ControllerStepper(Stepper):
         self.arithmetic.step(steps, factor, average=not any(due))
         for (theta, _, state), one in zip(work, steps, strict=True):
             close(theta, state, one.theta)
+
+    def saturated(self, state: KeptState, count: int) -> Tensor:
+        """The share of the bounded inputs that were at a bound when the network last ran, [1]."""
+        return at_bounds(state["memory"][2:])[None]
 
     def _renew(self, steps: list[OneStep], due: list[bool]) -> None:
         """Moves all running means on, runs the network for the tensors that are due and renews their O."""

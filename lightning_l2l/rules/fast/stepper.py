@@ -160,6 +160,14 @@ class Stepper:
                 into[name] = value.item() if isinstance(value, Tensor) else value
         return into
 
+    def saturated(self, state: KeptState, count: int) -> Tensor | None:
+        """Which share of the rule's inputs was at its limits, [number of tensors], in the state of a θ [count]."""
+        if type(self.rule).saturated is UpdateRule.saturated:
+            return None
+        kept = self.rule.unpacked(state, count)
+        shares = self.rule.saturated(pytree.tree_unflatten([kept[key] for key in self.names], self.structure))
+        return None if shares is None else shares[0]
+
     def parts(self, theta: Tensor) -> list[slice]:
         """The chunks of coordinates that are processed at a time."""
         chunk = CHUNK.get(self.device.type, LARGE_CHUNK) if self.rule.coordinatewise else len(theta)
