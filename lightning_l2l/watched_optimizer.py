@@ -52,7 +52,8 @@ class WatchedOptimizer(Optimizer):
 
         - ``effective_step/NAME``: the step's root mean square over the parameter's before it
         - ``cosine/NAME``: cosine of the step and minus the gradient
-        - ``saturated/NAME``: the share of the rule's inputs that were clamped (``AdamController``: of four of them), if it can tell
+        - ``saturated/NAME``: the share of the rule's inputs (four of ``AdamController``'s) that were clamped, if it can
+          tell
 
         Raises:
             RuntimeError: no steps are diagnosed.
