@@ -37,7 +37,8 @@ class Guard:
     matter. Parameters that are not finite any more are beyond its help.
 
     **Safe step.** For 100 steps, twice as many after each further trigger, each parameter tensor takes the step of
-    ``safe_step``, down its gradient. Meanwhile the rule's state is updated as ever.
+    ``safe_step``, down its gradient. Meanwhile the rule's state is updated as ever. In bfloat16, safe steps add up
+    under ``AdamController``, which keeps what rounding takes; under other rules they are mostly rounded away.
 
     **Return.** Over 100 more steps the share of the learned step grows from 0 to 1, and that of the safe one falls. The
     record begins anew when the return begins, so a divergence on the way triggers again.
@@ -76,6 +77,10 @@ class Guard:
             if self.high >= SPIKE or self.risen >= PATIENCE:
                 self._trigger()
 
+    def skip(self) -> None:
+        """Forgets the loss before a step that is not taken: the next step needs its own."""
+        self.observed = False
+
     def share(self) -> float:
         """Returns the learned step's share of the next step, and counts that step."""
         self.observed = False
@@ -107,12 +112,12 @@ class Guard:
 def safe_step(params: Iterable[Tensor], factor: float, remainders: Mapping[Tensor, Tensor] | None = None) -> None:
     """Steps each tensor down its gradient by a fixed small size: θ ← θ − factor · .001 (RMS θ + .01) · ∇ / RMS ∇.
 
-    It is normalised gradient descent with the layerwise rates of LARS (arXiv:1708.03888), and keeps no state.
+    It is normalised gradient descent with the layerwise rates of LARS (arXiv:1708.03888).
 
     Args:
         params: parameters of any shapes; those without a gradient do not move.
         factor: of the step.
-        remainders: what rounding has taken from parameters in half precision, where the rule keeps it.
+        remainders: by parameter, what rounding has taken from it, where the rule keeps that; they are overwritten.
     """
     kept = remainders or {}
     for p in params:

@@ -28,10 +28,10 @@ class LearnedOptimizer(WatchedOptimizer):
     ``torch.amp.GradScaler``, DDP, or returned by a LightningModule's ``configure_optimizers``.
 
     A coordinatewise rule, such as the paper's LSTM, steps each parameter tensor by itself. ``AdamController`` steps
-    each tensor knowing means over all those of its param group, so the division into groups matters. Any other rule
-    sees all parameters of a param group as one vector, and their shapes; a parameter without a gradient has a zero
-    gradient in it and does not move. A rule that sees the loss needs ``step(closure)``. A rule with a learned start
-    needs ``start()`` before the first gradient.
+    each tensor by features of its own and their means over all tensors of the param group, so the division into groups
+    matters. Any other rule sees all parameters of a param group as one vector, and their shapes; a parameter without a
+    gradient has a zero gradient in it and does not move. A rule that sees the loss needs ``step(closure)``. A rule with
+    a learned start needs ``start()`` before the first gradient.
 
     **Gradients.** Parameters whose ``grad`` is None are skipped, and keep their state. If the square of any gradient is
     not finite (above 1.8e19 in float32), or a group's ``lr`` has become NaN or infinite, the whole step is skipped: no
@@ -54,11 +54,11 @@ class LearnedOptimizer(WatchedOptimizer):
     from 1 / 100, where weights go on with the task that they were trained on. Where their loss has converged, it may
     rise nevertheless.
 
-    **State.** ``AdamController`` keeps 20 bytes per coordinate, in float32 whatever ``bfloat16_state`` says. The
-    paper's LSTM keeps 80 numbers: 320 bytes, or 160 with ``bfloat16_state``. Running means, such as a rule's
-    ``momenta``, stay in float32 even then: 8 bytes each. ``state_dict`` holds them as plain
-    tensors, and loading it continues bit for bit; it holds the rule's name but not the rule, so give the same rule
-    again. A step needs hardly any memory beyond the state, since coordinates are processed in chunks.
+    **State.** ``AdamController`` keeps 20 bytes per coordinate of a matrix and 16 of a vector, for float32 parameters,
+    whatever ``bfloat16_state`` says. The paper's LSTM keeps 80 numbers: 320 bytes, or 160 with ``bfloat16_state``.
+    Running means, such as a rule's ``momenta``, stay in float32 even then: 8 bytes each. ``state_dict`` holds them as
+    plain tensors, and loading it continues bit for bit; it holds the rule's name but not the rule, so give the same
+    rule again. A step needs hardly any memory beyond the state, since coordinates are processed in chunks.
 
     Args:
         params: parameters, named parameters or param groups, as every optimizer of ``torch.optim`` takes them. A group
@@ -75,8 +75,8 @@ class LearnedOptimizer(WatchedOptimizer):
             weight decay of .01 at a learning rate of .001 removes 1e-5 a step, so give 1e-5 here. Schedulers of ``lr``
             change it alike; ``scale`` and a guard's safe steps leave it alone. What does not step, for lack of a
             gradient or of a finite one, does not decay.
-        bfloat16_state: keep the state in bfloat16, which halves its memory and leaves three digits of precision; see
-            State.
+        bfloat16_state: keep the state in bfloat16, which halves its memory and leaves three digits of precision;
+            ``AdamController`` ignores it.
         guard: take safe steps for a while if the loss diverges; ``lightning_l2l.guard.Guard`` describes when, and which
             steps. It needs ``step(closure)``, or ``observe(loss)`` before each step.
         diagnose_every: n, to let ``diagnostics()`` tell about each n-th step; 0 costs nothing.
@@ -163,7 +163,8 @@ class LearnedOptimizer(WatchedOptimizer):
         finite = self._finite_settings() and all_finite(grads, squared=True)
         if not finite_everywhere(finite, params, self._zero):
             self.skipped_steps += 1
-            self._forget_loss()
+            if self.guard is not None:
+                self.guard.skip()
             return loss
         moving = [self._moving(own) for own in units]
         share = self._learned_share()

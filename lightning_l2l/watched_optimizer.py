@@ -52,8 +52,8 @@ class WatchedOptimizer(Optimizer):
 
         - ``effective_step/NAME``: the step's root mean square over the parameter's before it
         - ``cosine/NAME``: cosine of the step and minus the gradient
-        - ``saturated/NAME``: the share of the rule's inputs (four of ``AdamController``'s) that were clamped, if it can
-          tell
+        - ``saturated/NAME``: the share of the rule's inputs that were clamped, if it can tell; of ``AdamController``'s,
+          four are checked
 
         Raises:
             RuntimeError: no steps are diagnosed.
@@ -69,11 +69,6 @@ class WatchedOptimizer(Optimizer):
     def _check_observed(self, closure: Callable | None) -> None:
         if self.guard is not None and closure is None and not self.guard.observed:
             raise RuntimeError("the guard needs the loss: call step(closure), or observe(loss) before each step")
-
-    def _forget_loss(self) -> None:
-        """Forgets the loss before a step that is skipped, so that the next step needs its own."""
-        if self.guard is not None:
-            self.guard.observed = False
 
     def _learned_share(self) -> float:
         """The learned step's share of this step; the guard's safe step has the rest."""

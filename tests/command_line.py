@@ -71,14 +71,14 @@ UPON = {  # configs that are given after another
 }
 
 
-def laid(config: str) -> list[str]:
-    """A config after those that it is given after."""
-    return [*(laid(UPON[config]) if config in UPON else []), config]
+def with_bases(config: str) -> list[str]:
+    """The files that a config is given after, in order, and itself."""
+    return [*(with_bases(UPON[config]) if config in UPON else []), config]
 
 
 def given(config: str) -> list[str]:
     """The flags that give a config."""
-    flags = [flag for file in laid(config) for flag in ("--config", file)]
+    flags = [flag for file in with_bases(config) for flag in ("--config", file)]
     return [*flags, *(OWN_DATA if config == "own_workload.yaml" else [])]
 
 
@@ -93,7 +93,7 @@ def tiny(command: str, *flags: str, config: str = "quadratic.yaml") -> list[str]
         "own_workload": TINY_OWN,
         "omniglot_maml": TINY_OMNIGLOT,
     }
-    small = kinds[laid(config)[0][:-5]]
+    small = kinds[with_bases(config)[0][:-5]]
     if small is TINY_OMNIGLOT:
         few_shot_images.write()
     if config.removesuffix(".yaml").endswith(("gac", "ntm_bfgs")):

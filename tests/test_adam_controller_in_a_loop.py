@@ -13,10 +13,11 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from lightning_l2l import LearnedOptimizer
 from lightning_l2l.rules import AdamController, layout_of
-from lightning_l2l.rules.adam_controller import stepper
+from lightning_l2l.rules.adam_controller import kernel, stepper
 from lightning_l2l.rules.adam_controller.arithmetic import Arithmetic
 from lightning_l2l.rules.adam_controller.kernel import KernelArithmetic
 from lightning_l2l.rules.adam_controller.remainder import exact
+from lightning_l2l.rules.fast.cores import map_on_cores
 
 NETWORKS = {
     "mlp": lambda: nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 9), nn.Tanh(), nn.Linear(9, 3)),
@@ -178,7 +179,7 @@ def test_a_frozen_tensor_stays_out_and_one_thawed_late_begins_at_its_first_step(
 @pytest.mark.parametrize(("lr", "start"), [(0.02, 1.0), (2e-3, 1.0), (2e-4, 1e-2), (1e-7, 0.0)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_small_steps_add_up_in_any_precision(dtype, lr, start):
-    """Steps of 6e-5 are rounded away in half precision, of 6e-6 in a remainder of bfloat16 too, of 3e-10 at 0."""
+    """Steps of 6e-5 are rounded away in half precision, of 6e-6 in a remainder of bfloat16 too. Zeros keep 3e-10."""
     p = torch.full((4, 4), start, dtype=dtype, requires_grad=True)
     p.grad = torch.ones_like(p)
     optimizer = LearnedOptimizer([p], AdamController(), lr=lr)
@@ -278,13 +279,21 @@ def test_groups_have_rates_of_their_own(way):
 
 
 def test_cores_share_the_work(monkeypatch):
-    rule, results = controller(directions=["gradient"]), []
-    for threads in (1, 2):
+    """As many as torch has at a step, which may change between two of them."""
+    rule, results, used = controller(directions=["gradient"]), [], []
+
+    def counting(threads, *arguments):
+        used.append(threads)
+        return map_on_cores(threads, *arguments)
+
+    monkeypatch.setattr(kernel, "map_on_cores", counting)
+    for later in (1, 2):
         p = torch.linspace(-1, 1, 300_000).reshape(500, 600).requires_grad_()
         optimizer = LearnedOptimizer([p], rule)
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        for step in range(3):
+        for step, threads in enumerate((1, later, later)):
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
             p.grad = torch.randn(500, 600, generator=torch.Generator().manual_seed(step))
             optimizer.step()
         results.append(p.detach())
+        assert set(used) == ({2} if later == 2 else set())
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)

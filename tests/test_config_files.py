@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import CONFIGS, FOLDER, fit, given, laid, tiny
+from command_line import CONFIGS, FOLDER, fit, given, tiny, with_bases
 from conftest import skip
 
 from lightning_l2l.cli import main
@@ -22,7 +22,7 @@ def test_every_shipped_config_runs(config):
 def test_every_shipped_config_is_commented(config):
     """Each key has its comment, where it first stands."""
     known = {"class_path", "save_dir", "name", "network"}
-    for file in laid(config):
+    for file in with_bases(config):
         for line in (FOLDER / file).read_text().splitlines():
             key, _, value = (part.strip() for part in line.partition(":"))
             if value and not line.startswith("#"):
@@ -39,7 +39,7 @@ def test_print_config_is_complete_and_commented(config, capsys):
     settings = yaml.safe_load(printed)
     unrolls = {"neural_art": 32, "cifar10": 50, "everyday": 50, "own_workload": 50, "omniglot_maml": 1}
     threes = "omniglot_lstm.yaml", "omniglot_lstm_start.yaml", "omniglot_ravi.yaml"
-    unroll = 3 if config in threes else unrolls.get(laid(config)[0].removesuffix(".yaml"), 20)
+    unroll = 3 if config in threes else unrolls.get(with_bases(config)[0].removesuffix(".yaml"), 20)
     assert settings["comparison"]["rates_per_decade"] == 4
     if config == "omniglot_learn2learn.yaml":  # has a learner of its own
         assert "# of Adam on the network's start." in printed

@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_l2l import LearnedOptimizer
 from lightning_l2l.rules import NAG, SGD, AdamController, PerCoordinateMLP
+from lightning_l2l.rules.adam_controller.statistics import at_bounds
 
 
 def test_a_steps_size_and_direction():
@@ -76,6 +77,16 @@ def test_the_controller_tells_which_of_its_features_are_at_a_bound():
     for _ in range(40):
         optimizer.step()
     assert optimizer.diagnostics()["saturated/1"] == 0.25
+
+
+@pytest.mark.parametrize(("place", "bound"), [(0, -4), (0, 1), (1, -4), (1, 1), (4, -2), (4, 2), (5, -1.75)])
+def test_each_of_four_features_counts_at_its_bound(place, bound):
+    shared = torch.zeros(6)
+    assert at_bounds(shared) == 0
+    shared[place] = bound
+    assert at_bounds(shared) == 0.25
+    shared[place] = 0.9 * bound
+    assert at_bounds(shared) == 0
 
 
 def test_every_nth_step_is_diagnosed():

@@ -33,6 +33,8 @@ def test_pretraining_moves_the_weights_and_is_kept(tmp_path):
     times = [file.stat().st_mtime_ns for file in files]
     again = fine_tuning(root=str(tmp_path)).episodes("test", [0]).theta
     assert torch.equal(again, starts[0]) and [file.stat().st_mtime_ns for file in files] == times
+    fine_tuning(init_std=0.1, root=str(tmp_path)).setup("test")  # from other starts
+    assert len(list(tmp_path.iterdir())) == 3
     for file in files:
         file.write_bytes(file.read_bytes()[:9])
     assert torch.equal(fine_tuning(root=str(tmp_path)).episodes("test", [0]).theta, starts[0])

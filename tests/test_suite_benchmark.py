@@ -105,11 +105,12 @@ def test_finished_runs_are_kept_until_something_they_depend_on_changes(trainings
 
 
 def test_runs_of_a_class_without_a_source_file_are_told_apart(trainings, tmp_path):
-    names: dict = {"__name__": "__main__"}  # as in a notebook
+    names: dict = {"__name__": "a_notebook"}
     exec("import lightning_l2l.rules\nclass Own(lightning_l2l.rules.Adam):\n    pass", names)
     records = benchmark().run(learned(names["Own"](learning_rate=0.01), "own")[:1], tmp_path)[1].entry.records["one"]
     assert len(trainings) == 4  # two seeds of Adam, two of the class
     assert not np.array_equal(records[0], records[1])
+    assert len(list(tmp_path.glob("*.npy"))) == 2  # Adam's, since a change of the class could not be noticed
 
 
 def test_a_benchmark_that_was_killed_goes_on(monkeypatch, trainings, tmp_path):

@@ -2,18 +2,17 @@
 
 import numpy as np
 import pytest
-import small_benchmark
 import torch
 import yaml
 from command_line import FOLDER
 from small_benchmark import available, write
+from small_benchmark import problem as small_problem
 from torch import nn
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.suite.benchmark import Benchmark
 from lightning_l2l.evaluation.suite.problems import make_data, read_problems
 from lightning_l2l.optimizees import Images, ModuleTraining
-from lightning_l2l.optimizees.families import Autoencoders, ImageCNNs, ImageMLPs
 from lightning_l2l.optimizees.sources.images import part_images
 from lightning_l2l.optimizees.sources.small_images import SmallImages
 
@@ -84,51 +83,42 @@ def kind_of(name: str, network: nn.Module) -> tuple:
     return name, *sorted(tuple(sorted(p.shape)) for p in network.parameters())
 
 
-def test_no_family_of_meta_training_has_a_network_and_data_of_a_problem():
-    parts = make_data(yaml.safe_load((FOLDER / "everyday.yaml").read_text())["data"]).families.values()
-    families = [part.family for part in parts] + [one(wide=True) for one in (ImageMLPs, ImageCNNs, Autoencoders)]
-    tasks = [task for family in families for task in family.tasks(horizon=1).values()]
-    trained = {kind_of(one.source.name, one.network) for one in tasks if isinstance(one.source, SmallImages)}
-    data = " ".join(words for family in families for words in family.data)
+def test_no_image_task_of_meta_training_has_a_network_and_data_of_a_problem():
+    rows: dict = {}
+    for file in ("everyday", "everyday_wide"):
+        rows |= yaml.safe_load((FOLDER / f"{file}.yaml").read_text())["data"]["init_args"]["families"]
+    families = {name: row for name, row in rows.items() if "family" in row}
+    suite = make_data({"class_path": "lightning_l2l.optimizees.Suite", "init_args": {"families": families}})
+    tasks = [task for task in suite.tasks.values() if isinstance(task.source, SmallImages)]
+    trained = {kind_of(task.source.name, task.network) for task in tasks}
     unseen = set()
     for file in FILES:
         for problem in read_problems(problems_in(file)):
             name = getattr(problem.data.source, "name", "text")
             assert kind_of(name, problem.data.network) not in trained
-            unseen |= {name} if name not in data else set()
+            unseen |= {name} if name not in suite.description else set()
     assert unseen >= {"CIFAR10", "omniglot28", "diabetes", "china"} and len(trained) > 50
 
 
-def test_data_that_is_missing_is_skipped_with_a_reason(tmp_path):
-    source = {"class_path": "lightning_l2l.optimizees.Images", "init_args": {"name": "omniglot28"}}
-    settings = problems_in(FILES[0])["wide_autoencoder"]
-    assert settings["init_args"]["source"] == source
-    there, skipped = available(read_problems({"one": settings}, str(tmp_path)))
-    assert not there and "omniglot28" in skipped["one"] and str(tmp_path) in skipped["one"]
+@pytest.mark.parametrize("own", ["mine", "data"])
+def test_a_folder_of_ones_own_is_kept(own):
+    """The default, too, where it is given."""
+    images = {"class_path": "lightning_l2l.optimizees.Images", "init_args": {"name": "MNIST"}}
+    elsewhere = {**images, "init_args": {"name": "MNIST", "root": own}}
+    problems = {"one": small_problem(source=images), "two": small_problem(source=elsewhere)}
+    assert [str(one.data.source.root) for one in read_problems(problems, "theirs")] == ["theirs", own]
+    assert problems["two"] == small_problem(source=elsewhere)  # not changed
 
 
-def test_wrong_problems_are_refused():
-    quadratics = {"class_path": "lightning_l2l.optimizees.Quadratics"}
-    with pytest.raises(InvalidInputError, match="problems has mine, a Quadratics"):
-        read_problems({"mine": quadratics})
-    settings = problems_in(FILES[1])["open_hinge"]
-    settings["init_args"]["batch_size"] = 0
-    with pytest.raises(InvalidInputError, match=r"problems has mine: data\.batch_size is 0"):
-        read_problems({"mine": settings})
-
-
-def test_a_folder_of_ones_own_is_kept():
-    source = {"class_path": "lightning_l2l.optimizees.Images", "init_args": {"name": "MNIST"}}
-    own = {**source, "init_args": {"name": "MNIST", "root": "mine"}}
-    found = read_problems(
-        {"one": small_benchmark.problem(source=source), "two": small_benchmark.problem(source=own)}, "theirs"
-    )
-    assert [str(one.data.source.root) for one in found] == ["theirs", "mine"]
+def test_images_without_a_label_are_refused(tmp_path):
+    np.savez(tmp_path / "omniglot28.npz", images=np.zeros((12, 28, 28), np.uint8), labels=np.arange(12))
+    with pytest.raises(InvalidInputError, match=r"data\.source\.label is alphabet, but .* has no such array"):
+        Images("omniglot28", label="alphabet", root=str(tmp_path)).load()
 
 
 def test_errors_name_the_file_of_open_problems():
-    file = write("open", {"mine": small_benchmark.problem(batch_size=0)})
-    made = Benchmark(write("mine", {"one": small_benchmark.problem()}), file)
+    file = write("open", {"mine": small_problem(batch_size=0)})
+    made = Benchmark(write("mine", {"one": small_problem()}), file)
     with pytest.raises(InvalidInputError, match=r"benchmark\.open_problems has mine: data\.batch_size is 0"):
         made.setup(None, None, "test")
     made.open_problems = "nope.yaml"

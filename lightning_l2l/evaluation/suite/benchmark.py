@@ -44,7 +44,7 @@ class Benchmark(Callback):
         steps: the numbers of training steps after which optimizers are compared.
         seeds: runs of the learned rule and of Adam 1e-3 on each problem.
         rival_seeds: runs of each rival on each problem, the first of these.
-        root: the folder of datasets, of problems that name none.
+        root: the folder of datasets, for problems that give no other.
         prune_rates: drop the worse half of the rates that are tuned per problem after an eighth, a quarter and half of
             the steps.
         only: names of the problems to run; null runs all.

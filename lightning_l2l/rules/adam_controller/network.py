@@ -24,7 +24,7 @@ OUTPUTS = {
 
 CONTROLS = 6  # numbers by which a tensor is stepped until the network runs again
 RATE = 0.003  # learning rate of the untrained rule
-LARGEST = 0.3  # root mean square of a step, relative to that of θ and a little more
+LARGEST = 0.3  # root mean square of m₉'s part of a step, about, relative to that of θ and a little more
 SMALLEST_SIZE = 0.02  # that little more, so that zeros can move
 
 

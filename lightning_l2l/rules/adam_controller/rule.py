@@ -25,9 +25,9 @@ class AdamController(ControllerNetwork):
     sizes, signal-to-noise ratios and cosines of these means, the time, the shape, and means over all tensors. Its
     outputs are lr, the weights a, a_g, a₉₉ and a_O, the mixture w, and ε. With s the root mean square of m₉ / √v₉₉ over
     the tensor, lr is at most .3 (RMS θ + .02) / (s (eᵃ + |a_g| + |a₉₉| + .3 |a_O|)), so that m₉'s part of a step moves
-    θ by .3 of its size at most. The network runs, and O is renewed, at the first eight steps and at every ``every``-th
-    one after. The last layer starts at zero, so the untrained rule takes Adam-like steps with a learning rate of .003.
-    Multiplying the loss by a number changes nothing: no learning rate is left to tune.
+    θ by about .3 (RMS θ + .02) at most. The network runs, and O is renewed, at the first eight steps and at every
+    ``every``-th one after. The last layer starts at zero, so the untrained rule takes Adam-like steps with a learning
+    rate of .003. Multiplying the loss by a number changes nothing: no learning rate is left to tune.
 
     In a second-order meta-gradient the features, the sizes that bound lr and scale ε, and O are constants; gradients
     flow through g, m and v to the step, and to φ through the network. K should be at least ``every``: steps before the

@@ -19,7 +19,7 @@ FIRST = 8  # the network runs at each of the first steps
 REFERENCE = 6  # step whose gradients' size later ones are compared with
 DECAY = 0.8  # of the running mean of cos(g, last m₉)
 QUIET = 0.25  # mean square of g, relative to v₉₉, below which O may shrink with it
-BOUNDS = (-4, -4, -2, -1.75), (1, 1, 2, math.inf)  # of both signal-to-noise ratios, the trend of g², and the size of θ
+LIMITS = (-4, -4, -4, -2, -5), (1, 1, 1, 2, 5)  # of the logarithms of five ratios, see ``remember``
 VANISHED = 1e-12  # mean square of m₉, relative to v₉₉₉, below which a gradient counts as vanished
 
 
@@ -102,7 +102,7 @@ def remember(means: Means, memory: Memory, t: Tensor, every: int) -> tuple[Memor
     reference = torch.where(t <= REFERENCE, v99, memory.reference)
     numerators = torch.stack([m9, m99, adam, v99, v99.clamp(min=tiny)], -1)
     denominators = torch.stack([v99, v99, torch.ones_like(v99), v999, reference], -1)
-    low, high = numerators.new_tensor([[-4, -4, -4, -2, -5], [1, 1, 1, 2, 5]]).mul_(2).exp_()
+    low, high = numerators.new_tensor(LIMITS).mul_(2).exp_()
     # ratios are clamped before the logarithm, so that zeros give a bound and not infinity
     logarithms = (numerators / denominators.clamp(min=tiny)).clamp(low, high).log() / 2
     products = torch.stack([means.grad_last, means.m9_m99, means.m9_orthogonal], -1)
@@ -111,7 +111,7 @@ def remember(means: Means, memory: Memory, t: Tensor, every: int) -> tuple[Memor
     cosines = (products / lengths.clamp(min=tiny)).clamp(-1, 1)
     agreement = torch.lerp(cosines[..., 0], memory.agreement, DECAY)
     smooth = agreement / bias_correction(DECAY, runs_until(t, every))
-    size = 0.35 * means.theta.clamp(min=math.exp(-10)).log() + 1.75
+    size = size_feature(means.theta)
     r9, r99, log_adam, trend, growth = logarithms.unbind(-1)
     shared = torch.stack([r9, r99, cosines[..., 1], smooth, trend, size], -1)
     own = torch.stack([growth / 2, log_adam, cosines[..., 2]], -1)
@@ -120,11 +120,20 @@ def remember(means: Means, memory: Memory, t: Tensor, every: int) -> tuple[Memor
     return Memory(agreement, reference, shared), own, sizes
 
 
+def size_feature(square: Tensor) -> Tensor:
+    """A feature of the size of θ, from the mean of θ²."""
+    return 0.35 * square.clamp(min=math.exp(-10)).log() + 1.75
+
+
 def at_bounds(shared: Tensor) -> Tensor:
-    """The share of the four bounded features that are at a bound, among what others see of a tensor, [6]."""
-    own = shared[[0, 1, 4, 5]].double()
-    low, high = own.new_tensor(BOUNDS)
-    return ((own < low + 1e-3) | (own > high - 1e-3)).double().mean()
+    """The share of four features that are at a bound, of what others see of a tensor, [6].
+
+    The other bounded features, the growth of g² and the size of Adam's step, are not kept.
+    """
+    low, high = shared.new_tensor(LIMITS)[:, [0, 1, 3]]
+    ratios, smallest = shared[[0, 1, 4]], size_feature(shared.new_zeros(1))
+    near = (ratios < low + 1e-3) | (ratios > high - 1e-3)
+    return torch.cat([near, shared[5:] < smallest + 1e-3]).double().mean()
 
 
 def features(shared: Tensor, everyone: Tensor, own: Tensor, shape: Tensor, t: Tensor) -> Tensor:

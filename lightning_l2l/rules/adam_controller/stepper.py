@@ -121,7 +121,7 @@ class ControllerStepper(Stepper):
             close(theta, state, one.theta)
 
     def saturated(self, state: KeptState, count: int) -> Tensor:
-        """The share of the bounded inputs that were at a bound when the network last ran, [1]."""
+        """The share of four inputs that were at a bound when the network last ran, [1]; see ``at_bounds``."""
         return at_bounds(state["memory"][2:])[None]
 
     def _renew(self, steps: list[OneStep], due: list[bool]) -> None:

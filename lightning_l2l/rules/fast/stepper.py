@@ -161,7 +161,12 @@ class Stepper:
         return into
 
     def saturated(self, state: KeptState, count: int) -> Tensor | None:
-        """Which share of the rule's inputs was at its limits, [number of tensors], in the state of a θ [count]."""
+        """The share of the rule's inputs that were clamped in the last step, for each tensor; None if it cannot tell.
+
+        Args:
+            state: after the step.
+            count: coordinates of θ.
+        """
         if type(self.rule).saturated is UpdateRule.saturated:
             return None
         kept = self.rule.unpacked(state, count)
