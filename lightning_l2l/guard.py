@@ -124,14 +124,10 @@ def safe_step(params: Iterable[Tensor], factor: float, remainders: Mapping[Tenso
         if p.grad is None or p.numel() == 0:
             continue
         dtype = torch.promote_types(p.dtype, torch.float32)
-        theta, grad = exact(p, kept[p], dtype) if p in kept else p.to(dtype), p.grad.to(dtype)
+        theta, grad = exact(p, kept.get(p), dtype), p.grad.to(dtype)
         size, of_grad = (torch.linalg.vector_norm(value) / math.sqrt(p.numel()) for value in (theta, grad))
         rate = torch.where(of_grad > 0, SAFE_SIZE * (size + SMALLEST_SIZE) / of_grad, 0.0)
-        moved = theta - factor * rate * grad
-        if p in kept:
-            round_into(p, kept[p], moved)
-        else:
-            p.copy_(moved)
+        round_into(p, kept.get(p), theta - factor * rate * grad)
 
 
 def mean_over_ranks(loss: float | Tensor, device: torch.device) -> float:

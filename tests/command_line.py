@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import few_shot_images
+import yaml
 
 from lightning_l2l.cli import main
 
@@ -74,6 +75,11 @@ UPON = {  # configs that are given after another
 def with_bases(config: str) -> list[str]:
     """The files that a config is given after, in order, and itself."""
     return [*(with_bases(UPON[config]) if config in UPON else []), config]
+
+
+def families_in(config: str) -> dict:
+    """The mixture of a suite's config."""
+    return yaml.safe_load((FOLDER / config).read_text())["data"]["init_args"]["families"]
 
 
 def given(config: str) -> list[str]:

@@ -109,7 +109,7 @@ def test_a_divergence_during_the_return_triggers_again():
     assert guard.triggers == 2 and guard.holding
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_safe_step_has_a_small_size_of_its_own(dtype):
     p, untouched = (torch.full((40, 25), 2.0, dtype=dtype, requires_grad=True) for _ in range(2))
     zero = torch.zeros(3, dtype=dtype, requires_grad=True)
@@ -117,7 +117,9 @@ def test_a_safe_step_has_a_small_size_of_its_own(dtype):
     p.grad, zero.grad = (1e6 * grad).to(dtype), torch.zeros(3, dtype=dtype)
     safe_step([p, untouched, zero], 0.5)
     want = 2 - 0.5 * SAFE_SIZE * (2 + SMALLEST_SIZE) * grad / grad.square().mean().sqrt()
-    torch.testing.assert_close(p.detach().double(), want.double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        p.detach().double(), want.double(), rtol=8e-3 if dtype == torch.bfloat16 else 1e-6, atol=0
+    )
     assert untouched.eq(2).all() and zero.eq(0).all()
 
 

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-import yaml
-from command_line import FOLDER
+from command_line import families_in
 from small_problem import STEPS, LearnedMomentum, meta_gradient, meta_loss
 
 from lightning_l2l.errors import InvalidInputError
@@ -206,10 +205,6 @@ def test_teachers_stay_the_same_in_larger_batches(family):
 def test_episodes_of_several_tasks_are_refused():
     with pytest.raises(InvalidInputError, match="belong to 2 tasks"):
         suite(episodes_per_task=2).episodes("val", [0, 2])
-
-
-def families_in(file: str) -> dict:
-    return yaml.safe_load((FOLDER / file).read_text())["data"]["init_args"]["families"]
 
 
 def test_the_wide_mixture_has_references_and_nearly_half_of_it_is_new():

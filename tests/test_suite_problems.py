@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from command_line import FOLDER
+from command_line import FOLDER, families_in
 from small_benchmark import available, write
 from small_benchmark import problem as small_problem
 from torch import nn
@@ -86,7 +86,7 @@ def kind_of(name: str, network: nn.Module) -> tuple:
 def test_no_image_task_of_meta_training_has_a_network_and_data_of_a_problem():
     rows: dict = {}
     for file in ("everyday", "everyday_wide"):
-        rows |= yaml.safe_load((FOLDER / f"{file}.yaml").read_text())["data"]["init_args"]["families"]
+        rows |= families_in(f"{file}.yaml")
     families = {name: row for name, row in rows.items() if "family" in row}
     suite = make_data({"class_path": "lightning_l2l.optimizees.Suite", "init_args": {"families": families}})
     tasks = [task for task in suite.tasks.values() if isinstance(task.source, SmallImages)]
@@ -98,6 +98,24 @@ def test_no_image_task_of_meta_training_has_a_network_and_data_of_a_problem():
             assert kind_of(name, problem.data.network) not in trained
             unseen |= {name} if name not in suite.description else set()
     assert unseen >= {"CIFAR10", "omniglot28", "diabetes", "china"} and len(trained) > 50
+
+
+def test_data_that_is_missing_is_skipped_with_a_reason(tmp_path):
+    source = {"class_path": "lightning_l2l.optimizees.Images", "init_args": {"name": "omniglot28"}}
+    settings = problems_in(FILES[0])["wide_autoencoder"]
+    assert settings["init_args"]["source"] == source
+    there, skipped = available(read_problems({"one": settings}, str(tmp_path)))
+    assert not there and "omniglot28" in skipped["one"] and str(tmp_path) in skipped["one"]
+
+
+def test_wrong_problems_are_refused():
+    quadratics = {"class_path": "lightning_l2l.optimizees.Quadratics"}
+    with pytest.raises(InvalidInputError, match="problems has mine, a Quadratics"):
+        read_problems({"mine": quadratics})
+    settings = problems_in(FILES[1])["open_hinge"]
+    settings["init_args"]["batch_size"] = 0
+    with pytest.raises(InvalidInputError, match=r"problems has mine: data\.batch_size is 0"):
+        read_problems({"mine": settings})
 
 
 @pytest.mark.parametrize("own", ["mine", "data"])

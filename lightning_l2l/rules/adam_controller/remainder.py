@@ -8,20 +8,24 @@ from torch import Tensor
 PARTS = 2**16  # of the distance between neighbouring numbers of the parameter's type; remainders are counted in them
 
 
-def exact(theta: Tensor, remainder: Tensor, dtype: torch.dtype) -> Tensor:
+def exact(theta: Tensor, remainder: Tensor | None, dtype: torch.dtype) -> Tensor:
     """θ with what rounding took from it, in the type of the computation.
 
     Args:
-        theta: parameters, in half precision.
-        remainder: as ``round_into`` left it, int16.
+        theta: parameters, in half precision where there is a remainder.
+        remainder: as ``round_into`` left it, int16; None where none is kept.
         dtype: the result's.
     """
+    if remainder is None:
+        return theta.to(dtype)
     return (remainder * unit(theta)).add_(theta).to(dtype)
 
 
-def round_into(theta: Tensor, remainder: Tensor, moved: Tensor) -> None:
-    """Overwrites θ by its new value, rounded, and the remainder by the rest; ``moved`` is used up."""
+def round_into(theta: Tensor, remainder: Tensor | None, moved: Tensor) -> None:
+    """Overwrites θ by its new value, rounded, and the remainder, if any, by the rest; ``moved`` is used up."""
     theta.copy_(moved)
+    if remainder is None:
+        return
     parts = moved.sub_(theta).div_(unit(theta))
     remainder.copy_(parts.round_().clamp_(-PARTS // 2, PARTS // 2 - 1))
 

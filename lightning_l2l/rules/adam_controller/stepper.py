@@ -202,7 +202,5 @@ def ordered(tensor: Tensor, state: KeptState) -> Tensor:
 
 def close(theta: Tensor, state: KeptState, moved: Tensor) -> None:
     """Writes back what was moved; if that rounds it, keeps the rest."""
-    if "remainder" in state:
-        round_into(theta, state["remainder"], moved)
-    elif moved is not theta:
-        theta.copy_(moved)
+    if moved is not theta:
+        round_into(theta, state.get("remainder"), moved)
