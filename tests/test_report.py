@@ -135,6 +135,13 @@ def test_a_benchmark_has_tables_of_its_own():
     assert text.index("Mean loss") < text.index("### e") < text.index("Training loss over") < text.index("### everyday")
 
 
+def test_a_cpu_time_that_cannot_be_compared_is_left_out():
+    total, *problems = benchmark_rows(9, "mine", a=0.25)
+    write_rows([total | {"seconds_ratio": float("nan")}, *problems], Path("everyday.csv"))
+    report(["everyday.csv"], Path("report.md"))
+    assert table()[1][-3:] == ["0.7", "", "below 1 of 2"]
+
+
 def test_a_benchmark_shows_each_problem_for_the_first_optimizers_and_the_four_best_others():
     names = ["Adam 0.001", "mine", "mine × cosine", "SOAP", "Muon", "NAG", "LDoG", "Prodigy"]
     ratios = dict(zip(names, (1.0, 0.9, 0.95, 0.5, 0.8, 0.6, 0.4, 0.7), strict=True))
