@@ -48,7 +48,7 @@ def _summary(row: dict[str, str]) -> list[str]:
         for column in ("ratio", "ratio_low", "ratio_high", "interquartile", "worst", "held_out_ratio", "seconds_ratio")
     )
     worst = f"{worst} ({row['worst_problem']})"
-    seconds = seconds.replace("nan", "")  # where they cannot be compared, as those of kept runs
+    seconds = seconds.replace("nan", "")  # not comparable with Adam's
     numbers = [ratio, f"{low} – {high}", interquartile, worst, row["diverged"], held_out, seconds]
     return [row["steps"], row["optimizer"], *numbers, row["published"]]
 
