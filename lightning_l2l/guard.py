@@ -140,17 +140,16 @@ def mean_over_ranks(loss: float | Tensor, device: torch.device) -> float:
 
 
 def all_finite(tensors: Iterable[Tensor], squared: bool = False) -> bool:
-    """Whether every number of every tensor is finite; its square, too, if ``squared``, in float32 or float64."""
-    by_device: dict[torch.device, list[Tensor]] = {}
+    """Whether all numbers are finite; if ``squared``, also the sum of each tensor's squares, in float32 or float64."""
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
-        by_device.setdefault(tensor.device, []).append(tensor)
-    return all(_all_finite(same, squared) for same in by_device.values())
+        alike.setdefault((tensor.device, torch.promote_types(tensor.dtype, torch.float32)), []).append(tensor)
+    return all(_all_finite(same, dtype, squared) for (_, dtype), same in alike.items())
 
 
-def _all_finite(tensors: list[Tensor], squared: bool) -> bool:
-    """As ``all_finite``, on one device; a finite sum of squares proves it, and is tried first."""
-    widest = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-    if math.isfinite(torch.stack(list(torch._foreach_norm(tensors, 2, dtype=widest))).square().sum().item()):
+def _all_finite(tensors: list[Tensor], dtype: torch.dtype, squared: bool) -> bool:
+    """As ``all_finite``, on one device in one type; a finite sum of squares proves it, and is tried first."""
+    largest = torch.stack(list(torch._foreach_norm(tensors, 2, dtype=dtype))).square().amax()  # NaN if any is
+    if math.isfinite(largest.item()):
         return True
-    exact = [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
-    return all(bool((tensor.square() if squared else tensor).isfinite().all()) for tensor in exact)
+    return not squared and all(bool(tensor.isfinite().all()) for tensor in tensors)

@@ -33,11 +33,11 @@ class LearnedOptimizer(WatchedOptimizer):
     gradient has a zero gradient in it and does not move. A rule that sees the loss needs ``step(closure)``. A rule with
     a learned start needs ``start()`` before the first gradient.
 
-    **Gradients.** Parameters whose ``grad`` is None are skipped, and keep their state. If the square of any gradient is
-    not finite (above 1.8e19 in float32), or a group's ``lr`` has become NaN or infinite, the whole step is skipped: no
-    parameter and no state changes, and ``skipped_steps`` counts it. Running means of squares would stay infinite for
-    good. A learned rule was trained on gradients of a minibatch's mean loss: do not give it gradients of a sum, or
-    otherwise scaled ones.
+    **Gradients.** Parameters whose ``grad`` is None are skipped, and keep their state. If the sum of the squares of any
+    parameter's gradient is not finite (its norm is above 1.8e19 in float32), or a group's ``lr`` has become NaN or
+    infinite, the whole step is skipped: no parameter and no state changes, and ``skipped_steps`` counts it. Running
+    means of squares would stay infinite for good. A learned rule was trained on gradients of a minibatch's mean loss:
+    do not give it gradients of a sum, or otherwise scaled ones.
 
     **Precision.** Steps are computed in float32, in float64 for float64 parameters; half-precision parameters are
     rounded once, at the end. ``AdamController`` keeps what that takes from them, two bytes each, so that small steps
@@ -58,7 +58,8 @@ class LearnedOptimizer(WatchedOptimizer):
     whatever ``bfloat16_state`` says. The paper's LSTM keeps 80 numbers: 320 bytes, or 160 with ``bfloat16_state``.
     Running means, such as a rule's ``momenta``, stay in float32 even then: 8 bytes each. ``state_dict`` holds them as
     plain tensors, and loading it continues bit for bit; it holds the rule's name but not the rule, so give the same
-    rule again. A step needs hardly any memory beyond the state, since coordinates are processed in chunks.
+    rule again. A step needs hardly any memory beyond the state, since coordinates are processed in chunks; but
+    ``AdamController`` steps half-precision parameters in float32 copies, 14 bytes per coordinate of a param group.
 
     Args:
         params: parameters, named parameters or param groups, as every optimizer of ``torch.optim`` takes them. A group

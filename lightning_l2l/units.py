@@ -1,6 +1,7 @@
 """Which parameters of an optimizer are stepped as one vector, by which rule and how."""
 
 from collections.abc import Iterable
+from functools import reduce
 from os import PathLike
 from typing import Any
 
@@ -68,7 +69,8 @@ class Units:
         self.to_start: set[Tensor] = set()
         self._rule_of: dict[Tensor, str] = {}
         self._steppers: dict[tuple, Stepper] = {}
-        self._known: dict[int, tuple[list, list[Unit]]] = {}  # of each group: its rule and parameters, and its units
+        # of each group, by its identity: the group, which keeps that its own, its rule and parameters, and its units
+        self._known: dict[int, tuple[dict[str, Any], list, list[Unit]]] = {}
 
     def of(self, group: dict[str, Any], state: dict[Tensor, KeptState]) -> list[Unit]:
         """Returns the units of a group; if its rule or its parameters have changed, they are divided anew.
@@ -80,9 +82,9 @@ class Units:
                 parts of tensors; or a rule keeps one state for all parameters, of which some have changed.
         """
         held, known = [group["rule"], *map(id, group["params"])], self._known.get(id(group))
-        if known is not None and known[0] == held:
-            return known[1]
-        return self._divide(group, [] if known is None else known[1], state)
+        if known is not None and known[1] == held:
+            return known[2]
+        return self._divide(group, [] if known is None else known[2], state)
 
     def stepper(self, unit: Unit, state: dict[Tensor, KeptState]) -> Stepper:
         """Returns what steps a unit.
@@ -91,7 +93,7 @@ class Units:
             ValueError: a parameter has changed its shape since its state began.
         """
         first, shapes = unit.first, [p.shape for p in unit.params]
-        form = first.device, first.dtype, shapes
+        form = first.device, [p.dtype for p in unit.params], shapes
         if unit.stepper is not None and unit.form == form:
             return unit.stepper
         if unit.form and unit.form[2] != shapes and state.get(first):
@@ -102,7 +104,7 @@ class Units:
             )
         rule = self.rules[unit.rule]
         vector = None if by_itself(rule) else (*unit.params, *shapes)
-        key = unit.rule, first.device, torch.promote_types(first.dtype, torch.float32), vector
+        key = unit.rule, first.device, reduce(torch.promote_types, form[1], torch.float32), vector
         if key not in self._steppers:
             if vector is not None:
                 rule = rule.bind(layout_of(dict(zip(unit.names, shapes, strict=True))))
@@ -145,7 +147,7 @@ class Units:
             elif p not in self._rule_of and type(self.rules[name]).start is not UpdateRule.start:
                 self.to_start.add(p)
         self._rule_of |= rule_of
-        self._known[id(group)] = [group["rule"], *map(id, group["params"])], units
+        self._known[id(group)] = group, [group["rule"], *map(id, group["params"])], units
         return units
 
     def _units(self, group: dict[str, Any], rule_of: dict[Tensor, str]) -> list[Unit]:

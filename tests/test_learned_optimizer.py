@@ -1,6 +1,8 @@
 """LearnedOptimizer as any torch.optim optimizer, against known answers."""
 
 import copy
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -151,18 +153,65 @@ def test_what_is_not_finite_skips_the_whole_step(way):
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_large_gradients_are_skipped_only_if_a_square_overflows(count):
-    p = torch.zeros(count, requires_grad=True)
-    optimizer = LearnedOptimizer([p], lstm())
-    p.grad = torch.full((count,), 1e19)  # whose sum of squares overflows
+def test_large_gradients_are_skipped_only_if_a_tensors_squares_overflow(count):
+    p, other = torch.zeros(count, requires_grad=True), torch.zeros(9, requires_grad=True)
+    optimizer = LearnedOptimizer([p, other], lstm())
+    p.grad, other.grad = torch.full((count,), 1.5e19 / count**0.5), torch.full((9,), 5e18)  # all squares overflow
     optimizer.step()
     before = p.detach().clone()
     assert optimizer.skipped_steps == 0
     assert p.isfinite().all() and p.any()
-    p.grad = torch.full((count,), 2e19)
+    p.grad = torch.full((count,), 2e19 / count**0.5)
     optimizer.step()
     assert optimizer.skipped_steps == 1
     assert torch.equal(p.detach(), before)
+
+
+def test_a_float64_gradient_hides_no_float32_one_that_overflows():
+    p, q = torch.zeros(1, requires_grad=True), torch.zeros(1, dtype=torch.double, requires_grad=True)
+    optimizer = LearnedOptimizer([p, q], AdamController())
+    p.grad, q.grad = torch.full((1,), 1e30), torch.ones(1, dtype=torch.double)
+    optimizer.step()
+    assert optimizer.skipped_steps == 1 and p.item() == 0
+
+
+def test_a_sum_of_squares_that_overflows_leaves_the_controller_finite(monkeypatch):
+    monkeypatch.setenv("LIGHTNING_L2L_COMPILED", "0")
+    p = torch.ones(1_000_000, requires_grad=True)
+    optimizer = LearnedOptimizer([p], AdamController())
+    for size in (1.0, 3e17, 1.0):
+        p.grad = torch.full_like(p, size)
+        optimizer.step()
+    assert optimizer.skipped_steps == 1 and p.isfinite().all()
+
+
+@contextmanager
+def default_type(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+DEFAULTS = [partial(default_type, torch.bfloat16), partial(default_type, torch.float64), partial(torch.device, "meta")]
+
+
+@pytest.mark.parametrize("rule", ["everyday", "mnist"])
+@pytest.mark.parametrize("default", DEFAULTS, ids=["bfloat16", "float64", "meta"])
+def test_the_callers_default_type_and_device_change_no_step(rule, default, way):
+    inputs, steps = torch.randn(8, 200), []
+    for context in (nullcontext, default):
+        model = network()
+        with context():
+            optimizer = LearnedOptimizer(model.parameters(), rule)
+            for _ in range(6):
+                optimizer.zero_grad()
+                model(inputs).square().mean().backward()
+                optimizer.step()
+        steps.append(theta(model))
+    assert torch.equal(*steps)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch import nn
 from lightning_l2l import LearnedOptimizer
 from lightning_l2l.optimizees import ConvNet
 from lightning_l2l.pretrained import save_rule
-from lightning_l2l.rules import SGD, Grouped
+from lightning_l2l.rules import SGD, Adam, GlobalAveragingLSTM, Grouped
 
 
 def test_groups_may_name_rules_factors_and_join_later():
@@ -62,3 +62,24 @@ def test_a_group_that_is_refused_is_not_added():
     assert len(optimizer.param_groups) == 1
     with pytest.raises(ValueError, match="more than one parameter group"):
         optimizer.add_param_group({"params": optimizer.param_groups[0]["params"]})
+
+
+def test_parameters_stepped_together_keep_the_finest_type():
+    small, large = torch.ones(1, requires_grad=True), torch.ones(1, dtype=torch.double, requires_grad=True)
+    optimizer = LearnedOptimizer([small, large], Adam(1e-9))
+    small.grad, large.grad = torch.ones(1), torch.ones(1, dtype=torch.double)
+    optimizer.step()
+    assert 0 < 1 - large.item() < 2e-9
+
+
+def test_a_group_that_is_gone_is_not_taken_for_a_new_one():
+    a, b, c = (torch.ones(2, requires_grad=True) for _ in range(3))
+    optimizer = LearnedOptimizer([{"params": [a]}, {"params": [b]}], GlobalAveragingLSTM(hidden_size=4, averaged=1))
+    for number in range(20):  # so that a new dictionary may lie where the old one lay
+        for p in (a, b, c):
+            p.grad = torch.ones(2)
+        optimizer.step()
+        del optimizer.param_groups[1]
+        optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)]})
+        optimizer.param_groups[1]["params"][0].grad = torch.ones(2)
+        assert len(optimizer.param_groups) == 2, number

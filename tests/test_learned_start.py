@@ -156,3 +156,27 @@ def test_an_untrained_start_leaves_a_loop_where_it_is():
     optimizer.step()
     again = LearnedOptimizer(module.named_parameters(), LearnedStart(SGD(0.1)))
     again.load_state_dict(optimizer.state_dict())
+
+
+def test_a_state_of_the_controller_goes_on_where_it_was():
+    def steps(optimizer, p, count):
+        for number in range(count):
+            p.grad = torch.linspace(-1, 1, 6, dtype=torch.double).view(2, 3) * (number % 3 + 1)
+            optimizer.step()
+
+    def begun():
+        p = torch.ones(2, 3, dtype=torch.double, requires_grad=True)
+        torch.manual_seed(0)
+        optimizer = LearnedOptimizer([p], LearnedStart(AdamController()))
+        optimizer.start()
+        return optimizer, p
+
+    (whole, p), (half, q), (rest, r) = begun(), begun(), begun()
+    steps(whole, p, 9)
+    steps(whole, p, 9)
+    steps(half, q, 9)
+    rest.load_state_dict(half.state_dict())
+    with torch.no_grad():
+        r.copy_(q)
+    steps(rest, r, 9)
+    assert torch.equal(p, r)

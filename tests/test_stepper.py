@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from conftest import skip
 from own_loop import lstm, network, theta, train
 from torch import nn
 
 from lightning_l2l import LearnedOptimizer
+from lightning_l2l.rules import AdamController, LearnedStart, RNNprop, layout_of
 from lightning_l2l.rules.fast import stepper as steppers
 
 
@@ -86,3 +88,37 @@ def test_steps_do_not_depend_on_chunks_or_threads(way, monkeypatch):
     torch.set_num_threads(1)
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-6, atol=1e-7)
+
+
+def test_without_kernels_there_are_none(monkeypatch):
+    monkeypatch.setenv("LIGHTNING_L2L_COMPILED", "0")
+    p = torch.ones(3, requires_grad=True)
+    optimizer = LearnedOptimizer([p], lstm())
+    p.grad = torch.ones(3)
+    optimizer.step()
+    assert "blocks" not in optimizer.state[p]
+
+
+def test_a_state_that_begins_anywhere_is_moved_before_a_kernel_gets_it():
+    if lstm().compiled(torch.zeros(1), 1) is None:
+        skip("there is no C++ compiler")
+    p = torch.ones(50, requires_grad=True)
+    p.grad = torch.ones(50)
+    optimizer = LearnedOptimizer([p], lstm())
+    optimizer.step()
+    blocks = optimizer.state[p]["blocks"]
+    shifted = torch.empty(blocks.numel() + 1)[1:].view_as(blocks).copy_(blocks)
+    optimizer.state[p]["blocks"] = shifted
+    optimizer.step()
+    assert p.isfinite().all() and optimizer.state[p]["blocks"].data_ptr() % 64 == 0
+
+
+@pytest.mark.parametrize("rule", [RNNprop(4), LearnedStart(AdamController())], ids=["RNNprop", "controller"])
+def test_sums_stay_in_float32(rule, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_L2L_COMPILED", "0")
+    rule.bind(layout_of({"p": (3,)})).start(torch.zeros(1, 3))
+    state = steppers.Stepper(rule.bind(layout_of({"p": (3,)})), torch.device("cpu"), torch.float32, True, 3).init(
+        torch.zeros(3)
+    )
+    sums = [name for name in state if name.split(".")[-1] in ("weight", "mean", "square", "m9", "m99", "v99", "v999")]
+    assert sums and all(state[name].dtype == torch.float32 for name in sums)

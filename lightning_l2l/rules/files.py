@@ -11,6 +11,7 @@ import logging
 import math
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -222,15 +223,27 @@ def make_rule(settings: Any, tensors: Mapping[str, Tensor], name: str | PathLike
         InvalidInputError: they name a class that is not the package's, or do not fit theirs or the tensors.
     """
     try:
-        with torch.random.fork_rng(devices=[]):  # initial weights must not use up the caller's random numbers
+        with torch.random.fork_rng(devices=[]), in_float32():  # initial weights use up none of the caller's numbers
             with torch.device("meta"):
                 check_fit(_made(settings, name), tensors, name)
-            return _made(settings, name)
+            with torch.device("cpu"):
+                return _made(settings, name)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InvalidInputError(
             f"rule is {name}, whose header has settings that do not fit its class ({first_line(error)}): give another "
             "file."
         ) from error
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Makes new tensors float32 where nothing else is said, whatever type the caller prefers."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _made(settings: Any, name: str | PathLike) -> UpdateRule:

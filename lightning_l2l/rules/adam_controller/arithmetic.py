@@ -137,7 +137,7 @@ class Arithmetic:
             The inputs of those that are due, [due, 22], and what the outputs refer to.
         """
         sums, products, kept = self.gathered(steps, sums)
-        rows = torch.tensor(due)
+        rows = torch.tensor(due, device="cpu")
         t, counts = kept.new_tensor([(one.state["step"], one.theta.numel()) for one in steps])[rows].unbind(1)
         last = Memory(kept[rows, 0], kept[rows, 1], kept[rows, 2:])
         memory, own, sizes = remember(tensor_means(sums[rows], products[rows], counts), last, t, every)

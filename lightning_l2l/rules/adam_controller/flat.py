@@ -68,7 +68,7 @@ class FlatController(UpdateRule):
             return self._by_kernel(theta).init(theta)
         m9, m99, v99, v999, orthogonal = theta.new_zeros(5, *theta.shape).unbind()
         tensors = theta.new_zeros(len(theta), len(self.places))
-        memory = Memory(tensors, tensors, theta.new_zeros(*tensors.shape, SHARED))
+        memory = Memory(tensors, tensors.clone(), theta.new_zeros(*tensors.shape, SHARED))
         controls = theta.new_zeros(CONTROLS, *theta.shape).unbind()
         return ControllerState(0, m9, m99, v99, v999, orthogonal, controls, memory)
 

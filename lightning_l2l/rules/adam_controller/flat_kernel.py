@@ -77,7 +77,7 @@ class KernelSteps:
             orthogonal = self.orthogonalized(torch.lerp(means[:, 0], grad, 0.1), state.orthogonal, state.step)
             products = self.sums("multiply", theta, grad, means, orthogonal, memory)
             rows = self.rows(theta, grad, means, orthogonal, memory)
-            t = torch.full(memory.shape[:2], state.step, dtype=torch.double)
+            t = torch.full(memory.shape[:2], state.step, dtype=torch.double, device="cpu")
             inputs, sizes = kernel().describe(at(rows), sums, products, t, self.shapes, self.rule.every)
         controls = self.rule.controls(inputs, sizes).mT.contiguous()
         return state._replace(orthogonal=orthogonal, controls=controls, memory=memory)
@@ -91,7 +91,7 @@ class KernelSteps:
         """The step from these controls, after moving the running means on if ``average``."""
         update = torch.zeros_like(grad)
         rows = self.rows(update, grad, state.means, state.orthogonal, state.memory)
-        controls, t = controls_of(rows, state), torch.full((len(rows),), state.step, dtype=torch.double)
+        controls, t = controls_of(rows, state), torch.full((len(rows),), state.step, dtype=torch.double, device="cpu")
 
         def run(part: slice) -> None:
             kernel().step(len(rows[part]), at(rows, part), at(controls, part), at(t, part), 1.0, average)
@@ -104,7 +104,7 @@ class KernelSteps:
         of_grad = torch.empty_like(grad)
         rows = self.rows(of_update, grad, state.means, state.orthogonal, state.memory)
         cotangents = self.rows(of_update, of_grad, of_means, state.orthogonal, state.memory)
-        controls, t = controls_of(rows, state), torch.full((len(rows),), state.step, dtype=torch.double)
+        controls, t = controls_of(rows, state), torch.full((len(rows),), state.step, dtype=torch.double, device="cpu")
         of_controls = torch.empty_like(controls)
 
         def run(part: slice) -> None:
@@ -124,7 +124,7 @@ class KernelSteps:
         count, start = theta.numel(), address(means, 4 * theta.numel())
         bases = [0, address(theta, count), address(grad, count), start, start, start, start, address(orthogonal, count)]
         bases.append(address(memory, MEMORY * len(theta) * len(self.places)))
-        return torch.addcmul(offsets, addressed, torch.tensor(bases))
+        return torch.addcmul(offsets, addressed, torch.tensor(bases, device="cpu"))
 
     def on_cores(self, like: Tensor, function: Callable[[slice], Any]) -> list:
         """Calls a function on slices of the pieces, one for each core that is worth waking."""
@@ -140,12 +140,12 @@ class KernelSteps:
                 raise InvalidInputError(
                     f"θ has {size} coordinates, but its layout {last}: bind the rule to its layout."
                 )
-            table = torch.zeros(n, len(self.places), FIELDS, dtype=torch.long)
-            episodes = torch.arange(n)
+            table = torch.zeros(n, len(self.places), FIELDS, dtype=torch.long, device="cpu")
+            episodes, four = torch.arange(n, device="cpu"), torch.arange(4, device="cpu")
             for number, place in enumerate(self.places):
                 table[:, number, 0] = place.stop - place.start
                 table[:, number, (1, 2, 7)] = 4 * (episodes * size + place.start)[:, None]
-                table[:, number, 3:7] = 4 * ((4 * episodes[:, None] + torch.arange(4)) * size + place.start)
+                table[:, number, 3:7] = 4 * ((4 * episodes[:, None] + four) * size + place.start)
                 table[:, number, 8] = 4 * MEMORY * (episodes * len(self.places) + number)
             addressed = torch.ones_like(table)
             vectors = [number for number, place in enumerate(self.places) if not matrix_shape(place.shape)]

@@ -7,10 +7,11 @@ coordinates, finds what belongs to them by address, as in kernel.cpp, and adds u
 are the same in every run.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lightning_l2l.errors import first_line
 from lightning_l2l.rules.adam_controller.arithmetic import Arithmetic, OneStep, by_shape, factors_of
 from lightning_l2l.rules.adam_controller.kernel import integers, kernel_for, steps_due
 from lightning_l2l.rules.adam_controller.orthogonal import orthogonalize_
@@ -32,6 +34,12 @@ SMALLEST = tl.constexpr(torch.finfo(torch.float32).tiny)
 ADDED = 128  # blocks whose sums are added at once
 REPEATED = 3  # the time that matrices of the same shapes come together, when their work is recorded
 MOST = 2**29  # bytes that a recording may take
+log = logging.getLogger(__name__)
+
+
+@triton.jit
+def _write(at):
+    tl.store(at, 1.0)
 
 
 @triton.jit
@@ -181,7 +189,8 @@ class GpuArithmetic(Arithmetic):
     def _sums(self, kernel: Any, steps: list[OneStep]) -> Tensor:
         """Sums over each tensor, [tensors, 16]."""
         blocks, counts, bounds = self._blocks(steps)
-        sums, totals = (torch.zeros(len(table), SUMS.value, device=counts.device) for table in (blocks, counts))
+        shapes = [(len(table), SUMS.value) for table in (blocks, counts)]
+        sums, totals = (torch.zeros(shape, dtype=torch.float32, device=counts.device) for shape in shapes)
         with _on(counts.device):
             kernel[(len(blocks),)](self._rows(steps), blocks, counts, sums, BLOCK=BLOCK)
             _add[(len(counts),)](sums, bounds, totals, ADDED=ADDED)
@@ -210,6 +219,18 @@ def fits(matrices: Sequence[Tensor]) -> bool:
     bytes_taken = 8 * sum(matrix.nbytes for matrix in matrices)
     device = matrices[0].device
     return device.type == "cuda" and bytes_taken < min(MOST, torch.cuda.mem_get_info(device)[0])
+
+
+@cache
+def launches(device: torch.device) -> bool:
+    """Whether Triton can launch a kernel there; it needs a C compiler, and Python's headers, when it first does."""
+    try:
+        with _on(device):
+            _write[(1,)](torch.empty(1, dtype=torch.float32, device=device))
+    except Exception as error:  # of a compiler, a driver or Triton itself
+        log.warning("Rules run without kernels on %s: Triton cannot launch any (%s).", device, first_line(error))
+        return False
+    return True
 
 
 @lru_cache(maxsize=64)

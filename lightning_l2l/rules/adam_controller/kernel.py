@@ -33,7 +33,7 @@ class Kernel:
 
     def sums(self, name: str, count: int, rows: Any) -> Tensor:
         """Sums over each piece, [pieces, 10] by ``average`` and [pieces, 2] by ``multiply``."""
-        result = torch.empty(count, SUMS[name], dtype=torch.double)
+        result = torch.empty(count, SUMS[name], dtype=torch.double, device="cpu")
         getattr(self.library, name)(ctypes.c_int64(count), rows, ctypes.c_void_p(result.data_ptr()))
         return result
 
@@ -45,7 +45,8 @@ class Kernel:
         self, rows: Any, sums: Tensor, products: Tensor, t: Tensor, shapes: Tensor, every: int
     ) -> tuple[Tensor, Sizes]:
         """As ``Arithmetic.describe``, of whole tensors at steps t [networks, tensors], 0 where it is not due."""
-        inputs, sizes = torch.empty(*t.shape, FEATURES), torch.empty(*t.shape, len(Sizes._fields))
+        widths = FEATURES, len(Sizes._fields)
+        inputs, sizes = (torch.empty(*t.shape, width, dtype=torch.float32, device="cpu") for width in widths)
         of_tensors = ((sums, SUMS["average"]), (products, SUMS["multiply"]), (t, 1))
         given = [address(tensor, t.numel() * width, torch.double) for tensor, width in of_tensors]
         given.append(address(shapes, t.shape[1] * SHAPE))
@@ -59,7 +60,7 @@ class Kernel:
         self, t: list[int], rows: Any, sums: Tensor, products: Tensor, shapes: Tensor, every: int
     ) -> tuple[Tensor, Sizes]:
         """As ``Arithmetic.describe``, from sums and products on a CPU, of tensors at steps t, 0 where it is not due."""
-        steps = torch.tensor([t], dtype=torch.double)
+        steps = torch.tensor([t], dtype=torch.double, device="cpu")
         inputs, sizes = self.describe(rows, sums, products, steps, shapes, every)
         chosen = slice(None) if all(t) else steps[0] > 0
         return inputs[0, chosen], Sizes(*(size[0, chosen] for size in sizes))
@@ -100,9 +101,9 @@ class KernelArithmetic(Arithmetic):
         parts = self._on_cores(run, steps)
         if len(parts) == 1 and len(parts[0][0]) == len(steps):
             return parts[0][1]
-        sums = torch.zeros(len(steps), SUMS[name], dtype=torch.double)
+        sums = torch.zeros(len(steps), SUMS[name], dtype=torch.double, device="cpu")
         for numbers, part in parts:
-            sums.index_add_(0, torch.tensor(numbers), part)
+            sums.index_add_(0, torch.tensor(numbers, device="cpu"), part)
         return sums
 
     def _on_cores(self, function: Callable[[list[int], ctypes.Array], Any], steps: list[OneStep]) -> list:

@@ -69,7 +69,7 @@ def orthogonalize_(matrices: Tensor, spectral_limit: int | None = None, block: i
 def _by_kernel(kernel: ctypes.CDLL, matrices: Tensor, rms: float, parts: int) -> Tensor:
     """Does all of it in place, the parts of all matrices on all cores."""
     count, *shape = matrices.shape
-    norms = torch.empty(count * parts, dtype=torch.double)
+    norms = torch.empty(count * parts, dtype=torch.double, device="cpu")
     place, at_norms = ctypes.c_void_p(address(matrices, matrices.numel())), ctypes.c_void_p(norms.data_ptr())
     sides = [ctypes.c_long(number) for number in (*shape, parts)]
     kernel.norms(place, ctypes.c_long(count), *sides, at_norms)

@@ -148,7 +148,7 @@ class ControllerStepper(Stepper):
         """Features of tensors' shapes, [tensors, 5]; they are the same at most steps."""
         if shapes not in self._features_of:
             numbers = [shape_features(shape, self.rule.all_sides) for shape in shapes]
-            self._features_of = {shapes: torch.tensor(numbers, dtype=self.dtype)}
+            self._features_of = {shapes: torch.tensor(numbers, dtype=self.dtype, device="cpu")}
         return self._features_of[shapes]
 
 
@@ -180,9 +180,10 @@ def known(theta: Tensor, state: KeptState) -> Known:
 def arithmetic(device: torch.device, dtype: torch.dtype) -> Arithmetic:
     """The fastest one."""
     if device.type == "cuda" and dtype == torch.float32 and machine.compiled() and find_spec("triton"):
-        from lightning_l2l.rules.adam_controller.gpu_kernel import GpuArithmetic  # where there is Triton
+        from lightning_l2l.rules.adam_controller.gpu_kernel import GpuArithmetic, launches  # where there is Triton
 
-        return GpuArithmetic()
+        if launches(device):
+            return GpuArithmetic()
     kernel = kernel_for(device, dtype)
     return Arithmetic() if kernel is None else KernelArithmetic(kernel)
 

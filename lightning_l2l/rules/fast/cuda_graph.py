@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 TensorFunction = Callable[[Sequence[Tensor]], list[Tensor]]
-_living: WeakSet[Any] = WeakSet()
-"""All CUDA graphs made here."""
+_living: WeakKeyDictionary[Any, torch.device] = WeakKeyDictionary()
+"""All CUDA graphs made here, each with its GPU."""
 
 
 class CudaGraph:
@@ -27,27 +27,33 @@ class CudaGraph:
     @torch.no_grad()
     def __init__(self, function: TensorFunction, inputs: Sequence[Tensor]) -> None:
         self.inputs = [tensor.clone() for tensor in inputs]
-        warm_up = torch.cuda.Stream()
-        warm_up.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(warm_up):  # what libraries set up on their first call cannot be recorded
+        self.device = self.inputs[0].device
+        with torch.cuda.device(self.device):  # whose streams are used
+            self._record(function)
+
+    def _record(self, function: TensorFunction) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # what libraries set up on their first call cannot be recorded
             function(self.inputs)
             with _waiting_is_an_error():
                 function(self.inputs)
-        torch.cuda.current_stream().wait_stream(warm_up)
+        torch.cuda.current_stream().wait_stream(stream)
         torch.clear_autocast_cache()  # else every replay would use the weights cast during the warm-up
-        # graphs share the memory that they use while they run, since no two run at once
-        pool = next((graph.pool() for graph in _living), None)
+        # graphs of a GPU share the memory that they use while they run, since no two run at once
+        pool = next((graph.pool() for graph, device in _living.items() if device == self.device), None)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self.outputs = function(self.inputs)
         torch.clear_autocast_cache()
-        _living.add(self.graph)
+        _living[self.graph] = self.device
 
     @torch.no_grad()
     def replay(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Runs the kernels; the next run overwrites the returned tensors."""
         torch._foreach_copy_(self.inputs, list(inputs))
-        self.graph.replay()
+        with torch.cuda.device(self.device):
+            self.graph.replay()
         return self.outputs
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -14,7 +14,8 @@ from lightning_l2l.rules.fast.addresses import described
 
 CHUNK = {"cpu": 4096}  # coordinates at a time: on a CPU, what a core's cache holds
 LARGE_CHUNK = 65_536  # elsewhere; the LSTM's activations then take 60 MB
-SUMS = {"mean", "square", "memory"}  # in bfloat16 they would stall: what a step adds is rounded away
+# running means and sums: in bfloat16 they would stall, since what a step adds is rounded away
+SUMS = {"mean", "square", "weight", "memory", "means", "m9", "m99", "v99", "v999"}
 
 KeptState = dict[str, Any]
 """A rule's state for one θ [P], as plain tensors and numbers by name, which is all that ``torch.optim`` can keep."""
@@ -51,7 +52,7 @@ class Stepper:
         self.dtype = dtype
         self.kept_dtype = torch.bfloat16 if in_bfloat16 else dtype
         counts = [count, count + 1] if rule.coordinatewise else [count]
-        states = [self.rule.init(torch.zeros(1, number).to(device, dtype)) for number in counts]
+        states = [self.rule.init(torch.zeros(1, number, dtype=dtype, device=device)) for number in counts]
         self.structure = pytree.tree_structure(states[0])
         leaves = [named_leaves(state) for state in states]
         self.names = list(leaves[0])

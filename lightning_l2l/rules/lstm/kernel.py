@@ -108,7 +108,7 @@ class CompiledLSTM(UpdateRule):
         of_grads, of_cotangents = ([address(tensor, count) for tensor in each] for each in (grads, cotangents))
 
         def run(first: int, count: int) -> Tensor:
-            result = torch.zeros(len(parameters), dtype=torch.float64)
+            result = torch.zeros(len(parameters), dtype=torch.float64, device="cpu")
             self.kernel.backward(
                 *settings,
                 ctypes.c_long(count),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_l2l.rules.base import Tape
+from lightning_l2l.rules.fast import machine
 from lightning_l2l.rules.fast.stepper import Stepper
 from lightning_l2l.rules.lstm.cell import AutogradLSTM
 from lightning_l2l.rules.lstm.kernel import CompiledLSTM
@@ -46,7 +47,8 @@ class CoordinatewiseLSTM(AutogradLSTM):
 
     def stepper(self, device: torch.device, dtype: torch.dtype, in_bfloat16: bool) -> Stepper | None:
         """Steps all parameters in one call of the kernel."""
-        kernel = self.compiled(torch.zeros(1, 1, dtype=dtype, device=device), torch.get_num_threads())
+        theta = torch.zeros(1, 1, dtype=dtype, device=device)
+        kernel = self.compiled(theta, torch.get_num_threads()) if machine.compiled() else None
         return None if kernel is None else CompiledStepper(kernel, in_bfloat16)
 
     def unpacked(self, state: dict[str, Any], count: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lightning_l2l.rules.lstm.cell import LSTMState
 from lightning_l2l.rules.lstm.kernel import BlockState, CompiledLSTM, join_blocks
 
 NO_MOMENTA = torch.empty(0)
+ALIGNMENT = 64  # bytes, as torch's own tensors have, and as the kernel's vectors need
 
 
 class CompiledStepper(Stepper):
@@ -28,7 +29,7 @@ class CompiledStepper(Stepper):
         self.parameters = kernel.parameter_vector()
         self.names_without_kernel = self.names
         self.names = ["blocks", "momenta"] if kernel.rule.momenta else ["blocks"]
-        one = self.init(torch.zeros(1))
+        one = self.init(torch.zeros(1, device="cpu"))
         self.forms = [(value.shape[1:], value.dtype) for value in one.values()]
 
     def init(self, theta: Tensor) -> KeptState:
@@ -61,7 +62,7 @@ class CompiledStepper(Stepper):
         blocks = -(-len(theta) // self.kernel.block_size)
         for value, (shape, dtype) in zip(state.values(), self.forms, strict=True):
             form = isinstance(value, Tensor) and (value.shape, value.dtype) == ((blocks, *shape), dtype)
-            if not (form and value.is_cpu and value.is_contiguous()):
+            if not (form and value.is_cpu and value.is_contiguous() and value.data_ptr() % ALIGNMENT == 0):
                 return False
         return True
 
