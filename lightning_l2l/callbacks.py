@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from lightning_l2l.errors import InvalidInputError, require_share
 from lightning_l2l.interrupts import Interrupt
-from lightning_l2l.learners.base import monitor_of
+from lightning_l2l.learners.base import check, monitor_of
 from lightning_l2l.tensorboard import has_tensorboard
-from lightning_l2l.trained.resuming import FittingOptimizers, GivenFlags, SameData
+from lightning_l2l.trained.resuming import FittingOptimizers, GivenFlags, RandomNumbers, SameData, SpentPatience
 from lightning_l2l.trained.saving import BestCheckpoint, LastCheckpoint
 
 __all__ = [  # with those that configs name by this module
@@ -28,7 +28,7 @@ __all__ = [  # with those that configs name by this module
 
 def own_callbacks() -> list[Callback]:
     """Those of every run that have no settings."""
-    resuming: list[Callback] = [SameData(), FittingOptimizers(), GivenFlags()]
+    resuming: list[Callback] = [SameData(), FittingOptimizers(), GivenFlags(), SpentPatience(), RandomNumbers()]
     return [*resuming, LastCheckpoint(), Interrupt(), MetaProgressBar(), HyperparameterMetrics()]
 
 
@@ -47,6 +47,12 @@ class AveragedWeights(EMAWeightAveraging):
         super().__init__(decay=decay)
         self.swapped = False  # whether the module holds the mean
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copies φ, once the data has given it its shape."""
+        if stage == "fit":
+            check(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        super().setup(trainer, pl_module, stage)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the mean in φ's place."""
         super().on_validation_epoch_start(trainer, pl_module)
@@ -62,7 +68,7 @@ class AveragedWeights(EMAWeightAveraging):
             self.swapped = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Puts φ back when a validation is interrupted, before the last checkpoint is written."""
+        """Puts φ back when a validation is interrupted."""
         self.on_validation_end(trainer, pl_module)
 
 

@@ -141,6 +141,7 @@ class LearningToLearnCLI(LightningCLI):
                 "early_stopping.monitor": learners.MONITOR,  # replaced by the metric of a learner that names its own
                 "early_stopping.patience": 20,
                 "early_stopping.check_on_train_epoch_end": False,  # a resumed epoch may have been validated before
+                "early_stopping.check_finite": False,  # a diverged episode counts as a validation in vain
             }
         )
 
@@ -240,6 +241,9 @@ class LearningToLearnCLI(LightningCLI):
             return
         if not kept.is_file():
             raise InvalidInputError(f"{kept.parent} has no checkpoint, since no meta-batch was run: change trainer.")
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
+                print(f"Training has ended early: {callback.stopping_reason_message}")
         which = f"the lowest {best.monitor}" if best.best_model_path else "the last meta-step"
         if not best.best_model_path:
             print(f"There is no best checkpoint: no validation after a meta-step found a finite {best.monitor}.")

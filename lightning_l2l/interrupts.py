@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.trainer.call import _call_lightning_module_hook
 from pytorch_lightning.utilities import rank_zero_info
 
 TERMINATED = 128 + signal.SIGTERM  # the exit status by which a shell knows it, so that "fit && test" ends
@@ -60,10 +61,11 @@ class Interrupt(Callback):
         again = "Ctrl-C again stops at once, and goes back to the last checkpoint"
         print(f"\nFinishing this meta-batch; {again}.", file=sys.stderr)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Stops here if it was asked to."""
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        """Stops here if it was asked to, after what Lightning does only after this hook."""
         if trainer.strategy.reduce_boolean_decision(self.requested, all=False):  # the signal may reach only one process
-            trainer._logger_connector.on_batch_end()  # logs this meta-batch, as Lightning does only after this hook
+            _call_lightning_module_hook(trainer, "on_train_batch_end", *batch)
+            trainer._logger_connector.on_batch_end()  # logs this meta-batch
             trainer._logger_connector.update_train_step_metrics()
             rank_zero_info("\nResume with the same command and --ckpt_path last.")
             raise Terminated(TERMINATED) if self.number == signal.SIGTERM else Interrupted

@@ -68,8 +68,8 @@ class WeightedSum(MetaLoss):
     def check(self, horizon: int) -> None:
         if isinstance(self.weights, list) and len(self.weights) != horizon:
             raise InvalidInputError(
-                f"model.loss_weights has {len(self.weights)} entries, but data.horizon is {horizon}: give one for each "
-                "step, or uniform, last or linear, which fit any number of them."
+                f"model.loss_weights has {len(self.weights)} entries, but data.horizon, or a stage's, is {horizon}: "
+                "give one for each step, or uniform, last or linear, which fit any number of them."
             )
 
     def _weights(self, horizon: int, device: torch.device) -> Tensor:
@@ -89,12 +89,13 @@ class WeightedSum(MetaLoss):
 class BestSoFar(MetaLoss):
     """Σ_t min_{1 ≤ s ≤ t} f(θ_s), the sum over steps of the lowest loss up to each.
 
-    A step that is worse than the best one so far repeats the best loss, even if the run diverges there. It is meant for
+    A step that is worse than the best one so far repeats the best loss, even if the run diverges there, though
+    derivatives of such a run are not finite. It is meant for
     truncations that are whole runs (``unroll`` equal to the horizon): each truncation has a lowest loss of its own.
     """
 
     def __call__(self, losses: Tensor, step: int, horizon: int, reference: Tensor | None = None) -> Tensor:
-        return losses.cummin(0).values.sum(0)
+        return losses.where(~losses.isnan(), torch.inf).cummin(0).values.sum(0)
 
 
 class LogLoss(MetaLoss):

@@ -76,6 +76,20 @@ def test_a_validation_that_is_stopped_leaves_what_is_trained_and_its_mean_in_the
     assert not same(whole["state_dict"], whole["current_model_state"])
 
 
+def test_weights_that_take_the_optimizees_shape_are_averaged():
+    rule = "--model.rule={class_path: lightning_l2l.rules.LearnedStart, init_args: {rule: lightning_l2l.rules.SGD}}"
+    fit(AVERAGED, rule)
+    kept = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
+    assert kept["state_dict"]["rule.theta"].shape == kept["current_model_state"]["rule.theta"].shape == (3,)
+
+
+@pytest.mark.parametrize("limit", ["--trainer.limit_train_batches=2", "--trainer.limit_train_batches=0.5"])
+def test_the_learning_rate_reaches_its_end_where_epochs_are_cut(limit):
+    fit("--model.final_learning_rate=0.00003", "--data.train_episodes=16", limit)
+    last = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
+    assert last["lr_schedulers"][0]["_last_lr"] == [pytest.approx(0.00003)]
+
+
 @pytest.mark.usefixtures("many_processes")
 def test_ctrl_c_leaves_a_checkpoint_to_resume():
     command = [sys.executable, "-m", "lightning_l2l", *tiny("fit", "--trainer.max_epochs=10000")]

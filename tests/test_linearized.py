@@ -34,6 +34,7 @@ def test_a_hessian_product_may_not_make_a_cotangent_too_long():
     cotangent = torch.tensor([[3.0, 4.0]])
     for factor, want in ((-1.5, 1.0), (-3.0, 1 / 3), (2.0, 0.0)):
         assert _damping(cotangent, factor * cotangent, torch.tensor([[5.0]])).item() == pytest.approx(want)
+    assert _damping(cotangent, 0 * cotangent, torch.tensor([[4.9]])).item() == 0  # too long by rounding alone
 
 
 def test_one_hessian_may_serve_several_steps():

@@ -32,6 +32,8 @@ def test_the_best_loss_so_far_counts_as_often_as_it_is_the_best():
     torch.testing.assert_close(meta_losses, torch.tensor([3.0 + 3 + 2 + 2, 1.0 + 1 + 0.5 + 0.5]))
     (grads,) = torch.autograd.grad(meta_losses.sum(), losses)
     assert grads.tolist() == [[2, 2], [0, 0], [2, 2], [0, 0]]
+    for bad in (torch.nan, torch.inf):  # a run that diverges later
+        assert BestSoFar()(torch.tensor([[3.0], [1.0], [bad], [2.0]]), 0, 4).item() == 6
     best = {"class_path": "lightning_l2l.meta_losses.BestSoFar"}
     fit("--model.unroll=10", f"--model.meta_loss={best}")
 
@@ -58,7 +60,8 @@ def test_a_test_may_run_more_steps_than_training(fails):
     assert {row["horizon"] for row in results()} == {"20"}
     sentence = fails(*tiny("test", "--model.loss_weights=[1,1]", "--data.horizon=20", "--ckpt_path=best"))
     assert (
-        "model.loss_weights has 2 entries, but data.horizon is 20" in sentence and "uniform, last or linear" in sentence
+        "model.loss_weights has 2 entries, but data.horizon, or a stage's, is 20" in sentence
+        and "uniform, last or linear" in sentence
     )
 
 
@@ -70,7 +73,11 @@ def test_the_last_loss_alone_needs_truncations_that_are_whole_runs(weights, fail
     stages = "--model.stages=[{unroll: 10}, {horizon: [2, 10], unroll: 2}]"
     sentence = fails(*tiny("fit", given, stages))
     assert "model.stages[1].unroll is 2" in sentence and "set model.stages[1].unroll to 10" in sentence
-    fit(given, stages.replace("unroll: 2", "unroll: 10"), "--trainer.fast_dev_run=true")
+    whole = given, stages.replace("unroll: 2", "unroll: 10"), "--trainer.fast_dev_run=true"
+    if weights == "last":
+        fit(*whole)
+    else:  # at shorter horizons it would count no loss at all
+        assert "model.loss_weights has 10 entries, but data.horizon, or a stage's, is 2" in fails(*tiny("fit", *whole))
 
 
 def test_weights_and_a_meta_loss_are_not_both_given(fails):

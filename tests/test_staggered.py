@@ -6,9 +6,10 @@ from forks import QUADRATICS, checkpoint, train_race_kill_and_resume
 from small_problem import LearnedMomentum, LearnedStart
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.meta_gradients import ES, NRES, PES, Exact, FirstOrder, Plan, Staggered
+from lightning_l2l.meta_gradients import ES, NRES, PES, Exact, FirstOrder, Imitation, Plan, Staggered
 from lightning_l2l.meta_losses import WeightedSum
 from lightning_l2l.optimizees import Quadratics
+from lightning_l2l.rules import SGD
 
 
 def meta_batch(number):
@@ -127,3 +128,9 @@ def test_meta_training_resumes_to_the_bit():
     ((first, second),) = checkpoint(0)["meta_gradients"]
     assert first == {}
     assert len(second["runs"]) == 2 and second["meta_gradient"]["drawn"] > 16
+
+
+def test_an_estimator_that_chooses_truncations_itself_is_refused():
+    with pytest.raises(InvalidInputError, match="give Imitation with Staggered as its meta_gradient"):
+        Staggered(Imitation(SGD(0.1))).check(LearnedMomentum(), meta_batch(0))
+    Imitation(SGD(0.1), meta_gradient=Staggered(FirstOrder())).check(LearnedMomentum(), meta_batch(0))

@@ -13,7 +13,7 @@ def cosine_schedule(optimizer: Optimizer, trainer: Trainer, end: float) -> Lambd
 
     Args:
         optimizer: its present rate is that of the beginning.
-        trainer: its epochs, or its ``max_time``, whichever ends first, are the length of the decay.
+        trainer: its epochs, ``max_steps`` or ``max_time``, whichever ends first, are the length of the decay.
         end: the last rate over the first.
     """
     return LambdaLR(optimizer, lambda meta_batch: cosine_decay(_progress(trainer, meta_batch), end))
@@ -25,10 +25,14 @@ def cosine_decay(progress: float, end: float) -> float:
 
 
 def _progress(trainer: Trainer, meta_batch: int) -> float:
-    """How much of meta-training is over, 0 to 1: of its epochs or of ``trainer.max_time``, whichever ends first."""
+    """How much of meta-training is over, 0 to 1, by the limit that ends first."""
     # Lightning's own estimate would start the loader before a checkpoint can tell it where to resume
     train_batches = trainer.datamodule.train_batches(trainer.world_size)  # type: ignore[attr-defined]
-    progress = meta_batch / ((trainer.max_epochs or 1) * train_batches)
+    limit = trainer.limit_train_batches  # of batches, or a share of them
+    train_batches = min(train_batches, limit) if isinstance(limit, int) else int(train_batches * (limit or 1.0))
+    progress = meta_batch / max((trainer.max_epochs or 1) * train_batches, 1)
+    if trainer.max_steps > 0:
+        progress = max(progress, trainer.global_step / trainer.max_steps)
     for timer in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(timer, Timer) and (remaining := timer.time_remaining()) is not None:
             elapsed = timer.time_elapsed()

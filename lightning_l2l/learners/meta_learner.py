@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_l2l.episodes import Episodes
 from lightning_l2l.errors import InvalidInputError, require_positive, require_within
 from lightning_l2l.guard import all_finite
-from lightning_l2l.learners.base import MONITOR, dtype_of, log_counted
+from lightning_l2l.learners.base import dtype_of, log_counted, monitor_of
 from lightning_l2l.learners.cosine_schedule import cosine_schedule
 from lightning_l2l.learners.stages import Stage, Stages
 from lightning_l2l.meta_losses import MetaLoss, WeightedSum, Weights
@@ -136,6 +136,10 @@ class MetaLearner(LightningModule):
         """Casts the episodes to the rule's floating-point type."""
         return batch.to(self.device, dtype_of(self))
 
+    def on_train_start(self) -> None:
+        """Ends a run that is resumed after its last stage has stalled."""
+        self.trainer.should_stop = self.trainer.should_stop or self.stages.over
+
     def on_train_batch_start(self, batch: Episodes, batch_idx: int) -> None:
         """Enters the stage that the epoch belongs to; a run resumed inside an epoch does not start that epoch again."""
         before, self.stage = self.stage, self.stages.at(self.current_epoch, self.trainer.max_epochs or 1)
@@ -224,7 +228,7 @@ class MetaLearner(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Ends a stage that has stalled."""
-        metric = self.trainer.callback_metrics.get(MONITOR)
+        metric = self.trainer.callback_metrics.get(monitor_of(self))
         if self.trainer.state.fn == "fit" and metric is not None:
             over = self.stages.stalled(self.current_epoch, self.trainer.max_epochs or 1, metric.item())
             self.trainer.should_stop = self.trainer.should_stop or over

@@ -117,10 +117,15 @@ class Stages:
         """
         number = self.at(epoch, epochs)
         self.validated = self.validated.then(number, value)
-        if self.validated.in_vain != self.rows[number].patience:
-            return False
-        self.ended_early[number] = epoch + 1
-        return number == len(self.rows) - 1
+        patience = self.rows[number].patience
+        if patience is not None and self.validated.in_vain >= patience:
+            self.ended_early.setdefault(number, epoch + 1)
+        return self.over
+
+    @property
+    def over(self) -> bool:
+        """Whether the last row has ended early."""
+        return len(self.rows) - 1 in self.ended_early
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of how the rows went."""
@@ -172,6 +177,8 @@ class Stages:
                         "the horizon a multiple of the unroll."
                     )
             self._check_last_loss(cut, data)
+            for horizon in {cut.shortest, cut.longest}:
+                self.meta_loss.check(horizon)
 
     def _check_last_loss(self, cut: Cut, data: EpisodeDataModule) -> None:
         """Refuses truncations, or runs, that the loss which counts alone lies beyond."""

@@ -40,7 +40,8 @@ class Evolution(MetaGradient):
     parameters. All runs lie side by side in one batch, 2 · N · ``pairs`` of them.
 
     Pairs in which a loss is not finite are left out of the estimate. A diverged run stays that way, so give a meta-loss
-    that is finite for it (``LogLoss``, ``Regret``) if the rule should learn not to diverge.
+    that is finite for it (``LogLoss``, ``Regret``) if the rule should learn not to diverge. The runs of a pair have the
+    same minibatches, but dropout of their own, which adds noise.
 
     Args:
         sigma: σ, the standard deviation of each perturbation of φ.

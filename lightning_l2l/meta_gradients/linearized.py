@@ -95,4 +95,4 @@ def _damping(cotangent: Tensor, product: Tensor, longest: Tensor) -> Tensor:
     """
     shortest = -(cotangent * product).sum(1, keepdim=True) / product.square().sum(1, keepdim=True)
     too_long = (cotangent + product).norm(dim=1, keepdim=True) > longest
-    return torch.where(too_long, shortest.clamp(0, 1), 1.0)
+    return torch.where(too_long, shortest.nan_to_num(0).clamp(0, 1), 1.0)  # 0 / 0 where the product is zero

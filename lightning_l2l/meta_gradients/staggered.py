@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lightning_l2l.episodes import Episodes
-from lightning_l2l.errors import require_positive
+from lightning_l2l.errors import InvalidInputError, require_positive
 from lightning_l2l.meta_gradients.base import MetaGradient, Plan, Truncation
 from lightning_l2l.meta_gradients.kept_runs import pack, unpack_episodes, unpack_run
 from lightning_l2l.rules import UpdateRule
@@ -45,6 +45,12 @@ class Staggered(MetaGradient):
         self.packed: dict[str, Any] = {}  # a checkpoint's, until there are episodes to rebuild it with
 
     def check(self, rule: UpdateRule, episodes: Episodes) -> None:
+        own = type(self.meta_gradient)
+        if own.truncations is not MetaGradient.truncations:
+            raise InvalidInputError(
+                f"model.stages has Staggered around {own.__name__}, which chooses between truncations of its own: give "
+                f"{own.__name__} with Staggered as its meta_gradient instead."
+            )
         self.meta_gradient.check(rule, episodes)
 
     def left_out(self, rule: UpdateRule) -> str:

@@ -5,8 +5,10 @@ import inspect
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.utilities import rank_zero_info
 from torch.optim import Optimizer
 
@@ -71,6 +73,39 @@ class GivenFlags(Callback):
             if isinstance(state, dict):
                 settings = inspect.signature(type(callback).__init__).parameters.keys() - {"dirpath"}  # a place
                 state |= {name: getattr(callback, name) for name in settings & state.keys() if hasattr(callback, name)}
+
+
+class SpentPatience(Callback):
+    """Ends a run that is resumed after ``EarlyStopping`` has ended it, unless a flag now gives it more patience."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compares what is left."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.wait_count >= max(callback.patience, 1):
+                trainer.should_stop = True
+
+
+class RandomNumbers(Callback):
+    """Seeds torch's generators for each batch, so that a resumed run draws the same, as for dropout."""
+
+    def __init__(self) -> None:
+        self.seed = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Notes the seed of the command."""
+        self.seed = torch.initial_seed()
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Seeds a meta-batch."""
+        self._start(0, trainer.fit_loop.total_batch_idx, trainer.global_rank)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        """Seeds a batch of a validation, the same in each."""
+        self._start(1, *batch[1:], trainer.global_rank)
+
+    def _start(self, *where: int) -> None:
+        source = np.random.SeedSequence(self.seed, spawn_key=where)
+        torch.manual_seed(int(source.generate_state(1, np.uint64)[0]))
 
 
 class FittingOptimizers(Callback):

@@ -40,7 +40,21 @@ class WholeCheckpoints(TorchCheckpointIO):
                 raise OSError(errno.EIO, "writing failed, as on a full disk", str(path)) from error
 
 
-class BestCheckpoint(ModelCheckpoint):
+class RelocatableCheckpoint(ModelCheckpoint):
+    """A ``ModelCheckpoint`` that goes on with what it has kept where the run's folder has been moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what a checkpoint kept; Lightning's own forgets the best score in another folder."""
+        here = Path(str(self.dirpath))
+        paths = {name: Path(path) for name, path in state_dict.items() if name.endswith("_path") and path}
+        if all((here / path.name).exists() for path in paths.values()):
+            moved = {name: str(here / path.name) for name, path in paths.items()}
+            best = {str(here / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
+            state_dict = state_dict | moved | {"best_k_models": best, "dirpath": self.dirpath}
+        super().load_state_dict(state_dict)
+
+
+class BestCheckpoint(RelocatableCheckpoint):
     """Keeps the φ with the lowest val/meta_loss, or another metric that the learner monitors, as checkpoints/best.ckpt.
 
     A loss that is not finite never counts as the best.
@@ -59,7 +73,7 @@ class BestCheckpoint(ModelCheckpoint):
         return current is not None and bool(current.isfinite()) and super().check_monitor_top_k(trainer, current)
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(RelocatableCheckpoint):
     """Keeps checkpoints/last.ckpt, and the one before it as previous.ckpt.
 
     It is written after the last meta-batch of each epoch, after each validation, and when training is interrupted

@@ -1,0 +1,117 @@
+"""Resuming where a folder has moved, a patience was over, or a network draws random numbers."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import RUN, fit
+from conftest import same, weights
+from test_own_workload import TINY_OWN, own
+from torch import nn
+
+from lightning_l2l.learners import MetaLearner
+
+
+def validated(monkeypatch, *values: float) -> list[int]:
+    """Lets validations give these meta-losses, the last of them for ever; returns a list of the epochs trained."""
+    left, epochs, step = list(values), [], MetaLearner.training_step
+
+    def evaluate(self, episodes, stage, batch_idx):
+        self.log(f"{stage}/meta_loss", left.pop(0) if len(left) > 1 else left[0], batch_size=len(episodes))
+        return {}
+
+    def training_step(self, *batch):
+        epochs.append(self.current_epoch)
+        return step(self, *batch)
+
+    monkeypatch.setattr(MetaLearner, "_evaluate", evaluate)
+    monkeypatch.setattr(MetaLearner, "training_step", training_step)
+    return epochs
+
+
+def test_a_run_whose_folder_has_moved_keeps_its_best(monkeypatch):
+    validated(monkeypatch, 1.0, 2.0, 3.0, 4.0)
+    fit("--trainer.max_epochs=2")
+    best = weights(RUN / "checkpoints/best.ckpt")
+    Path("elsewhere").mkdir()
+    shutil.move("runs", "elsewhere/runs")
+    monkeypatch.chdir("elsewhere")
+    fit("--trainer.max_epochs=4", "--ckpt_path=last")
+    assert same(weights(RUN / "checkpoints/best.ckpt"), best)
+    assert not same(weights(RUN / "checkpoints/last.ckpt"), best)
+
+
+def test_a_validation_that_is_not_finite_is_one_in_vain(monkeypatch, capsys):
+    epochs = validated(monkeypatch, 1.0, float("nan"), 1.0)
+    fit("--trainer.max_epochs=5")
+    assert max(epochs) == 4 and "ended early" not in capsys.readouterr().out
+    fit("--trainer.max_epochs=9", "--early_stopping.patience=2")
+    assert "Training has ended early: Monitored metric val/meta_loss did not improve" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--model.stages=[{patience: 2}]", "--early_stopping.patience=2"])
+def test_a_patience_that_is_over_stays_over(flag, monkeypatch):
+    epochs = validated(monkeypatch, 1.0)
+    fit(flag, "--trainer.max_epochs=8")
+    assert max(epochs) == 2
+    trained = len(epochs)
+    fit(flag, "--trainer.max_epochs=8", "--ckpt_path=last")
+    assert len(epochs) == trained
+    if "early" in flag:  # more of it goes on
+        fit("--early_stopping.patience=4", "--trainer.max_epochs=8", "--ckpt_path=last")
+        assert max(epochs) == 4
+
+
+def test_a_stages_patience_watches_what_the_learner_monitors(monkeypatch):
+    monkeypatch.setattr(MetaLearner, "monitor", "val/final_loss")
+    step, left, epochs = MetaLearner.training_step, [5.0, 4.0, 3.0, 2.0, 1.0], []
+
+    def evaluate(self, episodes, stage, batch_idx):
+        self.log_dict({"val/meta_loss": -left[0], "val/final_loss": left.pop(0)}, batch_size=len(episodes))
+        return {}
+
+    monkeypatch.setattr(MetaLearner, "_evaluate", evaluate)
+    monkeypatch.setattr(
+        MetaLearner, "training_step", lambda self, *a: epochs.append(self.current_epoch) or step(self, *a)
+    )
+    fit("--model.stages=[{patience: 1}]", "--trainer.max_epochs=4")
+    assert max(epochs) == 3
+
+
+class Dropping(nn.Sequential):
+    """A network with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(13, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+def test_dropout_is_the_same_in_a_resumed_run():
+    network = {"class_path": "test_resuming.Dropping"}
+    flags = [*TINY_OWN, "--trainer.max_time=null", "--data.train_episodes=8", "--model.stages=null"]
+    own("fit", *flags, network=network)
+    with pytest.raises(SystemExit):
+        stop = "--trainer.callbacks+=forks.StopAfter", "--trainer.callbacks.batches=3"
+        own("fit", *flags, *stop, network=network)
+    own("fit", *flags, "--ckpt_path=last", network=network)
+    whole, resumed = (weights(f"runs/own_workload/version_{i}/checkpoints/last.ckpt") for i in (0, 1))
+    assert same(whole, resumed)
+
+
+class CountingLearner(MetaLearner):
+    """Counts its meta-batches in a hook of its own, as a fork may."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("counted", torch.zeros(()))
+
+    def on_train_batch_end(self, *_) -> None:
+        self.counted += 1
+
+
+def test_an_interrupted_meta_batch_ends_for_the_learner_as_well():
+    flags = ["--model=test_resuming.CountingLearner", "--data.train_episodes=16"]
+    with pytest.raises(SystemExit):
+        fit(*flags, "--trainer.callbacks+=forks.StopAfter", "--trainer.callbacks.batches=3")
+    fit(*flags, "--ckpt_path=last")
+    assert weights(RUN / "checkpoints/last.ckpt")["counted"] == 8
