@@ -30,6 +30,8 @@ def main(arguments: list[str], run: Callable[[list[str]], object]) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .npz to write")
     own, flags = parser.parse_known_args(arguments)
     settings = settings_of(flags, run)["data"]
+    if not settings:
+        raise InvalidInputError("data is missing, but a table is that of a Suite: give --config everyday.yaml.")
     if not settings["class_path"].endswith(".Suite"):
         raise InvalidInputError(f"data is {settings['class_path']}, but only a Suite has a table: give a Suite.")
     settings["init_args"] |= {"reference": None, "episodes_per_task": EPISODES}

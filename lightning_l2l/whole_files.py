@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, whenever the process that writes them is killed."""
 
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ def replacing(path: Path) -> Iterator[Path]:
     It lies in the same folder, since a file can only take the place of another on the same file system. Its name ends
     with the path's.
     """
-    part = path.with_name(f".{os.getpid()}.part.{path.name}")
+    part = path.with_name(f".{secrets.token_hex(8)}.part.{path.name}")  # process numbers repeat across machines
     try:
         yield part
         with part.open("rb+") as file:

@@ -26,6 +26,7 @@ from lightning_l2l.optimizees import (
 )
 from lightning_l2l.optimizees.families import Tables
 from lightning_l2l.optimizees.module_episodes import ModuleEpisodes
+from lightning_l2l.optimizees.sources.tensors import TensorExamples
 from lightning_l2l.optimizees.suite import Part, Suite
 from lightning_l2l.rules import Adam
 from lightning_l2l.unroll import evaluate, learning_curves
@@ -183,3 +184,14 @@ def test_a_race_shows_accuracies_of_every_rule(capsys, monkeypatch):
     again = rows()
     assert [row["accuracy"] for row in again] == ["", *[row["accuracy"] for row in first[1:]]]
     assert [row["sum"] for row in again] == [row["sum"] for row in first]
+
+
+@pytest.mark.parametrize("count", [2, 251, 501])
+def test_held_out_minibatches_are_of_one_size(count):
+    network = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    inputs = torch.randn(count + 60, 2)
+    source = TensorExamples(inputs, (inputs[:, 0] > 0).long(), {}, "halves").parted((30, count, 30))
+    data = ModuleTraining(network, nn.CrossEntropyLoss(), source, batch_size=8, horizon=2)
+    episodes = data.episodes("test", [0])
+    assert episodes.held_out.shape == (1, count)
+    assert 0 <= episodes.accuracy(episodes.theta).item() <= 1

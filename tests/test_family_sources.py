@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.optimizees.sources.package_text import PackageText
 from lightning_l2l.optimizees.sources.small_images import SmallImages, found_images
 from lightning_l2l.optimizees.sources.standard_library import ALPHABET, VOCABULARY, StandardLibrary
 from lightning_l2l.optimizees.sources.teachers import Teacher
@@ -34,6 +35,18 @@ def test_broken_files_are_refused():
     (raw / "train-images-idx3-ubyte").write_bytes(b"half")
     with pytest.raises(InvalidInputError, match="root is broken, but FashionMNIST could not be read"):
         SmallImages("FashionMNIST", 7, root="broken").load()
+
+
+@pytest.mark.parametrize("size", [0, -1, 100_000])
+def test_impossible_sizes_are_refused(size):
+    with pytest.raises(InvalidInputError, match=f"size is {size}: give a number from 1 to 256"):
+        SmallImages("MNIST", size)
+
+
+@pytest.mark.parametrize(("package", "files"), [("sklearn", ""), ("sklearn", "/etc/*.conf"), ("", "*"), ("nope", "*")])
+def test_packages_and_patterns_that_name_nothing_are_refused(package, files):
+    with pytest.raises(InvalidInputError, match=r"data\.source\.package is"):
+        PackageText(package, files).load()
 
 
 def test_images_are_resized_by_averaging_areas():

@@ -22,6 +22,7 @@ from lightning_l2l.learners.stages import Stages
 from lightning_l2l.meta_losses import WeightedSum
 from lightning_l2l.optimizees import Conv4, FewShot, Quadratics
 from lightning_l2l.optimizees import few_shot as few_shot_module
+from lightning_l2l.optimizees.sources.image_classes import load_image_classes, prepare_omniglot, split_classes
 from lightning_l2l.rules import SGD, LearnedStart
 from lightning_l2l.unroll import evaluate, learning_curves, optimize
 
@@ -186,34 +187,54 @@ def test_sources_are_read_alike(tmp_path):
     assert torch.equal(inverted.examples.images, 255 - data.examples.images)
 
 
-def test_omniglot_is_fetched_and_shrunk_once(monkeypatch, tmp_path):
+@pytest.fixture
+def omniglot(monkeypatch, tmp_path) -> list:
+    """Two images of each of five characters in place of Omniglot, listed backwards; what was asked of it."""
     from PIL import Image
     from torchvision import datasets
 
-    from lightning_l2l.optimizees.sources.image_classes import prepare_omniglot
-
     asked = []
+    parts = {True: ("Tagalog/1", "Korean/1", "Korean/2"), False: ("Latin/1", "Latin/2")}
+    for number, character in enumerate((*parts[True], *parts[False])):
+        (tmp_path / character).mkdir(parents=True)
+        for copy in range(2):
+            image = Image.fromarray(np.full((105, 105), 40 * number, np.uint8))
+            image.save(tmp_path / character / f"{copy}.png")
 
     def characters(root, background, download, loader):
         asked.append((root, download))
-        found = []
-        for label, character in enumerate(
-            ("Tagalog/1", "Korean/1", "Korean/2") if background else ("Latin/1", "Latin/2")
-        ):
-            folder = tmp_path / character
-            folder.mkdir(parents=True)
-            for number in range(2):
-                Image.fromarray(np.full((105, 105), 255, np.uint8)).convert("1").save(folder / f"{number}.png")
-                found.append((loader(folder / f"{number}.png"), label))
-        return found
+        folders = enumerate(parts[background])
+        return [(loader(file), label) for label, name in folders for file in sorted((tmp_path / name).iterdir())][::-1]
 
     monkeypatch.setattr(datasets, "Omniglot", characters)
+    monkeypatch.setattr("lightning_l2l.optimizees.sources.image_classes.IMAGES", 10)
+    return asked
+
+
+def test_omniglot_is_fetched_and_shrunk_once(omniglot):
     for _ in range(2):
         with np.load(prepare_omniglot(Path("."))) as kept:
-            assert kept["images"].shape == (10, 28, 28) and kept["images"].min() == 255
+            assert kept["images"].shape == (10, 28, 28)
+            assert kept["images"][:, 0, 0].tolist() == [40, 40, 80, 80, 0, 0, 120, 120, 160, 160]  # in order of names
             assert kept["labels"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-            assert kept["alphabet"].tolist() == [2, 2, 0, 0, 0, 0, 1, 1, 1, 1]
-    assert asked == [(".", True)] * 2
+            assert kept["alphabet"].tolist() == [0, 0, 0, 0, 2, 2, 1, 1, 1, 1]
+    assert omniglot == [(".", True)] * 2
+
+
+def test_a_part_of_omniglot_is_not_taken_for_all(omniglot, tmp_path):
+    (tmp_path / "Korean/2/1.png").unlink()
+    with pytest.raises(InvalidInputError, match="has 9 of its 10 images: remove that folder"):
+        prepare_omniglot(Path("."))
+    assert not Path("omniglot28.npz").exists()
+
+
+def test_labels_that_are_not_chosen_are_no_class():
+    write()
+    images = load_image_classes(Path("classes.npz"))
+    chosen = images.relabelled(sorted(set(images.labels.tolist()))[:12])
+    assert len(split_classes(chosen, (6, 3, 3)).labels.unique()) == 12
+    with pytest.raises(InvalidInputError, match="has 12 classes"):
+        split_classes(chosen, (7, 3, 3))
 
 
 def test_real_omniglot():

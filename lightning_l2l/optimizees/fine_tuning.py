@@ -1,8 +1,8 @@
 """Fine-tuning a network that was trained on other examples, as an optimizee."""
 
 import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,6 +21,7 @@ from lightning_l2l.optimizees.module_episodes import layout
 from lightning_l2l.optimizees.module_training import ModuleTraining
 from lightning_l2l.optimizees.origin import Origin
 from lightning_l2l.optimizees.sources.base import Source
+from lightning_l2l.whole_files import replacing
 
 LEARNING_RATE = 1e-3  # of Adam, in pretraining
 
@@ -89,24 +90,36 @@ class FineTuning(ModuleTraining):
 
     def _pretrained(self) -> Tensor:
         """The pretrained weights, [P], read from ``root`` or trained now."""
-        examples = self.pretraining_source.load()
-        settings = [self.batch_size, self.init_std, self.pretraining_steps, LEARNING_RATE]
-        depends_on = [str(self.network), str(self.loss), repr(examples), *settings]
-        file = self.root / f"pretrained_{hashlib.sha256(repr(depends_on).encode()).hexdigest()[:16]}.safetensors"
+        shared = self.batch_size, self.init_std, self.reconstruct
+        data = ModuleTraining(self.network, self.loss, self.pretraining_source, *shared, horizon=self.pretraining_steps)
+        data.setup()
+        file = self.root / f"pretrained_{digest(data)}.safetensors"
         try:
             return load_file(file)["theta"]
         except (OSError, SafetensorError, KeyError):
-            rank_zero_info(f"Pretraining on {examples.source}: {self.pretraining_steps} steps ...")
-        data = ModuleTraining(
-            self.network, self.loss, examples, self.batch_size, self.init_std, horizon=self.pretraining_steps
-        )
-        data.setup()
+            rank_zero_info(f"Pretraining on {data.description}: {self.pretraining_steps} steps ...")
         theta = trained(data)
         self.root.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        save_file({"theta": theta}, part)
-        os.replace(part, file)  # atomic, since another process may be about to read it
+        with replacing(file) as part:
+            save_file({"theta": theta}, part)
         return theta
+
+
+def digest(data: ModuleTraining) -> str:
+    """A digest of what pretrained weights depend on.
+
+    The first loss and gradient stand for the network's and the loss's code and for settings that they do not print.
+    """
+    assert data.examples is not None
+    ranges = sorted(data.examples.ranges.items())
+    settings = [data.batch_size, data.init_std, data.reconstruct, data.horizon, LEARNING_RATE]
+    first = data.training_runs("train", [0])
+    with seeded():
+        loss, gradient = first.value_and_grad(first.theta.clone(), 0)
+    # to a few digits, since another number of threads adds in another order
+    tried = f"{loss.item():.3e} {gradient.norm().item():.3e}"
+    depends_on = [str(data.network), str(data.loss), repr(data.examples), ranges, *settings, tried]
+    return hashlib.sha256(repr(depends_on).encode()).hexdigest()[:16]
 
 
 def trained(data: ModuleTraining) -> Tensor:
@@ -114,8 +127,16 @@ def trained(data: ModuleTraining) -> Tensor:
     episodes = data.training_runs("train", [0])
     theta = episodes.theta.clone().requires_grad_()
     optimizer = torch.optim.Adam([theta], LEARNING_RATE)
-    with torch.inference_mode(False), torch.enable_grad():
+    with seeded():
         for step in range(data.horizon):
             theta.grad = episodes.value_and_grad(theta.detach(), step)[1]
             optimizer.step()
     return theta.detach()[0].clone()
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Takes gradients, whatever is being run, and draws the same dropout each time."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield

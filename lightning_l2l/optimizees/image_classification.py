@@ -20,6 +20,8 @@ from lightning_l2l.optimizees.sources.images import (
     load_mnist,
     load_npz,
     load_torchvision,
+    refuse_missing,
+    refuse_repeated,
     unpack_mnist,
 )
 
@@ -92,8 +94,7 @@ class ImageClassification(ModuleTraining):
                 f"data.source is {source}, which is unknown: choose {', '.join(known)}, an .npz file or a folder."
             )
         for key, value in {"labels": labels, "train_labels": train_labels}.items():
-            if value is not None and (len(value) < 2 or len(set(value)) < len(value) or min(value) < 0):
-                raise InvalidInputError(f"data.{key} is {value}, but it must be null or two or more different labels.")
+            refuse_repeated(value, f"data.{key}")
         if train_labels is not None and labels is not None and len(train_labels) != len(labels):
             raise InvalidInputError(f"data.train_labels is {train_labels}: give as many as data.labels, {labels}.")
         self.root = Path(root)
@@ -169,12 +170,7 @@ class ImageClassification(ModuleTraining):
 
     def _check_labels(self, images: LabelledImages, classes: int) -> None:
         for key, labels in {"labels": self.labels, "train_labels": self.train_labels}.items():
-            missing = set(labels or ()) - set(images.labels.tolist())
-            if missing:
-                raise InvalidInputError(
-                    f"data.{key} has {', '.join(map(str, missing))}, which no image of {images.source} has: give "
-                    "others."
-                )
+            refuse_missing(labels, images, f"data.{key}")
         if self.labels is None and self.train_labels and len(self.train_labels) != len(images.labels.unique()):
             raise InvalidInputError(
                 f"data.train_labels is {self.train_labels}, but data.labels is null: give data.labels as well, as many."

@@ -17,7 +17,7 @@ from lightning_l2l.rules import Layout, layout_of
 Batching = Literal["stacked", "losses", "gradients", "none"]
 """How episodes run side by side: by a network that takes the parameters of all of them (``networks.stacked``), by vmap
 over their losses, by vmap over their gradients, or one after the other."""
-AT_ONCE = 250  # held-out examples that a network is given
+AT_ONCE = 250  # held-out examples that a network is given, at most
 
 
 @dataclass(eq=False)
@@ -81,8 +81,8 @@ class ModuleEpisodes(Episodes):
     def accuracy(self, theta: Tensor) -> Tensor | None:
         """Returns the share of its held-out examples that each θ classifies rightly, without dropout, [N].
 
-        They run in minibatches of 250, whose own statistics batch normalization uses. An output that is not a number is
-        not right.
+        They run in equal minibatches of up to 250, whose own statistics batch normalization uses. An output that is not
+        a number is not right.
         """
         if self.held_out is None:
             return None
@@ -94,7 +94,7 @@ class ModuleEpisodes(Episodes):
         from torchmetrics.functional.classification import multiclass_accuracy  # the core needs torch only
 
         predicted, right = [], []
-        for part in rows.split(AT_ONCE):
+        for part in rows.tensor_split(-(-len(rows) // AT_ONCE)):
             inputs, targets = self.examples.minibatch(part, theta.dtype)
             with holding(network, unflatten(theta, network)):
                 outputs = network(inputs)

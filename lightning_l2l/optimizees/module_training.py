@@ -180,10 +180,11 @@ class ModuleTraining(EpisodeDataModule):
             return None
         examples = self._part(split)[0]
         rows = examples.part(HELD_OUT_PART[split])
-        if not len(rows) or examples.minibatch(torch.from_numpy(rows[:1]), torch.float32)[1].is_floating_point():
+        if len(rows) < 2 or examples.minibatch(torch.from_numpy(rows[:1]), torch.float32)[1].is_floating_point():
             return None
         count = min(len(rows), MOST_HELD_OUT)
-        # minibatches are drawn from the episode's stream itself, and a random scaling from its first child
+        # minibatches are drawn from the episode's stream itself, a random scaling from its first child, and companions'
+        # minibatches from the second as well, which does no harm
         randoms = [self.random(split, number).spawn(2)[1] for number in numbers]
         return torch.from_numpy(np.stack([random.choice(rows, count, replace=False) for random in randoms]))
 

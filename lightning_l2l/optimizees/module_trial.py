@@ -37,10 +37,16 @@ def try_network(network: nn.Module, examples: Examples, count: int) -> tuple[Ten
         The inputs, [B, ...], and what it made of them.
 
     Raises:
-        InvalidInputError: it does not take them, has no parameters, or changes a buffer.
+        InvalidInputError: it does not take them, has no parameters or frozen ones, or changes a buffer.
     """
     if not list(network.parameters()):
         raise InvalidInputError("data.network has no parameters to train: give one that has some.")
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            raise InvalidInputError(
+                f"data.network has the parameter {name} with requires_grad=False, but all parameters start afresh and "
+                "are trained: register it as a buffer, which stays as it is."
+            )
     before = [buffer.clone() for buffer in network.buffers()]
     inputs = examples.minibatch(torch.from_numpy(rows_to_try(examples, count)), torch.float32)[0]
     try:

@@ -30,13 +30,20 @@ def read_reference(name: str, tasks: Sequence[str], horizon: int, data: str) -> 
     """
     path = Path(name) if Path(name).exists() else FOLDER / name
     table = read_npz(path, ("tasks", "steps", "losses", "data"), setting="data.reference")
-    rows = dict(zip(table["tasks"].tolist(), table["losses"], strict=True))
+    steps, losses = table["steps"], table["losses"]
+    rises = steps.dtype.kind in "iu" and steps.size and steps.flat[0] >= 1 and (np.diff(steps) > 0).all()
+    if not rises or losses.dtype.kind != "f" or losses.shape != (table["tasks"].size, steps.size):
+        raise InvalidInputError(
+            f"data.reference is {name}, whose steps do not rise from 1, or whose losses are not one for each task and "
+            f"step: {REMEDY}"
+        )
+    rows = dict(zip(table["tasks"].tolist(), losses, strict=True))
     for task in tasks:
         if task not in rows:
             raise InvalidInputError(f"data.reference is {name}, which has no losses of the task {task}: {REMEDY}")
-    if (end := table["steps"][-1]) < horizon:
+    if (end := steps[-1]) < horizon:
         raise InvalidInputError(f"data.reference is {name}, which ends at step {end}, before {horizon}: {REMEDY}")
     if str(table["data"]) != data:
         rank_zero_info(f"The reference losses of {name} were reached on {table['data']}: here they are approximate.")
-    every, known = np.log(np.arange(1, horizon + 1)), np.log(table["steps"])
+    every, known = np.log(np.arange(1, horizon + 1)), np.log(steps)
     return {task: np.exp(np.interp(every, known, np.log(np.maximum(rows[task], SMALLEST)))) for task in tasks}

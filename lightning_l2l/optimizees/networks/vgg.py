@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 
 from lightning_l2l.errors import InvalidInputError, first_line
-from lightning_l2l.optimizees.sources.images import socket_timeout
+from lightning_l2l.optimizees.sources.downloads import downloading
 from lightning_l2l.optimizees.sources.npz import read_npz
 
 # channels of conv1_1 to conv3_3, by torchvision's numbers of the layers; pooling comes before 5 and 10
@@ -128,11 +128,11 @@ def torchvision_weights() -> dict[str, Tensor]:
         InvalidInputError: neither is possible.
     """
     weights = VGG16_Weights.IMAGENET1K_V1
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:
-        with socket_timeout():
+        with downloading(folder):
             state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InvalidInputError(
             f"data.features is auto, but VGG16's weights could not be loaded ({first_line(error)}): put "
             f"{weights.url} into {folder}, or give the path of a file with data.features, or data.features=random to "

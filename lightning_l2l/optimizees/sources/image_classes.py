@@ -13,18 +13,20 @@ from torchvision import datasets
 
 from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees.sources.base import SPLIT_SEED
+from lightning_l2l.optimizees.sources.downloads import downloading
 from lightning_l2l.optimizees.sources.image_folders import load_class_folders
-from lightning_l2l.optimizees.sources.images import LabelledImages, socket_timeout
+from lightning_l2l.optimizees.sources.images import LabelledImages
 from lightning_l2l.optimizees.sources.npz import read_npz
 from lightning_l2l.whole_files import replacing
 
 OMNIGLOT = "omniglot28.npz"  # the file in data.root that keeps Omniglot's characters
+IMAGES = 32_460  # of Omniglot, 20 of each character
 PARTS = ("train", "val", "test")
 SIZE = 28  # of their sides in pixels, as in arXiv:1606.04080, section 4.1.1
 
 
 def prepare_omniglot(root: Path) -> Path:
-    """Fetches Omniglot by torchvision and shrinks its 32,460 characters to 28 × 28, unless that has been done.
+    """Fetches Omniglot by torchvision and shrinks its 32,460 images to 28 × 28, unless that has been done.
 
     Args:
         root: folder of datasets.
@@ -34,33 +36,39 @@ def prepare_omniglot(root: Path) -> Path:
         number of their ``alphabet`` in alphabetical order, [M].
 
     Raises:
-        InvalidInputError: there is no network.
+        InvalidInputError: there is no network, or only a part of the images.
     """
     path = root / OMNIGLOT
-    if path.is_file():
-        return path
-    images: list[np.ndarray] = []
-    labels: list[int] = []
-    alphabets: list[str] = []
-    try:
-        for background in (True, False):
-            with socket_timeout():
+    with downloading(root):
+        if path.is_file():
+            return path
+        try:
+            files: list[Path] = []
+            for background in (True, False):
                 part = datasets.Omniglot(str(root), background=background, download=True, loader=Path)
-            first = max(labels, default=-1) + 1
-            for file, label in part:  # in ALPHABET/CHARACTER
-                with Image.open(file) as image:
-                    images.append(np.asarray(image.convert("L").resize((SIZE, SIZE), Image.Resampling.LANCZOS)))
-                labels.append(first + label)
-                alphabets.append(file.parts[-3])
-    except (RuntimeError, OSError) as error:
-        raise InvalidInputError(
-            f"data.source is Omniglot, which could neither be found in {root} nor fetched ({first_line(error)}): check "
-            "the network, or give an .npz file."
-        ) from error
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
-        alphabet = np.unique(alphabets, return_inverse=True)[1]
-        np.savez_compressed(file, images=np.stack(images), labels=np.array(labels), alphabet=alphabet)
+                files += sorted(file for file, _ in part)  # in ALPHABET/CHARACTER; listed in any order
+            images = [_shrunk(file) for file in files]
+        except (RuntimeError, OSError) as error:
+            raise InvalidInputError(
+                f"data.source is Omniglot, which could neither be found in {root} nor fetched ({first_line(error)}): "
+                "check the network, or give an .npz file."
+            ) from error
+        if len(images) != IMAGES:
+            raise InvalidInputError(
+                f"data.source is Omniglot, but {root / 'omniglot-py'} has {len(images):,} of its {IMAGES:,} images: "
+                "remove that folder, so that they are fetched anew."
+            )
+        numbers = {character: number for number, character in enumerate(dict.fromkeys(file.parent for file in files))}
+        labels = np.array([numbers[file.parent] for file in files])
+        alphabet = np.unique([file.parts[-3] for file in files], return_inverse=True)[1]
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
+            np.savez_compressed(file, images=np.stack(images), labels=labels, alphabet=alphabet)
     return path
+
+
+def _shrunk(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("L").resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 
 def load_image_classes(path: Path) -> LabelledImages:
@@ -103,6 +111,8 @@ def split_classes(images: LabelledImages, sizes: Sequence[int] | None) -> Labell
     Raises:
         InvalidInputError: there are fewer classes.
     """
+    used = images.labels >= 0  # the others have labels that were not chosen
+    images = replace(images, images=images.images[used], labels=images.labels[used])
     known, labels = images.labels.unique(return_inverse=True)
     sixth = len(known) // 6
     given = "null" if sizes is None else list(sizes)

