@@ -64,6 +64,13 @@ def test_several_runs_have_a_mean_over_meta_seeds_and_each_its_own():
     assert sgd[0] == "SGD"  # once, since it is the same in all files
 
 
+def test_baselines_have_no_mean_over_meta_seeds():
+    for number, rate in enumerate((0.1, 0.3)):
+        write(f"runs/e/version_{number}/results.csv", lstm(2.0 + number), SGD | {"learning_rate": rate, "last10": rate})
+    report(["runs/*/*/results.csv"], Path("report.md"))
+    assert [row[0] for row in table()[-2:]] == ["SGD, version 0", "SGD, version 1"]
+
+
 def test_the_runs_of_one_race_and_other_rivals():
     rows = [lstm(last10, rule=f"LSTM seed {n}", run=f"seed {n}", kind="rival") for n, last10 in ((1, 1.0), (2, 3.0))]
     write("runs/e/seed_0/results.csv", *rows, {"rule": "mnist", "kind": "rival", "last10": 3}, SGD)
@@ -183,9 +190,16 @@ def test_bad_flags_get_one_sentence(fails, capsys):
     Path("empty.csv").touch()
     write_rows(benchmark_rows(9, "Adam 0.001", a=1.0, b=1.0), Path("whole.csv"))
     Path("cut.csv").write_text(Path("whole.csv").read_text()[:-60])
-    assert "--results is cut.csv, a benchmark's file that is cut" in fails(
+    assert "--results is cut.csv, which is cut or damaged" in fails(
         "report", "--results", "cut.csv", "--output", "r.md"
     )
+    write("results.csv", lstm(2.0), SGD)
+    whole = Path("results.csv").read_text()
+    for damaged in (whole[: whole.index("SGD") + 3], whole.replace("120", "12x")):
+        Path("bad.csv").write_text(damaged)
+        assert "--results is bad.csv, which is cut or damaged" in fails(
+            "report", "--results", "bad.csv", "--output", "r.md"
+        )
     for name in ("no.csv", "binary.csv", "empty.csv"):
         assert f"--results is {name}, which is no results.csv" in fails("report", "--results", name, "--output", "r.md")
     assert "there is no such file" in fails("report", "--results", "nope/*.csv", "--output", "r.md")

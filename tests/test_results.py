@@ -87,7 +87,9 @@ def test_a_last_loss_may_count_alone():
     curves = torch.tensor([[9.0, 1.0, 1.0, 4.0], [9.0, 2.0, 2.0, 2.0]])
     race = Race("few", [Entry(str(row), "baseline", curve[None], last=1) for row, curve in enumerate(curves)])
     assert [row["last10"] for row in race.numbers()] == [4.0, 2.0]
-    assert [row["reaches_best"] for row in race.numbers()] == [1, 1]
+    others = ("at_20", "at_100", "sum", "reaches_best")  # of another loss before the last step
+    assert all(row[name] is None for row in race.numbers() for name in others)
+    assert [row["initial"] for row in race.numbers()] == [9.0, 9.0] and race.intervals()[0]["sum_to_best"] is None
     assert best_entry(race.entries).name == "1"
     assert race.intervals()[0]["last10_to_best"] == 2.0
     earlier = [replace(entry, last=10) for entry in race.entries]

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from command_line import RUN, tiny
 from small_benchmark import missing, problem, write
+from torch import nn
 
 from lightning_l2l.cli import main
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.suite import runs as suite_runs
-from lightning_l2l.evaluation.suite.benchmark import Benchmark, read_file
+from lightning_l2l.evaluation.suite.benchmark import Benchmark
 from lightning_l2l.evaluation.suite.candidates import candidate, learned
 from lightning_l2l.evaluation.suite.choosing import tuned_rate
-from lightning_l2l.evaluation.suite.problems import read_problems
+from lightning_l2l.evaluation.suite.problems import read_file, read_problems
 from lightning_l2l.evaluation.suite.rivals import Rival
 from lightning_l2l.evaluation.suite.runs import Runs
-from lightning_l2l.rules import Adam
+from lightning_l2l.rules import Adam, AdamController
 
 OURS = learned(Adam(learning_rate=0.01), "ours")[:1]
 
@@ -144,6 +145,62 @@ def test_wrong_settings_are_refused():
     Path("none.yaml").write_text("problems: {}\n")
     with pytest.raises(InvalidInputError, match="which has no problems"):
         read_file("none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("published", "sentence"),
+    [
+        ([0.1], "whose published are not losses by problem and step"),
+        ({"one": [0.1]}, "whose published are not losses by problem and step"),
+        ({"one": {"2000": 0.1}}, "whose published are not losses by problem and step"),
+    ],
+)
+def test_published_curves_of_another_form_are_refused(published, sentence):
+    with pytest.raises(InvalidInputError, match=sentence):
+        read_file(write("mine", {"one": problem()}, published=published))
+    with pytest.raises(InvalidInputError, match="a problem is called 1: put its name in quotes"):
+        read_file(write("mine", {1: problem()}))
+    assert read_file(write("mine", {"one": problem()}, published=None))["published"] == {}
+
+
+def test_rivals_of_one_name_are_refused(fitted, fails):
+    write("mine", {"one": problem()})
+    flags = tiny("test", "--ckpt_path=best", "--benchmark.problems=mine_problems.yaml")
+    sgd = "{optimizer: torch.optim.SGD, settings: {lr: 0.1}}"
+    assert "benchmark.rivals has SGD twice" in fails(*flags, f"--benchmark.rivals=[{sgd}, {sgd}]")
+    named = "{optimizer: torch.optim.SGD, settings: {lr: 0.1}, name: Adam 1e-3}"
+    assert "benchmark.rivals has Adam 1e-3 twice" in fails(*flags, f"--benchmark.rivals=[{named}]")
+
+
+class Negative(nn.CrossEntropyLoss):
+    """A loss whose ratios mean nothing."""
+
+    def forward(self, *given):
+        return super().forward(*given) - 9
+
+
+def test_a_loss_that_is_not_positive_is_skipped():
+    made = benchmark()
+    made.to_run[-1].data.loss = Negative()
+    made.run(OURS)
+    assert "one" in made.skipped and "give a loss that is positive" in made.skipped["one"]
+
+
+def test_a_run_depends_on_the_split_of_its_examples():
+    runs = Runs(read_problems({"one": problem()})[0], [4])
+    before = runs._depends_on(OURS[0], 0, 4, "test")
+    runs.data.examples.ranges = runs.data.examples.ranges | {"test": (0, 5)}
+    assert runs._depends_on(OURS[0], 0, 4, "test") != before
+
+
+@pytest.mark.parametrize("file", ["stepper.py", "arithmetic.py", "kernel.cpp"])
+def test_a_kept_run_depends_on_the_source_of_a_rules_steps(file, monkeypatch):
+    ours, read = learned(AdamController(), "ours")[0], Path.read_bytes
+    before, adams = ours.depends_on(), OURS[0].depends_on()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"\n" * (path.name == file))
+    assert ours.depends_on() != before
+    if file == "arithmetic.py":  # which is the controller's alone
+        assert OURS[0].depends_on() == adams
 
 
 def test_a_test_runs_it_and_writes_what_it_found(fitted, capsys):

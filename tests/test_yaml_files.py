@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.evaluation.suite.benchmark import read_file
+from lightning_l2l.evaluation.suite.problems import read_file
 from lightning_l2l.yaml_files import MOST_BYTES, check_yaml, load_yaml, read_yaml
 
 CYCLE = "model: &a {rule: *a}\n"

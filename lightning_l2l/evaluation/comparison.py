@@ -212,7 +212,7 @@ class Comparison(Callback):
                     found = tune(rule, batches, data.horizon, grid, self.prune_rates, bar.update, data.last_steps)
                     return torch.tensor([found[name] for name in grid], dtype=torch.double)
 
-                settings = fingerprints, data.horizon, grid, self.prune_rates, trainer.precision
+                settings = fingerprints, data.horizon, data.last_steps, grid, self.prune_rates, trainer.precision
                 found = self._kept(trainer, contestant, batches, best, "settings", *settings)
                 contestant.tuned = dict(zip(grid, found.tolist(), strict=True))
                 done += size_of(grid) * len(batches)

@@ -1,7 +1,10 @@
 """Descriptions of what a cached result depends on: settings, numbers and source code of the objects that made it."""
 
+import ast
 import hashlib
 import inspect
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from lightning_l2l.evaluation import tuning
 
 OF_MODULES = frozenset(vars(nn.Module()))  # what every module has
 FOREIGN = ("torch", "builtins", "abc", "typing")  # packages whose code nobody edits
+PACKAGE = Path(unroll.__file__).parent
 
 
 def settings_of(rule: nn.Module) -> list[tuple[str, str]]:
@@ -30,6 +34,8 @@ def settings_of(rule: nn.Module) -> list[tuple[str, str]]:
 def source_of(*objects: object) -> str | None:
     """A digest of the source files of classes, given or those of the objects, and of their base classes.
 
+    Also of the package's modules that these import, such as a rule's steppers, and of the kernels beside them.
+
     Returns:
         None if a class has no source file, as in a notebook: then a change cannot be detected.
     """
@@ -38,11 +44,34 @@ def source_of(*objects: object) -> str | None:
     classes = {base for one in given for base in one.__mro__}
     classes = {one for one in classes if one.__module__.partition(".")[0] not in FOREIGN}
     try:
-        files = {inspect.getfile(one) for one in classes} | {inspect.getfile(one) for one in (unroll, tuning)}
-        digests = sorted(hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files)
-    except (OSError, TypeError):
+        files = _with_imports(Path(inspect.getfile(one)) for one in classes)
+        files |= {Path(inspect.getfile(one)) for one in (unroll, tuning)}
+        digests = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
+    except (OSError, TypeError, SyntaxError):
         return None
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def _with_imports(files: Iterable[Path]) -> set[Path]:
+    """Files, the package's modules that they import, however indirectly, and the kernels beside these."""
+    found: set[Path] = set()
+    left = set(files)
+    while left:
+        file = left.pop()
+        found.add(file)
+        left |= _imports(file.read_bytes()) - found
+    return found.union(*(file.parent.glob("*.cpp") for file in found if file.is_relative_to(PACKAGE)))
+
+
+@cache
+def _imports(source: bytes) -> frozenset[Path]:
+    """The package's modules that a source file imports, anywhere in it; not its packages, which only gather others."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    paths = (PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py") for name in names)
+    return frozenset(path for path in paths if path.is_file() and path.is_relative_to(PACKAGE))
 
 
 def _printed(value: Any) -> str:

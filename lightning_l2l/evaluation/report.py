@@ -12,19 +12,20 @@ from typing import NamedTuple
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.intervals import half_width
 from lightning_l2l.evaluation.markdown_table import markdown_table
-from lightning_l2l.evaluation.results import COLUMNS, NUMBERS, with_interval
+from lightning_l2l.evaluation.results import ACCURACY, COLUMNS, INTERVALS, NUMBERS, with_interval
 from lightning_l2l.evaluation.suite.markdown import EXPLAINED as OF_BENCHMARKS
 from lightning_l2l.evaluation.suite.markdown import is_benchmark, markdown
 from lightning_l2l.terminal import ShortParser
 
 BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
 WITH_INTERVALS = ("last10", "sum", "last10_to_best", "sum_to_best", "accuracy")
+NUMERIC = (*NUMBERS, *INTERVALS, *ACCURACY, "learning_rate")
 TITLES = {"last10_to_best": "last10 − best baseline", "sum_to_best": "sum − best baseline"}
 EXPLAINED = """\
 Mean loss: before the first step, after 20 and 100, over the last ten steps, summed over the run, and the first step at
-which it is as low as the best baseline's last ten. ± is half the width of a 95 % interval by Student's t: over
-episodes, or, in a row "mean of k runs", over the k meta-seeds. Differences to the best baseline are paired, episode by
-episode."""
+which it is as low as the best baseline's last ten. In few-shot learning, last10 is the query loss. ± is half the width
+of a 95 % interval by Student's t: over episodes, or, in a row "mean of k runs", over the k meta-seeds. Differences to
+the best baseline are paired, episode by episode."""
 OF_ACCURACY = "Accuracy is the share of held-out examples that the network classifies rightly where a run ends."
 
 
@@ -100,7 +101,24 @@ def _read(path: Path) -> list[dict[str, str]]:
         raise InvalidInputError(
             f"--results is {path}, which is no results.csv or benchmark of a test: give another file."
         )
+    if not all(map(_is_whole, rows)):
+        raise _damaged(path)
     return rows
+
+
+def _is_whole(row: dict[str, str]) -> bool:
+    """Whether a row has all its cells, and numbers where they belong."""
+    if None in row or None in row.values():
+        return False
+    return all(_is_number(row.get(name) or "0") for name in NUMERIC)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _with_runs(path: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -118,10 +136,12 @@ def _with_runs(path: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
 def _of_benchmark(path: Path, rows: list[dict[str, str]]) -> str:
     try:
         return markdown(path.stem, rows)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(
-            f"--results is {path}, a benchmark's file that is cut or damaged: let test write it anew."
-        ) from error
+    except ValueError as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> InvalidInputError:
+    return InvalidInputError(f"--results is {path}, which is cut or damaged: let test write it anew.")
 
 
 def _numbers_of(row: dict[str, str]) -> tuple[str, ...]:
@@ -137,8 +157,8 @@ def _markdown(table: Table, rows: list[dict[str, str]]) -> str:
     columns = [name for name in numbers if any(row.get(name) for row in rows)]
     titles = ["rule", "learning rate", *(TITLES.get(name, name.replace("_", " ")) for name in columns)]
     lines = []
-    for (base, _), runs in groups.items():
-        if len(runs) > 1:
+    for (base, baseline), runs in groups.items():
+        if len(runs) > 1 and not baseline:  # which has no meta-seed
             lines.append([f"**{base}, mean of {len(runs)} runs**", "", *(_over_runs(name, runs) for name in columns)])
         for row in runs:
             name = f"{base}, {row['run']}" if len(runs) > 1 else row["rule"]

@@ -85,7 +85,8 @@ class Race:
         """Numbers of each rule's mean curve, as ``NUMBERS`` names them; None for a missing number.
 
         These are the loss before the first step, after 20 and 100, its mean over the last ten, its sum over steps 1 to
-        the horizon, and the first step at which it is as low as the best baseline's mean over the last ten.
+        the horizon, and the first step at which it is as low as the best baseline's mean over the last ten. Where the
+        last loss alone counts, since it is another than those before, only it and the first are given.
         """
         means = [entry.curves.double().mean(0) for entry in self.entries]
         lasts = [final_loss(mean, entry.last).item() for mean, entry in zip(means, self.entries, strict=True)]
@@ -103,7 +104,8 @@ class Race:
         rows = []
         for entry in self.entries:
             row: dict[str, float | None] = dict.fromkeys(INTERVALS)
-            for name, values in (("last10", entry.last10()), ("sum", entry.sum())):
+            of_episodes = {"last10": entry.last10()} | ({"sum": entry.sum()} if entry.last > 1 else {})
+            for name, values in of_episodes.items():
                 row[f"{name}_half_width"] = half_width(values.tolist())
                 if best is not None and best is not entry:
                     differences = values - getattr(best, name)()
@@ -123,6 +125,9 @@ class Race:
 
 
 def _numbers(curve: Tensor, best: float, last: int) -> dict[str, float | None]:
+    if last == 1:
+        return dict.fromkeys(NUMBERS) | {"initial": curve[0].item(), "last10": curve[-1].item()}
+
     def after(step: int) -> float | None:
         return curve[step].item() if step < len(curve) else None
 

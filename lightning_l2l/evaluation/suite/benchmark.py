@@ -1,31 +1,29 @@
 """The benchmark of a test: everyday problems, trained with the learned rule and with what people would use instead."""
 
 import copy
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 from rich.console import Console
 from torch import nn
 from tqdm import tqdm
 
-from lightning_l2l.errors import InvalidInputError, first_line, require_positive
+from lightning_l2l.errors import InvalidInputError, require_positive
 from lightning_l2l.evaluation.suite.candidates import Candidate, adam, candidate, learned
 from lightning_l2l.evaluation.suite.choosing import open_scores, tuned_rate
 from lightning_l2l.evaluation.suite.entries import Entry, Paired, rows, write_rows
 from lightning_l2l.evaluation.suite.pictures import figure, table
-from lightning_l2l.evaluation.suite.problems import Problem, read_problems
+from lightning_l2l.evaluation.suite.problems import Problem, read_file, read_problems
 from lightning_l2l.evaluation.suite.rivals import Rival
 from lightning_l2l.evaluation.suite.runs import Runs, load
 from lightning_l2l.learners.base import label_of, rule_of
 from lightning_l2l.tensorboard import has_tensorboard, show_figure
-from lightning_l2l.yaml_files import read_yaml
 
 
 class Benchmark(Callback):
@@ -94,15 +92,16 @@ class Benchmark(Callback):
             if unknown:
                 raise InvalidInputError(f"benchmark.only has {', '.join(sorted(unknown))}, which no problem is called.")
             self.to_run = [problem for problem in self.to_run if problem.name in self.only]
-        self.published = settings.get("published", {})
+        self.published = settings["published"]
         if self.open_problems:
             key = "benchmark.open_problems"
             self.opened = read_problems(read_file(self.open_problems, key)["problems"], self.root, key)
         for rival in self.rivals:
             candidate(rival).make(nn.Linear(2, 2))
-        for own in self._own(pl_module):
-            for problem in self.to_run:
-                own.make(copy.deepcopy(problem.data.network))
+        own = self._own(pl_module)
+        for one, problem in itertools.product(own, self.to_run):
+            one.make(copy.deepcopy(problem.data.network))
+        refuse_repeated([adam().name, *(one.name for one in own)], self.rivals)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Runs the benchmark, once, and shows what it found."""
@@ -190,12 +189,12 @@ class Benchmark(Callback):
                 name, given = full_name(rival), candidate(rival)
                 if rival.choose == "per_problem":
                     rate = tuned_rate(runs, given, rival.rates, length, self.prune_rates)
-                    yield length, replace(given.with_rate(rate), name=f"{name}, tuned"), self.rival_seeds
+                    yield length, replace(given.with_rate(rate), name=name_tuned(name)), self.rival_seeds
                     continue
                 yield length, replace(given, name=name), self.rival_seeds
                 if (name, length) in chosen:
                     rate = chosen[name, length]
-                    yield length, replace(given.with_rate(rate), name=f"{name} {rate:.3g}"), self.rival_seeds
+                    yield length, replace(given.with_rate(rate), name=name_at(name, rate)), self.rival_seeds
 
 
 def full_name(rival: Rival) -> str:
@@ -203,22 +202,23 @@ def full_name(rival: Rival) -> str:
     return f"{rival.name} × cosine" if rival.cosine else rival.name
 
 
-def read_file(path: str, key: str = "benchmark.problems") -> dict[str, Any]:
-    """Reads a file of problems.
+def name_at(name: str, rate: float) -> str:
+    """What tables call a rival at a single rate."""
+    return f"{name} {rate:.3g}"
 
-    Args:
-        path: where it is.
-        key: the setting that names it, for errors.
 
-    Raises:
-        InvalidInputError: it cannot be read, or has no problems.
-    """
-    try:
-        settings = read_yaml(Path(path), f"{key} is {path}, which")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInputError(
-            f"{key} is {path}, which cannot be read ({first_line(error)}): give a YAML file of problems."
-        ) from error
-    if not isinstance(settings, dict) or not isinstance(settings.get("problems"), dict) or not settings["problems"]:
-        raise InvalidInputError(f"{key} is {path}, which has no problems: give them under that key.")
-    return settings
+def name_tuned(name: str) -> str:
+    """What tables call a rival whose rate is tuned for each problem."""
+    return f"{name}, tuned"
+
+
+def refuse_repeated(others: Sequence[str], rivals: Sequence[Rival]) -> None:
+    """Refuses rivals that tables would call alike, or like one of the others."""
+    names = list(others)
+    for rival in rivals:
+        name = full_name(rival)
+        at_rates = {name_at(name, rate) for rate in rival.rates}
+        names += [name_tuned(name)] if rival.choose == "per_problem" else [name, *at_rates]
+    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if repeated:
+        raise InvalidInputError(f"benchmark.rivals has {repeated[0]} twice: give each a name of its own.")

@@ -1,6 +1,6 @@
 """Learning rates of rivals: one for all problems, chosen on open problems, or the best for each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,18 +11,11 @@ from lightning_l2l.evaluation.suite.scores import bounded, log_ratios
 TUNING_SEEDS = 2
 
 
-def losses(runs: Runs, candidate: Candidate, seeds: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last training losses of test runs, both [seeds]."""
-    records = [runs.record(candidate, seed, length).numpy() for seed in range(seeds)]
-    return np.array([record[0, 1] for record in records]), np.array([record[-1, 1] for record in records])
-
-
 def open_scores(runs: Runs, candidate: Candidate, rates: Sequence[float], length: int) -> np.ndarray:
     """The log ratio to Adam's loss on an open problem, of one run with each rate, [R]."""
-    first, reference = losses(runs, adam(), 1, length)
-    return np.array(
-        [log_ratios(losses(runs, candidate.with_rate(r), 1, length)[1], reference, first)[0] for r in rates]
-    )
+    first, *_, reference = runs.record(adam(), 0, length)[:, 1:2].numpy()
+    lasts = [runs.record(candidate.with_rate(rate), 0, length)[-1:, 1].numpy() for rate in rates]
+    return np.array([log_ratios(last, reference, first)[0] for last in lasts])
 
 
 def tuned_rate(
@@ -31,7 +24,6 @@ def tuned_rate(
     rates: Sequence[float],
     length: int,
     halving: bool = False,
-    progress: Callable[[], object] = lambda: None,
 ) -> float:
     """The rate with the lowest loss at the end on one problem, as a geometric mean over two tuning seeds.
 
@@ -42,7 +34,6 @@ def tuned_rate(
         length: T.
         halving: keep the better half of the rates after an eighth, a quarter and half of the steps. It may miss a rate
             that is slow at first and best in the end.
-        progress: called after each run.
     """
     left = list(rates)
     stops = [stop for stop in (length // 8, length // 4, length // 2) if stop] if halving else []
@@ -53,7 +44,6 @@ def tuned_rate(
             for seed in range(TUNING_SEEDS):
                 record = runs.record(candidate.with_rate(rate), seed, length, "tune", stop).numpy()
                 logs.append(np.log(bounded(record[-1, 1], record[0, 1])))
-                progress()
             means.append(np.mean(logs))
         order = np.argsort(means, kind="stable")
         left = [left[number] for number in order[: -(-len(order) // 2)]]

@@ -10,8 +10,8 @@ EXPLAINED = """\
 Training loss over that of Adam with rate 1e-3: geometric means over problems and seeds, with a 95 % interval (a
 bootstrap over problems, then seeds), the interquartile mean, the worst problem, the runs that diverged, the ratio of
 held-out losses, the ratio of CPU time, and on how many of the published tasks the loss is below the published curve of
-a tuned optimizer. A loss counts as at least a thousandth of its run's first, and as at most ten times that. Tables by
-problem have the first optimizers and the four best others."""
+a tuned optimizer. Losses are clipped to between 0.001 and 10 times their run's first. Tables by problem have the first
+optimizers and the four best others."""
 Rows = Sequence[dict[str, str]]
 
 
@@ -28,7 +28,6 @@ def markdown(name: str, rows: Rows) -> str:
         rows: of its file.
 
     Raises:
-        TypeError: the file ends within a row.
         ValueError: an optimizer lacks its summary, or a number is none.
     """
     problems = list(dict.fromkeys(row["problem"] for row in rows if row["problem"] != ALL))

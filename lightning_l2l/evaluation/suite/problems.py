@@ -2,13 +2,16 @@
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees import EpisodeDataModule, ModuleTraining
 from lightning_l2l.parser import OneSentenceParser
+from lightning_l2l.yaml_files import read_yaml
 
 
 @dataclass
@@ -24,6 +27,43 @@ class Problem:
     name: str
     settings: dict[str, Any]
     data: ModuleTraining
+
+
+def read_file(path: str, key: str = "benchmark.problems") -> dict[str, Any]:
+    """Reads a file of problems.
+
+    Args:
+        path: where it is.
+        key: the setting that names it, for errors.
+
+    Returns:
+        ``problems``, settings by name, and ``published``, curves by name.
+
+    Raises:
+        InvalidInputError: it cannot be read, has no problems, or has published curves in another form.
+    """
+    try:
+        settings = read_yaml(Path(path), f"{key} is {path}, which")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidInputError(
+            f"{key} is {path}, which cannot be read ({first_line(error)}): give a YAML file of problems."
+        ) from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("problems"), dict) or not settings["problems"]:
+        raise InvalidInputError(f"{key} is {path}, which has no problems: give them under that key.")
+    for name in settings["problems"]:
+        if not isinstance(name, str):
+            raise InvalidInputError(f"{key} is {path}, where a problem is called {name}: put its name in quotes.")
+    published = settings.get("published") or {}
+    if not isinstance(published, dict) or not all(map(_is_curve, published.values())):
+        raise InvalidInputError(
+            f"{key} is {path}, whose published are not losses by problem and step: write them as in published: "
+            "{mnist: {2000: 0.1}}."
+        )
+    return settings | {"published": published}
+
+
+def _is_curve(curve: object) -> bool:
+    return isinstance(curve, dict) and all(isinstance(number, int | float) for pair in curve.items() for number in pair)
 
 
 def read_problems(problems: dict[str, Any], root: str | None = None, key: str = "benchmark.problems") -> list[Problem]:

@@ -29,7 +29,7 @@ class Runs:
         published: whether to record losses as published curves have them.
 
     Raises:
-        InvalidInputError: its data is missing, or does not fit its network.
+        InvalidInputError: its data is missing or does not fit its network, or its loss is not positive at the start.
     """
 
     problem: Problem
@@ -41,6 +41,13 @@ class Runs:
         self.data: ModuleTraining = copy.deepcopy(self.problem.data)
         self.data.prepare_data()
         self.data.setup("test")
+        start = self._training("test", 0, max(self.lengths))
+        first = start.mean_loss(start.fixed["train"])
+        if not 0 < first < torch.inf:
+            raise InvalidInputError(
+                f"data.loss is {first:.3g} before the first step, but losses are compared by their ratios: give a loss "
+                "that is positive."
+            )
         self.records: dict[Hashable, Tensor] = {}  # by what a run depends on, or by its candidate
         self.fingerprints: dict[tuple[Split, int, int], str] = {}
 
@@ -78,9 +85,11 @@ class Runs:
         if where not in self.fingerprints:
             self.fingerprints[where] = self._training(*where).episodes.fingerprint()
         data = self.data
+        assert data.examples is not None
+        ranges = sorted(data.examples.ranges.items())  # of validation and held-out examples, too
         source = source_of(data, data.network, data.loss, data.examples, Training)
         own = candidate.depends_on()
-        return (torch.__version__, self.fingerprints[where], where, source, own) if source and own else None
+        return (torch.__version__, self.fingerprints[where], where, ranges, source, own) if source and own else None
 
 
 def load(problem: Problem, lengths: Sequence[int], folder: Path | None, published: bool = False) -> Runs | str:

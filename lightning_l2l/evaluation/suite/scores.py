@@ -1,8 +1,8 @@
 """The score of a benchmark: paired log ratios of losses, their means and intervals.
 
-Each run is compared with the reference's run from the same start on the same minibatches. Losses count as at least
-FLOOR and at most CEILING of the run's first, so that no single run decides a mean; one that is not finite counts as the
-ceiling.
+Each run is compared with the reference's run from the same start on the same minibatches. Losses are clipped
+to between FLOOR and CEILING times the run's first, so that no single run decides a mean; one that is not finite counts
+as the ceiling.
 """
 
 from collections.abc import Sequence
