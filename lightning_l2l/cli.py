@@ -241,9 +241,6 @@ class LearningToLearnCLI(LightningCLI):
             return
         if not kept.is_file():
             raise InvalidInputError(f"{kept.parent} has no checkpoint, since no meta-batch was run: change trainer.")
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
-                print(f"Training has ended early: {callback.stopping_reason_message}")
         which = f"the lowest {best.monitor}" if best.best_model_path else "the last meta-step"
         if not best.best_model_path:
             print(f"There is no best checkpoint: no validation after a meta-step found a finite {best.monitor}.")

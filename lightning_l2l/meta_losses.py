@@ -32,11 +32,12 @@ class MetaLoss(ABC):
             reference: what the optimizee gives to compare these losses with, [K, N], or None.
         """
 
-    def check(self, horizon: int) -> None:
+    def check(self, horizon: int, key: str = "data.horizon") -> None:
         """Refuses horizons that it has no weights for.
 
         Args:
             horizon: T.
+            key: the setting that gives it, for errors.
 
         Raises:
             InvalidInputError: says why.
@@ -65,10 +66,10 @@ class WeightedSum(MetaLoss):
     def __call__(self, losses: Tensor, step: int, horizon: int, reference: Tensor | None = None) -> Tensor:
         return losses.T @ self._weights(horizon, losses.device).to(losses)[step : step + len(losses)]
 
-    def check(self, horizon: int) -> None:
+    def check(self, horizon: int, key: str = "data.horizon") -> None:
         if isinstance(self.weights, list) and len(self.weights) != horizon:
             raise InvalidInputError(
-                f"model.loss_weights has {len(self.weights)} entries, but data.horizon, or a stage's, is {horizon}: "
+                f"model.loss_weights has {len(self.weights)} entries, but {key} is {horizon}: "
                 "give one for each step, or uniform, last or linear, which fit any number of them."
             )
 
@@ -90,8 +91,8 @@ class BestSoFar(MetaLoss):
     """Σ_t min_{1 ≤ s ≤ t} f(θ_s), the sum over steps of the lowest loss up to each.
 
     A step that is worse than the best one so far repeats the best loss, even if the run diverges there, though
-    derivatives of such a run are not finite. It is meant for
-    truncations that are whole runs (``unroll`` equal to the horizon): each truncation has a lowest loss of its own.
+    derivatives of such a run are not finite. It is meant for truncations that are whole runs (``unroll`` equal to the
+    horizon): each truncation has a lowest loss of its own.
     """
 
     def __call__(self, losses: Tensor, step: int, horizon: int, reference: Tensor | None = None) -> Tensor:

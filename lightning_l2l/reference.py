@@ -31,7 +31,9 @@ def main(arguments: list[str], run: Callable[[list[str]], object]) -> None:
     own, flags = parser.parse_known_args(arguments)
     settings = settings_of(flags, run)["data"]
     if not settings:
-        raise InvalidInputError("data is missing, but a table is that of a Suite: give --config everyday.yaml.")
+        raise InvalidInputError(
+            "data is missing: give the Suite whose table is to be written, such as --config everyday.yaml."
+        )
     if not settings["class_path"].endswith(".Suite"):
         raise InvalidInputError(f"data is {settings['class_path']}, but only a Suite has a table: give a Suite.")
     settings["init_args"] |= {"reference": None, "episodes_per_task": EPISODES}

@@ -28,7 +28,7 @@ class Unit:
         self.params = params
         self.names = names
         self.first = params[0]
-        self.form: tuple = ()  # device, type and shapes for which the stepper was made
+        self.form: tuple = ()  # device, types and shapes for which the stepper was made
         self.stepper: Stepper | None = None
 
     def gradients(self) -> list[Tensor]:
@@ -69,7 +69,7 @@ class Units:
         self.to_start: set[Tensor] = set()
         self._rule_of: dict[Tensor, str] = {}
         self._steppers: dict[tuple, Stepper] = {}
-        # of each group, by its identity: the group, which keeps that its own, its rule and parameters, and its units
+        # by id(group): the group itself, so that no other takes its id; its rule and parameters; and its units
         self._known: dict[int, tuple[dict[str, Any], list, list[Unit]]] = {}
 
     def of(self, group: dict[str, Any], state: dict[Tensor, KeptState]) -> list[Unit]:

@@ -187,7 +187,7 @@ def test_a_race_shows_accuracies_of_every_rule(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [2, 251, 501])
-def test_held_out_minibatches_are_of_one_size(count):
+def test_held_out_minibatches_are_of_nearly_one_size(count):
     network = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     inputs = torch.randn(count + 60, 2)
     source = TensorExamples(inputs, (inputs[:, 0] > 0).long(), {}, "halves").parted((30, count, 30))

@@ -215,9 +215,9 @@ def test_omniglot_is_fetched_and_shrunk_once(omniglot):
     for _ in range(2):
         with np.load(prepare_omniglot(Path("."))) as kept:
             assert kept["images"].shape == (10, 28, 28)
-            assert kept["images"][:, 0, 0].tolist() == [40, 40, 80, 80, 0, 0, 120, 120, 160, 160]  # in order of names
+            assert kept["images"][:, 0, 0].tolist() == [40, 40, 80, 80, 120, 120, 160, 160, 0, 0]  # in order of names
             assert kept["labels"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-            assert kept["alphabet"].tolist() == [0, 0, 0, 0, 2, 2, 1, 1, 1, 1]
+            assert kept["alphabet"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
     assert omniglot == [(".", True)] * 2
 
 
@@ -276,6 +276,7 @@ def test_bad_settings_get_one_sentence(settings, words):
         ({"labels": np.arange(7)}, "images has shape (108, 16, 16) and labels (7,)"),
         ({"labels": np.ones(108)}, "one integer label each"),
         ({"images": np.ones((108, 16, 16), np.int32)}, "images is int32"),
+        ({"labels": np.arange(108) - 1}, "labels has labels from -1 to 106: number them from 0"),
         ({"images": np.zeros((108, 16, 17), np.uint8)}, "16 × 17: set it to none"),
     ],
 )

@@ -1,6 +1,8 @@
 """LearnedOptimizer as any torch.optim optimizer, against known answers."""
 
 import copy
+import subprocess
+import sys
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -303,3 +305,20 @@ def test_on_a_gpu():
         (model(inputs) - targets).square().mean().backward()
         optimizer.step()
     torch.testing.assert_close(theta(model).cpu(), want, rtol=1e-4, atol=1e-5)
+
+
+DEFAULTS_FIRST = """
+import torch
+torch.set_default_dtype(torch.float64)
+from lightning_l2l import LearnedOptimizer
+for rule in ("mnist", "everyday"):
+    p = torch.ones(3, dtype=torch.float32, requires_grad=True)
+    optimizer = LearnedOptimizer([p], rule)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert p.isfinite().all() and (p != 1).all()
+"""
+
+
+def test_the_callers_default_type_may_be_set_before_the_import():
+    subprocess.run([sys.executable, "-c", DEFAULTS_FIRST], check=True)

@@ -64,7 +64,9 @@ def test_a_table_that_does_not_fit_is_refused(caplog):
         suite(reference="own.npz", families={"tables": Part(Tables())})
     with np.load("own.npz") as file:
         kept = dict(file)
-    for changes in ({"losses": kept["losses"][:, 1:]}, {"steps": kept["steps"][::-1]}, {"steps": kept["steps"][:0]}):
+    falling = kept["steps"][::-1].astype(np.uint32)
+    steps = ({"steps": falling}, {"steps": kept["steps"][:0]}, {"steps": np.array(20)})
+    for changes in ({"losses": kept["losses"][:, 1:]}, *steps):
         np.savez("bad.npz", **(kept | changes))
         with pytest.raises(InvalidInputError, match="whose steps do not rise from 1, or whose losses are not one for"):
             suite(reference="bad.npz")

@@ -42,18 +42,35 @@ def test_a_run_whose_folder_has_moved_keeps_its_best(monkeypatch):
     assert not same(weights(RUN / "checkpoints/last.ckpt"), best)
 
 
-def test_a_validation_that_is_not_finite_is_one_in_vain(monkeypatch, capsys):
+def test_another_runs_best_is_not_taken_for_its_own(monkeypatch):
+    for version, value in enumerate((1.0, 5.0)):
+        validated(monkeypatch, value)
+        fit(f"--seed_everything={version}", f"--trainer.logger.init_args.version={version}")
+    others = Path("runs/quadratic/version_1/checkpoints/best.ckpt")
+    before = weights(others)
+    validated(monkeypatch, 3.0)
+    last = f"--ckpt_path={RUN}/checkpoints/last.ckpt"
+    fit(last, "--trainer.logger.init_args.version=1", "--trainer.max_epochs=4", "--seed_everything=0")
+    assert not same(weights(others), before)
+
+
+def test_a_validation_that_is_not_finite_is_one_in_vain(monkeypatch, caplog):
     epochs = validated(monkeypatch, 1.0, float("nan"), 1.0)
     fit("--trainer.max_epochs=5")
-    assert max(epochs) == 4 and "ended early" not in capsys.readouterr().out
+    assert max(epochs) == 4 and "ended early" not in caplog.text
+    ended = "Training has ended early: Monitored metric val/meta_loss did not improve"
     fit("--trainer.max_epochs=9", "--early_stopping.patience=2")
-    assert "Training has ended early: Monitored metric val/meta_loss did not improve" in capsys.readouterr().out
+    assert ended in caplog.text
+    caplog.clear()
+    fit("--trainer.max_epochs=9", "--early_stopping.patience=20", "--ckpt_path=last")
+    assert ended not in caplog.text
 
 
 @pytest.mark.parametrize("flag", ["--model.stages=[{patience: 2}]", "--early_stopping.patience=2"])
-def test_a_patience_that_is_over_stays_over(flag, monkeypatch):
+def test_a_patience_that_is_over_stays_over(flag, monkeypatch, caplog):
     epochs = validated(monkeypatch, 1.0)
     fit(flag, "--trainer.max_epochs=8")
+    assert "Training has ended early" in caplog.text
     assert max(epochs) == 2
     trained = len(epochs)
     fit(flag, "--trainer.max_epochs=8", "--ckpt_path=last")

@@ -13,7 +13,7 @@ from lightning_l2l.cli import main
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.suite import runs as suite_runs
 from lightning_l2l.evaluation.suite.benchmark import Benchmark
-from lightning_l2l.evaluation.suite.candidates import candidate, learned
+from lightning_l2l.evaluation.suite.candidates import adam, candidate, learned
 from lightning_l2l.evaluation.suite.choosing import tuned_rate
 from lightning_l2l.evaluation.suite.problems import read_file, read_problems
 from lightning_l2l.evaluation.suite.rivals import Rival
@@ -150,9 +150,9 @@ def test_wrong_settings_are_refused():
 @pytest.mark.parametrize(
     ("published", "sentence"),
     [
-        ([0.1], "whose published are not losses by problem and step"),
-        ({"one": [0.1]}, "whose published are not losses by problem and step"),
-        ({"one": {"2000": 0.1}}, "whose published are not losses by problem and step"),
+        ([0.1], "whose key published does not give losses by problem and step"),
+        ({"one": [0.1]}, "whose key published does not give losses by problem and step"),
+        ({"one": {"2000": 0.1}}, "whose key published does not give losses by problem and step"),
     ],
 )
 def test_published_curves_of_another_form_are_refused(published, sentence):
@@ -193,14 +193,12 @@ def test_a_run_depends_on_the_split_of_its_examples():
     assert runs._depends_on(OURS[0], 0, 4, "test") != before
 
 
-@pytest.mark.parametrize("file", ["stepper.py", "arithmetic.py", "kernel.cpp"])
-def test_a_kept_run_depends_on_the_source_of_a_rules_steps(file, monkeypatch):
+@pytest.mark.parametrize("file", ["stepper.py", "arithmetic.py", "kernel.cpp", "units.py"])
+def test_a_kept_run_depends_on_the_source_of_a_rules_steps_and_not_on_others(file, monkeypatch):
     ours, read = learned(AdamController(), "ours")[0], Path.read_bytes
-    before, adams = ours.depends_on(), OURS[0].depends_on()
+    before, torchs = ours.depends_on(), adam().depends_on()
     monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"\n" * (path.name == file))
-    assert ours.depends_on() != before
-    if file == "arithmetic.py":  # which is the controller's alone
-        assert OURS[0].depends_on() == adams
+    assert ours.depends_on() != before and adam().depends_on() == torchs
 
 
 def test_a_test_runs_it_and_writes_what_it_found(fitted, capsys):

@@ -18,6 +18,7 @@ from lightning_l2l.evaluation import tuning
 OF_MODULES = frozenset(vars(nn.Module()))  # what every module has
 FOREIGN = ("torch", "builtins", "abc", "typing")  # packages whose code nobody edits
 PACKAGE = Path(unroll.__file__).parent
+OWN = PACKAGE / "evaluation"
 
 
 def settings_of(rule: nn.Module) -> list[tuple[str, str]]:
@@ -34,7 +35,8 @@ def settings_of(rule: nn.Module) -> list[tuple[str, str]]:
 def source_of(*objects: object) -> str | None:
     """A digest of the source files of classes, given or those of the objects, and of their base classes.
 
-    Also of the package's modules that these import, such as a rule's steppers, and of the kernels beside them.
+    The digest also covers the package's modules that these import, such as a rule's steppers, and the kernels beside
+    them; not what the benchmark's own files import.
 
     Returns:
         None if a class has no source file, as in a notebook: then a change cannot be detected.
@@ -44,7 +46,8 @@ def source_of(*objects: object) -> str | None:
     classes = {base for one in given for base in one.__mro__}
     classes = {one for one in classes if one.__module__.partition(".")[0] not in FOREIGN}
     try:
-        files = _with_imports(Path(inspect.getfile(one)) for one in classes)
+        files = {Path(inspect.getfile(one)) for one in classes}
+        files |= _with_imports(file for file in files if not file.is_relative_to(OWN))
         files |= {Path(inspect.getfile(one)) for one in (unroll, tuning)}
         digests = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
     except (OSError, TypeError, SyntaxError):

@@ -158,7 +158,7 @@ def _markdown(table: Table, rows: list[dict[str, str]]) -> str:
     titles = ["rule", "learning rate", *(TITLES.get(name, name.replace("_", " ")) for name in columns)]
     lines = []
     for (base, baseline), runs in groups.items():
-        if len(runs) > 1 and not baseline:  # which has no meta-seed
+        if len(runs) > 1 and not baseline:  # a baseline has no meta-seed
             lines.append([f"**{base}, mean of {len(runs)} runs**", "", *(_over_runs(name, runs) for name in columns)])
         for row in runs:
             name = f"{base}, {row['run']}" if len(runs) > 1 else row["rule"]

@@ -85,8 +85,8 @@ class Race:
         """Numbers of each rule's mean curve, as ``NUMBERS`` names them; None for a missing number.
 
         These are the loss before the first step, after 20 and 100, its mean over the last ten, its sum over steps 1 to
-        the horizon, and the first step at which it is as low as the best baseline's mean over the last ten. Where the
-        last loss alone counts, since it is another than those before, only it and the first are given.
+        the horizon, and the first step at which it is as low as the best baseline's mean over the last ten. Where
+        only the last loss counts, because the earlier ones are of another kind, only the first and the last are given.
         """
         means = [entry.curves.double().mean(0) for entry in self.entries]
         lasts = [final_loss(mean, entry.last).item() for mean, entry in zip(means, self.entries, strict=True)]

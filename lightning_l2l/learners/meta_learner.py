@@ -209,7 +209,9 @@ class MetaLearner(LightningModule):
             log.warning("%s (%s; said once).", fault, where)
 
     def on_train_end(self) -> None:
-        """Says how much of the training did not count."""
+        """Says how much of the training did not count, and whether the last stage has ended it."""
+        if self.stages.over:
+            log.info("Training has ended early, since model.stages[%d].patience is over.", len(self.stages.rows) - 1)
         if self.skipped_steps:
             log.warning(
                 "%d of %d meta-steps were skipped, because their meta-gradients were not finite.",

@@ -178,7 +178,7 @@ class Stages:
                     )
             self._check_last_loss(cut, data)
             for horizon in {cut.shortest, cut.longest}:
-                self.meta_loss.check(horizon)
+                self.meta_loss.check(horizon, cut.horizon_key)
 
     def _check_last_loss(self, cut: Cut, data: EpisodeDataModule) -> None:
         """Refuses truncations, or runs, that the loss which counts alone lies beyond."""

@@ -57,6 +57,7 @@ class Evolution(MetaGradient):
         self.drawn = 0  # batches of noise
 
     def check(self, rule: UpdateRule, episodes: Episodes) -> None:
+        self.seed = torch.initial_seed()  # of the whole run; each meta-batch has another
         refuse_shared_phi(type(self).__name__, rule, episodes)
 
     def prepare(self, rule: UpdateRule, episodes: Episodes, plan: Plan) -> UpdateRule:

@@ -81,8 +81,8 @@ class ModuleEpisodes(Episodes):
     def accuracy(self, theta: Tensor) -> Tensor | None:
         """Returns the share of its held-out examples that each θ classifies rightly, without dropout, [N].
 
-        They run in equal minibatches of up to 250, whose own statistics batch normalization uses. An output that is not
-        a number is not right.
+        They run in nearly equal minibatches of up to 250, whose own statistics batch normalization uses. An output that
+        is not a number is not right.
         """
         if self.held_out is None:
             return None

@@ -31,8 +31,9 @@ def read_reference(name: str, tasks: Sequence[str], horizon: int, data: str) -> 
     path = Path(name) if Path(name).exists() else FOLDER / name
     table = read_npz(path, ("tasks", "steps", "losses", "data"), setting="data.reference")
     steps, losses = table["steps"], table["losses"]
-    rises = steps.dtype.kind in "iu" and steps.size and steps.flat[0] >= 1 and (np.diff(steps) > 0).all()
-    if not rises or losses.dtype.kind != "f" or losses.shape != (table["tasks"].size, steps.size):
+    numbers = steps.dtype.kind in "iu" and steps.ndim == 1 and len(steps) and losses.dtype.kind == "f"
+    rises = numbers and steps[0] >= 1 and (steps[1:] > steps[:-1]).all()
+    if not rises or losses.shape != (table["tasks"].size, steps.size):
         raise InvalidInputError(
             f"data.reference is {name}, whose steps do not rise from 1, or whose losses are not one for each task and "
             f"step: {REMEDY}"

@@ -76,17 +76,27 @@ class GivenFlags(Callback):
 
 
 class SpentPatience(Callback):
-    """Ends a run that is resumed after ``EarlyStopping`` has ended it, unless a flag now gives it more patience."""
+    """Says when the patience of ``EarlyStopping`` is over, and ends a run at once that is resumed then.
+
+    A flag may give it more patience.
+    """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compares what is left."""
+        """Compares the validations in vain with the patience."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping) and callback.wait_count >= max(callback.patience, 1):
                 trainer.should_stop = True
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gives the reason."""
+        early = trainer.should_stop and trainer.current_epoch < (trainer.max_epochs or 0)
+        for callback in trainer.callbacks if early else ():  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
+                rank_zero_info(f"Training has ended early: {callback.stopping_reason_message}")
+
 
 class RandomNumbers(Callback):
-    """Seeds torch's generators for each batch, so that a resumed run draws the same, as for dropout."""
+    """Seeds torch's generators for each batch, so that a resumed run draws the same numbers, as for dropout."""
 
     def __init__(self) -> None:
         self.seed = 0
@@ -100,7 +110,7 @@ class RandomNumbers(Callback):
         self._start(0, trainer.fit_loop.total_batch_idx, trainer.global_rank)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        """Seeds a batch of a validation, the same in each."""
+        """Seeds a validation batch, alike in every validation."""
         self._start(1, *batch[1:], trainer.global_rank)
 
     def _start(self, *where: int) -> None:

@@ -41,17 +41,16 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class RelocatableCheckpoint(ModelCheckpoint):
-    """A ``ModelCheckpoint`` that goes on with what it has kept where the run's folder has been moved."""
+    """A ``ModelCheckpoint`` that knows what it has kept after the run's folder has been moved."""
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what a checkpoint kept; Lightning's own forgets the best score in another folder."""
-        here = Path(str(self.dirpath))
-        paths = {name: Path(path) for name, path in state_dict.items() if name.endswith("_path") and path}
-        if all((here / path.name).exists() for path in paths.values()):
-            moved = {name: str(here / path.name) for name, path in paths.items()}
-            best = {str(here / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
-            state_dict = state_dict | moved | {"best_k_models": best, "dirpath": self.dirpath}
-        super().load_state_dict(state_dict)
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Renames what was kept, where a run goes on in its own folder; Lightning forgets the score of another's."""
+        state, here = checkpoint["callbacks"].get(self.state_key), Path(str(self.dirpath))
+        if state and Path(str(trainer.ckpt_path)).resolve().parent == here.resolve():
+            paths = {name: Path(path).name for name, path in state.items() if name.endswith("_path") and path}
+            best = {str(here / Path(path).name): score for path, score in state["best_k_models"].items()}
+            state |= {name: str(here / file) for name, file in paths.items()}
+            state |= {"best_k_models": best, "dirpath": self.dirpath}
 
 
 class BestCheckpoint(RelocatableCheckpoint):

@@ -56,8 +56,8 @@ def read_file(path: str, key: str = "benchmark.problems") -> dict[str, Any]:
     published = settings.get("published") or {}
     if not isinstance(published, dict) or not all(map(_is_curve, published.values())):
         raise InvalidInputError(
-            f"{key} is {path}, whose published are not losses by problem and step: write them as in published: "
-            "{mnist: {2000: 0.1}}."
+            f"{key} is {path}, whose key published does not give losses by problem and step: give numbers, as in "
+            "{mnist: {2000: 0.001}}; YAML reads 1e-3 as text."
         )
     return settings | {"published": published}
 

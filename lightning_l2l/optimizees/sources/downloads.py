@@ -18,7 +18,8 @@ def downloading(folder: Path) -> Iterator[None]:
     """
     lock = FileLock(folder / ".lock")
     before = socket.getdefaulttimeout()
-    with suppress(OSError):  # nobody can fetch files into a folder that cannot be written
+    # nobody can fetch files into a folder that cannot be written, and not every file system has locks
+    with suppress(OSError, NotImplementedError):
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     socket.setdefaulttimeout(TIMEOUT)

@@ -15,7 +15,7 @@ from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees.sources.base import SPLIT_SEED
 from lightning_l2l.optimizees.sources.downloads import downloading
 from lightning_l2l.optimizees.sources.image_folders import load_class_folders
-from lightning_l2l.optimizees.sources.images import LabelledImages
+from lightning_l2l.optimizees.sources.images import LabelledImages, refuse_odd_labels
 from lightning_l2l.optimizees.sources.npz import read_npz
 from lightning_l2l.whole_files import replacing
 
@@ -39,14 +39,13 @@ def prepare_omniglot(root: Path) -> Path:
         InvalidInputError: there is no network, or only a part of the images.
     """
     path = root / OMNIGLOT
+    if path.is_file():
+        return path
     with downloading(root):
-        if path.is_file():
+        if path.is_file():  # another process has been faster
             return path
         try:
-            files: list[Path] = []
-            for background in (True, False):
-                part = datasets.Omniglot(str(root), background=background, download=True, loader=Path)
-                files += sorted(file for file, _ in part)  # in ALPHABET/CHARACTER; listed in any order
+            files = _fetched(root)
             images = [_shrunk(file) for file in files]
         except (RuntimeError, OSError) as error:
             raise InvalidInputError(
@@ -64,6 +63,15 @@ def prepare_omniglot(root: Path) -> Path:
         with replacing(path) as unfinished, unfinished.open("wb") as file:
             np.savez_compressed(file, images=np.stack(images), labels=labels, alphabet=alphabet)
     return path
+
+
+def _fetched(root: Path) -> list[Path]:
+    """Omniglot's files, in order of alphabet, character and name; torchvision lists them in any order."""
+    files: list[Path] = []
+    for background in (True, False):
+        part = datasets.Omniglot(str(root), background=background, download=True, loader=Path)
+        files += [file for file, _ in part]
+    return sorted(files, key=lambda file: file.parts[-3:])
 
 
 def _shrunk(file: Path) -> np.ndarray:
@@ -93,6 +101,7 @@ def load_image_classes(path: Path) -> LabelledImages:
         raise InvalidInputError(
             f"data.source is {path}, where images is {images.dtype}: save them as uint8 or floating point."
         )
+    refuse_odd_labels(labels, f"data.source is {path}, where labels")
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     tensors = torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64))
     return LabelledImages(*tensors, {}, path.name)

@@ -117,7 +117,7 @@ class Images(Source):
 def load_whole(path: Path, label: str) -> LabelledImages:
     """Loads ``images`` and one label for each from an .npz; a random sixth each is for validation and for test."""
     pixels, labels = read_npz(path, ("images", label)).values()
-    if pixels.ndim != 3 or labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
+    if pixels.ndim != 3 or not len(pixels) or labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
         raise InvalidInputError(
             f"data.source is {path}, where images has shape {pixels.shape} and {label} {labels.shape}: images must be "
             "[M, H, W] with one integer label each."

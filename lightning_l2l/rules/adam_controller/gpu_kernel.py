@@ -223,7 +223,7 @@ def fits(matrices: Sequence[Tensor]) -> bool:
 
 @cache
 def launches(device: torch.device) -> bool:
-    """Whether Triton can launch a kernel there; it needs a C compiler, and Python's headers, when it first does."""
+    """Whether Triton can launch a kernel there; the first launch needs a C compiler and Python's headers."""
     try:
         with _on(device):
             _write[(1,)](torch.empty(1, dtype=torch.float32, device=device))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,7 +33,7 @@ class CudaGraph:
             self._record(function)
 
     def _record(self, function: TensorFunction) -> None:
-        stream = torch.cuda.Stream()
+        stream = _stream(self.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # what libraries set up on their first call cannot be recorded
             function(self.inputs)
@@ -59,6 +60,12 @@ class CudaGraph:
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Runs the kernels; the caller owns the returned tensors."""
         return [output.clone() for output in self.replay(inputs)]
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which all graphs of a GPU are recorded: memory is shared on one stream alone."""
+    return torch.cuda.Stream(device)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from lightning_l2l.rules.fast.stepper import KeptState, Stepper, Work, named_lea
 from lightning_l2l.rules.lstm.cell import LSTMState
 from lightning_l2l.rules.lstm.kernel import BlockState, CompiledLSTM, join_blocks
 
-NO_MOMENTA = torch.empty(0)
+NO_MOMENTA = torch.empty(0, dtype=torch.float32, device="cpu")
 ALIGNMENT = 64  # bytes, as torch's own tensors have, and as the kernel's vectors need
 
 
