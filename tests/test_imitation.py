@@ -78,7 +78,9 @@ def test_the_meta_batches_that_imitate_are_spread_evenly(monkeypatch):
 def test_a_fit_resumes_to_the_bit():
     fit(*FLAGS, "--trainer.max_epochs=3", "--trainer.logger.init_args.version=whole")
     fit(*FLAGS, "--trainer.max_epochs=3", "--data.train_episodes=4", "--trainer.logger.init_args.version=other")
-    fit(*FLAGS, "--trainer.max_epochs=3", "--trainer.max_steps=3", "--trainer.logger.init_args.version=cut")
+    stop = "--trainer.callbacks+=forks.StopAfter", "--trainer.callbacks.batches=3"
+    with pytest.raises(SystemExit):
+        fit(*FLAGS, "--trainer.max_epochs=3", *stop, "--trainer.logger.init_args.version=cut")
     main(tiny("fit", *FLAGS, "--trainer.max_epochs=3", "--ckpt_path=runs/quadratic/cut/checkpoints/last.ckpt"))
     whole, cut, other = (weights(f"runs/quadratic/{name}/checkpoints/last.ckpt") for name in ("whole", "cut", "other"))
     assert same(whole, cut) and not same(whole, other)

@@ -34,7 +34,7 @@ class MetaLearner(LightningModule):
         unroll: K, steps between two meta-steps; must divide the horizon.
         learning_rate: of Adam on φ at the start.
         final_learning_rate: of Adam on φ at the end, approached along half a cosine over the epochs, or over
-            ``trainer.max_time`` where that ends first; null keeps it constant.
+            ``trainer.max_steps`` or ``trainer.max_time`` where that ends first; null keeps it constant.
         gradient_clip: largest norm of the meta-gradient; it is scaled down to it.
         loss_weights: w_t, the weights of the losses: uniform, last, linear or a list of one for each step of the
             horizon (see ``WeightedSum``); null is uniform, as in the paper.
