@@ -234,7 +234,7 @@ class LearningToLearnCLI(LightningCLI):
             self.trainer.test(self.model, datamodule=datamodule, verbose=False)
 
     def after_fit(self) -> None:
-        """Prints the command that tests the learned rule."""
+        """Prints the command that tests the learned rule, or, if there is no race, the one that exports it."""
         best = next(c for c in self.trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
         kept = Path(best.best_model_path or Path(str(best.dirpath)) / "last.ckpt")
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -244,9 +244,12 @@ class LearningToLearnCLI(LightningCLI):
         which = f"the lowest {best.monitor}" if best.best_model_path else "the last meta-step"
         if not best.best_model_path:
             print(f"There is no best checkpoint: no validation after a meta-step found a finite {best.monitor}.")
+        path, uv = os.path.relpath(kept), "uv run " * ("UV_RUN_RECURSION_DEPTH" in os.environ)
         flags = shlex.join(without_ckpt_path(self.arguments[1:]))
-        print(f"Race the learned rule with {which} against the tuned baselines with")
-        print(f"  {PROGRAM} test {flags} --ckpt_path {os.path.relpath(kept)}")
+        do, command = f"Race the learned rule with {which} against the tuned baselines", f"test {flags}"
+        if comparison_of(self.trainer).alone and learners.rule_of(self.model):
+            do, command = f"Export the learned rule with {which}", "export --output mine.safetensors"
+        print(f"{do} with\n  {uv}{PROGRAM} {command} --ckpt_path {path}")
 
 
 def learner_help() -> str:

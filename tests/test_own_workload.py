@@ -83,3 +83,14 @@ def test_a_time_limit_ends_a_fit_with_a_low_rate_and_a_validated_rule(begun):
     assert last["global_step"] > 0 and last["epoch"] < 900
     assert last["optimizer_states"][0]["param_groups"][0]["lr"] < 0.002  # of 0.003 at the start
     assert (CHECKPOINTS / "best.ckpt").is_file()
+
+
+def test_a_fit_ends_with_the_next_command(begun, capsys, monkeypatch):
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    fit()
+    checkpoint = CHECKPOINTS / "best.ckpt"
+    printed = capsys.readouterr().out
+    assert f"  python -m lightning_l2l export --output mine.safetensors --ckpt_path {checkpoint}" in printed
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    fit("--comparison.baselines=[lightning_l2l.rules.SGD]", "--comparison.rates_per_decade=1")
+    assert "  uv run python -m lightning_l2l test --config own_workload.yaml" in capsys.readouterr().out

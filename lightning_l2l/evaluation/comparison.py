@@ -105,6 +105,11 @@ class Comparison(Callback):
             except InvalidInputError as error:
                 raise InvalidInputError(f"comparison.{contestant.kind}s has {contestant.name}: {error}") from None
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody to race against."""
+        return self.contestants == []
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tunes the baselines."""
         self._tune(trainer, pl_module)
