@@ -21,7 +21,7 @@ def test_fit_test_and_validate(capsys):
     fit()
     command = capsys.readouterr().out.strip().splitlines()[-1]
     assert command.endswith(f"--ckpt_path {RUN}/checkpoints/best.ckpt")
-    main(shlex.split(command)[3:])  # what comes after python -m lightning_l2l
+    main(shlex.split(command.partition("-m lightning_l2l ")[2]))
     assert "SGD" in capsys.readouterr().out
     rows = results()
     assert [row["rule"] for row in rows] == ["LSTM", "SGD", "NAG", "RMSprop", "Adam"]
