@@ -3,7 +3,7 @@
 import copy
 import subprocess
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -17,6 +17,7 @@ from lightning_l2l import LearnedOptimizer
 from lightning_l2l.optimizees import MLP, ImageClassification
 from lightning_l2l.pretrained import save_rule
 from lightning_l2l.rules import NAG, SGD, Adam, AdamController, CoordinatewiseLSTM, UpdateRule
+from lightning_l2l.rules.files import default_type
 from lightning_l2l.unroll import learning_curves
 
 
@@ -185,16 +186,6 @@ def test_a_sum_of_squares_that_overflows_leaves_the_controller_finite(monkeypatc
         p.grad = torch.full_like(p, size)
         optimizer.step()
     assert optimizer.skipped_steps == 1 and p.isfinite().all()
-
-
-@contextmanager
-def default_type(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 DEFAULTS = [partial(default_type, torch.bfloat16), partial(default_type, torch.float64), partial(torch.device, "meta")]

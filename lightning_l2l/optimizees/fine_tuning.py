@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_l2l.digests import content
 from lightning_l2l.errors import InvalidInputError, require_positive
-from lightning_l2l.optimizees.module_episodes import layout
+from lightning_l2l.optimizees.module_episodes import ModuleEpisodes, layout
 from lightning_l2l.optimizees.module_training import ModuleTraining
 from lightning_l2l.optimizees.origin import Origin
 from lightning_l2l.optimizees.sources.base import Source
@@ -93,42 +93,45 @@ class FineTuning(ModuleTraining):
         shared = self.batch_size, self.init_std, self.reconstruct
         data = ModuleTraining(self.network, self.loss, self.pretraining_source, *shared, horizon=self.pretraining_steps)
         data.setup()
-        file = self.root / f"pretrained_{digest(data)}.safetensors"
+        episodes = data.training_runs("train", [0])
+        file = self.root / f"pretrained_{digest(data, episodes)}.safetensors"
         try:
             return load_file(file)["theta"]
         except (OSError, SafetensorError, KeyError):
             rank_zero_info(f"Pretraining on {data.description}: {self.pretraining_steps} steps ...")
-        theta = trained(data)
+        theta = trained(episodes, data.horizon)
         self.root.mkdir(parents=True, exist_ok=True)
         with replacing(file) as part:
             save_file({"theta": theta}, part)
         return theta
 
 
-def digest(data: ModuleTraining) -> str:
+def digest(data: ModuleTraining, episodes: ModuleEpisodes) -> str:
     """A digest of what pretrained weights depend on.
 
     The first loss and gradient stand for the network's and the loss's code and for settings that they do not print.
+
+    Args:
+        data: the training that makes them.
+        episodes: its one run.
     """
     assert data.examples is not None
     ranges = sorted(data.examples.ranges.items())
     settings = [data.batch_size, data.init_std, data.reconstruct, data.horizon, LEARNING_RATE]
-    first = data.training_runs("train", [0])
     with seeded():
-        loss, gradient = first.value_and_grad(first.theta.clone(), 0)
+        loss, gradient = episodes.value_and_grad(episodes.theta.clone(), 0)
     # to a few digits, since another number of threads adds in another order
     tried = f"{loss.item():.3e} {gradient.norm().item():.3e}"
     depends_on = [str(data.network), str(data.loss), repr(data.examples), ranges, *settings, tried]
     return hashlib.sha256(repr(depends_on).encode()).hexdigest()[:16]
 
 
-def trained(data: ModuleTraining) -> Tensor:
-    """Trains the network of the first training episode by Adam, and returns its θ, [P]."""
-    episodes = data.training_runs("train", [0])
+def trained(episodes: ModuleEpisodes, steps: int) -> Tensor:
+    """Trains the network of one episode by Adam, and returns its θ, [P]."""
     theta = episodes.theta.clone().requires_grad_()
     optimizer = torch.optim.Adam([theta], LEARNING_RATE)
     with seeded():
-        for step in range(data.horizon):
+        for step in range(steps):
             theta.grad = episodes.value_and_grad(theta.detach(), step)[1]
             optimizer.step()
     return theta.detach()[0].clone()

@@ -223,7 +223,8 @@ def make_rule(settings: Any, tensors: Mapping[str, Tensor], name: str | PathLike
         InvalidInputError: they name a class that is not the package's, or do not fit theirs or the tensors.
     """
     try:
-        with torch.random.fork_rng(devices=[]), in_float32():  # initial weights use up none of the caller's numbers
+        # initial weights use up none of the caller's random numbers
+        with torch.random.fork_rng(devices=[]), default_type(torch.float32):
             with torch.device("meta"):
                 check_fit(_made(settings, name), tensors, name)
             with torch.device("cpu"):
@@ -236,10 +237,10 @@ def make_rule(settings: Any, tensors: Mapping[str, Tensor], name: str | PathLike
 
 
 @contextmanager
-def in_float32() -> Iterator[None]:
-    """Makes new tensors float32 where nothing else is said, whatever type the caller prefers."""
+def default_type(dtype: torch.dtype) -> Iterator[None]:
+    """Gives new tensors this type where nothing else is said, whatever type the caller prefers."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees.sources.base import SPLIT_SEED
 from lightning_l2l.optimizees.sources.downloads import downloading
 from lightning_l2l.optimizees.sources.image_folders import load_class_folders
-from lightning_l2l.optimizees.sources.images import LabelledImages, refuse_odd_labels
+from lightning_l2l.optimizees.sources.images import LabelledImages, refuse_odd_labels, refuse_odd_pixels
 from lightning_l2l.optimizees.sources.npz import read_npz
 from lightning_l2l.whole_files import replacing
 
@@ -97,10 +97,7 @@ def load_image_classes(path: Path) -> LabelledImages:
             f"data.source is {path}, where images has shape {images.shape} and labels {labels.shape} of "
             f"{labels.dtype}: images must be [M, H, W] or [M, H, W, C] with one integer label each."
         )
-    if not (images.dtype == np.uint8 or images.dtype.kind == "f"):
-        raise InvalidInputError(
-            f"data.source is {path}, where images is {images.dtype}: save them as uint8 or floating point."
-        )
+    refuse_odd_pixels(images, path)
     refuse_odd_labels(labels, f"data.source is {path}, where labels")
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     tensors = torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64))

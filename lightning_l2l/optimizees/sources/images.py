@@ -226,6 +226,14 @@ def load_npz(path: Path) -> LabelledImages:
     return part_images(path.name, *(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 
+def refuse_odd_pixels(images: np.ndarray, path: Path) -> None:
+    """Refuses images of a file that are neither uint8 nor floating point."""
+    if not (images.dtype == np.uint8 or images.dtype.kind == "f"):
+        raise InvalidInputError(
+            f"data.source is {path}, where images is {images.dtype}: save them as uint8 or floating point."
+        )
+
+
 def refuse_odd_labels(labels: np.ndarray, subject: str) -> None:
     """Refuses labels of a file that are below 0, or too large for int64."""
     if labels.min() < 0 or labels.max() > np.iinfo(np.int64).max:

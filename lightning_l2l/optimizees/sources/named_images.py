@@ -18,6 +18,7 @@ from lightning_l2l.optimizees.sources.images import (
     load_torchvision,
     refuse_missing,
     refuse_odd_labels,
+    refuse_odd_pixels,
     refuse_repeated,
 )
 from lightning_l2l.optimizees.sources.npz import read_npz
@@ -122,10 +123,7 @@ def load_whole(path: Path, label: str) -> LabelledImages:
             f"data.source is {path}, where images has shape {pixels.shape} and {label} {labels.shape}: images must be "
             "[M, H, W] with one integer label each."
         )
-    if not (pixels.dtype == np.uint8 or pixels.dtype.kind == "f"):
-        raise InvalidInputError(
-            f"data.source is {path}, where images is {pixels.dtype}: save them as uint8 or floating point."
-        )
+    refuse_odd_pixels(pixels, path)
     refuse_odd_labels(labels, f"data.source is {path}, where {label}")
     tensors = torch.from_numpy(pixels)[:, None], torch.from_numpy(labels.astype(np.int64))
     return LabelledImages(*tensors, {}, path.name).in_sixths()
