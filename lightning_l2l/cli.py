@@ -24,7 +24,7 @@ from lightning_l2l.interrupts import terminable
 from lightning_l2l.learners import MetaLearner
 from lightning_l2l.learners import base as learners
 from lightning_l2l.optimizees import EpisodeDataModule
-from lightning_l2l.parser import OneSentenceParser
+from lightning_l2l.parser import CKPT_PATH, OneSentenceParser
 from lightning_l2l.rules.shaped import take_shapes
 from lightning_l2l.terminal import ending, quieten, show_log
 from lightning_l2l.trained.checkpoint import (
@@ -108,7 +108,7 @@ class LearningToLearnCLI(LightningCLI):
             if name in self.arguments and name in self.subcommands():
                 own = self._prepare_subcommand_parser(Trainer, name, **settings)
                 assert isinstance(own, OneSentenceParser)
-                own.more_help = learner_help()
+                own.more_help, own.help_of = learner_help(), {"ckpt_path": CKPT_PATH}
             else:
                 own = OneSentenceParser(**settings)
             self._subcommand_parsers[name] = own

@@ -24,6 +24,12 @@ def _load_within_limits(text: str) -> Any:
 set_loader("yaml", _load_within_limits, (yaml.YAMLError,))
 
 
+CKPT_PATH = (
+    "A path; best or last, of the run with the highest number that has one; or pretrained:NAME, a rule of this package "
+    "or an exported file. fit goes on with a run, but begins a new one from a pretrained rule."
+)
+
+
 class OneSentenceParser(LightningArgumentParser):
     """Says what is wrong in one sentence, without the usage that would bury it."""
 
@@ -31,6 +37,7 @@ class OneSentenceParser(LightningArgumentParser):
     replaced = 0  # configs, the first ones, whose learner a later one replaces
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.help_of: dict[str, str] = {}  # by argument, in place of what Lightning says
         super().__init__(*args, **kwargs)
         self.add_instantiator(_make, object)
 
@@ -46,7 +53,9 @@ class OneSentenceParser(LightningArgumentParser):
             raise InvalidInputError(str(refused)) from refused.__cause__
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
-        """Adds help that does not belong to an argument."""
+        """Adds help that does not belong to an argument, and replaces that of others."""
+        for action in self._actions:
+            action.help = self.help_of.get(action.dest, action.help)
         return super().format_help(*args, **kwargs) + self.more_help
 
     def error(self, message: str, ex: Exception | None = None) -> Any:

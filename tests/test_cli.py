@@ -14,7 +14,9 @@ from lightning_l2l.cli import main
 def test_help_reads_the_docstrings(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--help"])
-    assert "K, steps between two meta-steps" in capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
+    assert "K, steps between two meta-steps" in text
+    assert "or pretrained:NAME, a rule of this package" in text and '"hpc"' not in text
 
 
 def test_fit_test_and_validate(capsys):
