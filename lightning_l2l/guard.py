@@ -143,13 +143,15 @@ def all_finite(tensors: Iterable[Tensor], squared: bool = False) -> bool:
     """Whether all numbers are finite; if ``squared``, also the sum of each tensor's squares, in float32 or float64."""
     alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
-        alike.setdefault((tensor.device, torch.promote_types(tensor.dtype, torch.float32)), []).append(tensor)
-    return all(_all_finite(same, dtype, squared) for (_, dtype), same in alike.items())
+        alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return all(
+        _all_finite(same, torch.promote_types(dtype, torch.float32), squared) for (_, dtype), same in alike.items()
+    )
 
 
 def _all_finite(tensors: list[Tensor], dtype: torch.dtype, squared: bool) -> bool:
     """As ``all_finite``, on one device in one type; a finite sum of squares proves it, and is tried first."""
-    largest = torch.stack(list(torch._foreach_norm(tensors, 2, dtype=dtype))).square().amax()  # NaN if any is
-    if math.isfinite(largest.item()):
+    largest = torch.stack(list(torch._foreach_norm(tensors, 2, dtype=dtype))).amax().item()  # NaN if any is
+    if largest * largest <= torch.finfo(dtype).max:
         return True
     return not squared and all(bool(tensor.isfinite().all()) for tensor in tensors)

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -254,12 +254,13 @@ class LearnedOptimizer(WatchedOptimizer):
         for unit, stepper in units:
             first = unit.first
             simple = stepper.keeps_shapes or (len(unit.params) == 1 and first.is_contiguous())
-            vector = stepper.joined([first.detach()] if simple else unit.params)
-            state = self.state[first]
-            if not state:
+            if stepper.keeps_shapes:
+                vector, grad = first, cast(Tensor, first.grad)
+            else:
+                vector, grad = flat([first.detach()] if simple else unit.params), flat(unit.gradients())
+            if not (state := self.state[first]):
                 state.update(stepper.init(vector))
-            grads = [first.grad] if stepper.keeps_shapes and first.grad is not None else unit.gradients()
-            work = vector, stepper.joined(grads), state
+            work = vector, grad, state
             if simple:
                 at_once.setdefault(stepper, []).append(work)
                 continue

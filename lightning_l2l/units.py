@@ -28,7 +28,7 @@ class Unit:
         self.params = params
         self.names = names
         self.first = params[0]
-        self.form: tuple = ()  # device, types and shapes for which the stepper was made
+        self.form: list[tuple] = []  # shape, type and device of each parameter for which the stepper was made
         self.stepper: Stepper | None = None
 
     def gradients(self) -> list[Tensor]:
@@ -92,24 +92,25 @@ class Units:
         Raises:
             ValueError: a parameter has changed its shape since its state began.
         """
-        first, shapes = unit.first, [p.shape for p in unit.params]
-        form = first.device, [p.dtype for p in unit.params], shapes
+        form = [(p.shape, p.dtype, p.device) for p in unit.params]
         if unit.stepper is not None and unit.form == form:
             return unit.stepper
-        if unit.form and unit.form[2] != shapes and state.get(first):
+        first, shapes, before = unit.first, [shape for shape, *_ in form], [shape for shape, *_ in unit.form]
+        if before and before != shapes and state.get(first):
             raise ValueError(
-                f"a parameter's shape has changed from {[list(shape) for shape in unit.form[2]]} to "
+                f"a parameter's shape has changed from {[list(shape) for shape in before]} to "
                 f"{[list(shape) for shape in shapes]} since its state began: give a new parameter to add_param_group, "
                 "or begin anew by del optimizer.state[parameter]"
             )
         rule = self.rules[unit.rule]
         vector = None if by_itself(rule) else (*unit.params, *shapes)
-        key = unit.rule, first.device, reduce(torch.promote_types, form[1], torch.float32), vector
+        dtype = reduce(torch.promote_types, [dtype for _, dtype, _ in form], torch.float32)
+        key = unit.rule, first.device, dtype, vector
         if key not in self._steppers:
             if vector is not None:
                 rule = rule.bind(layout_of(dict(zip(unit.names, shapes, strict=True))))
             count = 1 if vector is None else sum(p.numel() for p in unit.params)
-            self._steppers[key] = make_stepper(rule, key[1], key[2], self.bfloat16_state, count)
+            self._steppers[key] = make_stepper(rule, first.device, dtype, self.bfloat16_state, count)
         unit.form, unit.stepper = form, self._steppers[key]
         return unit.stepper
 

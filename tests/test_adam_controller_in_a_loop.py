@@ -156,7 +156,7 @@ def test_the_state_is_twenty_bytes_a_coordinate_under_its_own_parameter(way):
         assert sum(value.numel() * value.element_size() for value in values) < size * 2000 + 100
 
 
-def test_a_frozen_tensor_stays_out_and_one_thawed_late_begins_at_its_first_step(way):
+def test_a_frozen_tensor_stays_out_and_one_thawed_late_begins_at_its_first_step(any_way):
     rule, model = controller(), network()
     model[0].requires_grad_(False)
     rest = model[2:]
@@ -174,6 +174,23 @@ def test_a_frozen_tensor_stays_out_and_one_thawed_late_begins_at_its_first_step(
     train(model, optimizer, range(5, 7))
     assert optimizer.state[model[0].weight]["step"] == 2
     assert optimizer.state[model[2].weight]["step"] == 7
+
+
+@pytest.mark.parametrize("other", ["kernel", "triton"])
+def test_every_way_takes_the_same_steps_where_clocks_differ(other, monkeypatch):
+    rule, ends = controller(0.1), []
+    for name in ("torch", other):
+        with monkeypatch.context() as patch:
+            take(name, patch)
+            model = network()
+            model[2].requires_grad_(False)
+            optimizer = LearnedOptimizer(model.parameters(), rule)
+            train(model, optimizer, range(3))
+            model[2].requires_grad_(True)
+            train(model, optimizer, range(3, 12))
+            ends.append(theta(model))
+    assert [optimizer.state[p]["step"] for p in model.parameters()] == [12, 12, 9, 9, 12, 12]
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("lr", "start"), [(0.02, 1.0), (2e-3, 1.0), (2e-4, 1e-2), (1e-7, 0.0)])
@@ -222,7 +239,7 @@ def test_a_state_dict_continues_to_the_next_bit(way, dtype, at):
     assert torch.equal(theta(model), theta(other)) and optimizer.guard == resumed.guard
 
 
-def test_a_tensor_that_is_thawed_late_keeps_its_clock_in_a_state_dict(way):
+def test_a_tensor_that_is_thawed_late_keeps_its_clock_in_a_state_dict(any_way):
     rule, model = controller(), network()
     model[0].requires_grad_(False)
     optimizer = LearnedOptimizer(model.parameters(), rule)

@@ -1,17 +1,13 @@
 """What the controller computes of whole tensors: by PyTorch's operations, on any device."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape, orthogonalize_
 from lightning_l2l.rules.adam_controller.statistics import (
-    MEMORY,
     Means,
     Memory,
     Sizes,
@@ -24,24 +20,13 @@ from lightning_l2l.rules.fast.stepper import KeptState
 MEANS = ("m9", "m99", "v99", "v999")
 
 
-@dataclass(eq=False)
-class OneStep:
+class OneStep(NamedTuple):
     """A tensor that is stepped. All its tensors lie alike in memory."""
 
     theta: Tensor  # in the type of the computation
     grad: Tensor
     state: KeptState
-    kept_at: list[int]  # addresses of what is kept of it: four running means, O (0 for a vector) and its memory
-
-    @cached_property
-    def row(self) -> list[int]:
-        """Its number of coordinates, and the addresses of all its parts, as kernel.cpp takes them."""
-        at_theta, at_grad = self.theta.data_ptr(), self.grad.data_ptr()
-        if not at_theta or not at_grad:  # a tensor that wraps others has no numbers of its own
-            raise InvalidInputError(
-                "a parameter or its gradient has no memory of its own: give the optimizer plain tensors."
-            )
-        return [self.theta.numel(), at_theta, at_grad, *self.kept_at]
+    row: list[int]  # how many coordinates it has, and the addresses of all its parts, as kernel.cpp takes them
 
 
 class Factors(NamedTuple):
@@ -136,24 +121,19 @@ class Arithmetic:
         Returns:
             The inputs of those that are due, [due, 22], and what the outputs refer to.
         """
-        sums, products, kept = self.gathered(steps, sums)
+        sums, products = self.gathered(steps, sums)
+        kept = torch.stack([one.state["memory"] for one in steps])
         rows = torch.tensor(due, device="cpu")
         t, counts = kept.new_tensor([(one.state["step"], one.theta.numel()) for one in steps])[rows].unbind(1)
         last = Memory(kept[rows, 0], kept[rows, 1], kept[rows, 2:])
         memory, own, sizes = remember(tensor_means(sums[rows], products[rows], counts), last, t, every)
         kept[rows] = torch.cat([memory.agreement[:, None], memory.reference[:, None], memory.shared], 1)
-        self.keep(steps, kept)
+        torch._foreach_copy_([one.state["memory"] for one in steps], list(kept.unbind()))
         return features(memory.shared, kept[:, 2:].mean(0, keepdim=True), own, shapes[rows], t), sizes
 
     def gathered(self, steps: list[OneStep], sums: Tensor) -> Sequence[Tensor]:
-        """Sums [tensors, 10] and products [tensors, 2] on the CPU, and what is remembered, [tensors, 8]."""
-        remembered = torch.stack([one.state["memory"] for one in steps])
-        return torch.cat([sums, self.products(steps), remembered], 1).cpu().split([10, 2, MEMORY], 1)
-
-    def keep(self, steps: list[OneStep], remembered: Tensor) -> None:
-        """Renews what is remembered, [tensors, 8]."""
-        memories = [one.state["memory"] for one in steps]
-        torch._foreach_copy_(memories, list(remembered.to(memories[0].device).unbind()))
+        """Sums [tensors, 10] and products [tensors, 2] on the CPU."""
+        return torch.cat([sums, self.products(steps)], 1).cpu().split([10, 2], 1)
 
     def products(self, steps: list[OneStep]) -> Tensor:
         """The sums of each tensor's O² and m₉ · O, [tensors, 2]; zeros for a vector."""

@@ -8,10 +8,12 @@ are the same in every run.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache, lru_cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_l2l.errors import first_line
-from lightning_l2l.rules.adam_controller.arithmetic import Arithmetic, OneStep, by_shape, factors_of
+from lightning_l2l.rules.adam_controller.arithmetic import Arithmetic, OneStep, by_shape
 from lightning_l2l.rules.adam_controller.kernel import integers, kernel_for, steps_due
 from lightning_l2l.rules.adam_controller.orthogonal import orthogonalize_
 from lightning_l2l.rules.adam_controller.statistics import Sizes
@@ -28,7 +30,8 @@ from lightning_l2l.rules.fast.cuda_graph import CudaGraph
 
 BLOCK = 1024  # coordinates of a program
 ROW = tl.constexpr(8)  # addresses of a tensor: θ, g, m₉, m₉₉, v₉₉, v₉₉₉, O (0 for a vector) and its memory
-FACTORS = tl.constexpr(8)
+CONTROLS = tl.constexpr(6)
+LOG9, LOG99, LOG999 = (tl.constexpr(math.log(decay)) for decay in (0.9, 0.99, 0.999))
 SUMS = tl.constexpr(16)  # numbers of a block, ten of them or two in use
 SMALLEST = tl.constexpr(torch.finfo(torch.float32).tiny)
 ADDED = 128  # blocks whose sums are added at once
@@ -75,18 +78,29 @@ def _means(rows, tensor, offsets, exists, grad, averages: tl.constexpr):
 
 
 @triton.jit
-def _step(rows, blocks, counts, factors, averages: tl.constexpr, BLOCK: tl.constexpr):
+def _bias_correction(t, LOG: tl.constexpr):
+    """1 − βᵗ, by the logarithm of β."""
+    return 1 - tl.exp(t.to(tl.float64) * LOG)
+
+
+@triton.jit(do_not_specialize=["t"])
+def _step(rows, blocks, counts, controls, ahead, t, factor, averages: tl.constexpr, BLOCK: tl.constexpr):
+    """Steps every tensor, as in ``factors_of``; a tensor's clock is at t + ahead."""
     tensor, offsets, exists = _place(blocks, counts, tl.program_id(0), BLOCK)
     at_theta = _at(rows, tensor, 0, offsets)
     grad = tl.load(_at(rows, tensor, 1, offsets), exists, 0.0)
     m9, m99, v99, v999 = _means(rows, tensor, offsets, exists, grad, averages)
-    of = factors + tensor * FACTORS
-    direction = tl.load(of) * m9 + tl.load(of + 1) * grad + tl.load(of + 2) * m99
-    mixed = v999 + tl.load(of + 4) * (tl.load(of + 3) * v99 - v999)
-    root = tl.sqrt(tl.maximum(mixed, SMALLEST)) + tl.load(of + 5)
-    theta = tl.load(at_theta, exists, 0.0) + tl.load(of + 6) * direction / root
+    own_t = t + tl.load(ahead + tensor)
+    b9, b99, b999 = _bias_correction(own_t, LOG9), _bias_correction(own_t, LOG99), _bias_correction(own_t, LOG999)
+    root = tl.sqrt(b999)
+    of = controls + tensor * CONTROLS
+    direction = tl.load(of) * m9 + (tl.load(of + 1) * b9).to(tl.float32) * grad
+    direction += (tl.load(of + 2) * (b9 / b99)).to(tl.float32) * m99
+    mixed = v999 + tl.load(of + 3) * ((b999 / b99).to(tl.float32) * v99 - v999)
+    below = tl.sqrt(tl.maximum(mixed, SMALLEST)) + (tl.load(of + 4) * root).to(tl.float32)
+    theta = tl.load(at_theta, exists, 0.0) - (factor * root / b9).to(tl.float32) * direction / below
     if tl.load(rows + tensor * ROW + 6) != 0:
-        theta += tl.load(of + 7) * tl.load(_at(rows, tensor, 6, offsets), exists, 0.0)
+        theta -= factor * tl.load(of + 5) * tl.load(_at(rows, tensor, 6, offsets), exists, 0.0)
     tl.store(at_theta, theta, exists)
 
 
@@ -115,11 +129,13 @@ def _average(rows, blocks, counts, sums, BLOCK: tl.constexpr):
 def _multiply(rows, blocks, counts, sums, BLOCK: tl.constexpr):
     program = tl.program_id(0)
     tensor, offsets, exists = _place(blocks, counts, program, BLOCK)
+    squares, products = 0.0, 0.0
     if tl.load(rows + tensor * ROW + 6) != 0:
         direction = tl.load(_at(rows, tensor, 6, offsets), exists, 0.0)
         m9 = tl.load(_at(rows, tensor, 2, offsets), exists, 0.0)
-        tl.store(sums + program * SUMS, tl.sum(direction * direction))
-        tl.store(sums + program * SUMS + 1, tl.sum(direction * m9))
+        squares, products = tl.sum(direction * direction), tl.sum(direction * m9)
+    tl.store(sums + program * SUMS, squares)
+    tl.store(sums + program * SUMS + 1, products)
 
 
 @triton.jit
@@ -149,10 +165,13 @@ class GpuArithmetic(Arithmetic):
 
     def step(self, steps: list[OneStep], factor: float, average: bool) -> None:
         blocks, counts, _ = self._blocks(steps)
-        numbers = [factors_of(one, factor) for one in steps]
-        factors = torch.tensor(numbers, dtype=torch.float32, device=counts.device)
-        with _on(counts.device):
-            _step[(len(blocks),)](self._rows(steps), blocks, counts, factors, averages=average, BLOCK=BLOCK)
+        device, t = counts.device, steps[0].state["step"]
+        controls = _table(tuple(chain.from_iterable([one.state["controls"] for one in steps])), torch.float32, device)
+        ahead = _table(tuple([one.state["step"] - t for one in steps]), torch.int64, device)
+        with _on(device):
+            _step[(len(blocks),)](
+                self._rows(steps), blocks, counts, controls, ahead, t, factor, averages=average, BLOCK=BLOCK
+            )
         torch.autograd.graph.increment_version([one.theta for one in steps])  # overwritten behind autograd's back
 
     def products(self, steps: list[OneStep]) -> Tensor:
@@ -179,26 +198,24 @@ class GpuArithmetic(Arithmetic):
     ) -> tuple[Tensor, Sizes]:
         if self.kernel is None:
             return super().describe(steps, due, sums, shapes, every)
-        sums, products, kept = (part.contiguous() for part in self.gathered(steps, sums))
-        rows = [[one.row[0], *[0] * 7, row.data_ptr()] for one, row in zip(steps, kept, strict=True)]
-        numbers = integers(rows), sums.double(), products.double()
-        described = self.kernel.described(steps_due(steps, due), *numbers, shapes, every)
-        self.keep(steps, kept)
-        return described
+        sums, products = (part.double().contiguous() for part in self.gathered(steps, sums))
+        rows = integers([one.row for one in steps])  # of which it reads the numbers of coordinates and the memories
+        return self.kernel.described(steps_due(steps, due), rows, sums, products, shapes, every)
 
     def _sums(self, kernel: Any, steps: list[OneStep]) -> Tensor:
         """Sums over each tensor, [tensors, 16]."""
         blocks, counts, bounds = self._blocks(steps)
         shapes = [(len(table), SUMS.value) for table in (blocks, counts)]
-        sums, totals = (torch.zeros(shape, dtype=torch.float32, device=counts.device) for shape in shapes)
+        sums, totals = (torch.empty(shape, dtype=torch.float32, device=counts.device) for shape in shapes)
         with _on(counts.device):
             kernel[(len(blocks),)](self._rows(steps), blocks, counts, sums, BLOCK=BLOCK)
             _add[(len(counts),)](sums, bounds, totals, ADDED=ADDED)
         return totals
 
     def _rows(self, steps: list[OneStep]) -> Tensor:
-        """The addresses of each tensor's parts, [tensors, 8]."""
-        return torch.tensor([one.row[1:] for one in steps], device=steps[0].theta.device)
+        """The addresses of each tensor's parts, [tensors · 8]; they are often those of the last step."""
+        addresses = tuple(chain.from_iterable([one.row[1:] for one in steps]))
+        return _table(addresses, torch.int64, steps[0].theta.device)
 
     def _blocks(self, steps: list[OneStep]) -> tuple[Tensor, Tensor, Tensor]:
         return _blocks_of(tuple(one.theta.numel() for one in steps), BLOCK, steps[0].theta.device)
@@ -231,6 +248,17 @@ def launches(device: torch.device) -> bool:
         log.warning("Rules run without kernels on %s: Triton cannot launch any (%s).", device, first_line(error))
         return False
     return True
+
+
+def _table(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers on the GPU, [numbers]; those that the same stream has had copied before are there still."""
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+    return _copied(numbers, dtype, device, stream)
+
+
+@lru_cache(maxsize=64)
+def _copied(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device, stream: int | None) -> Tensor:
+    return torch.tensor(numbers, dtype=dtype, device="cpu").to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=64)

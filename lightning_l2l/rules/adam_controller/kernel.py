@@ -1,6 +1,7 @@
 """What the controller computes of whole tensors: by a kernel, in float32 on a CPU."""
 
 import ctypes
+from array import array
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,7 @@ from lightning_l2l.rules.fast.cores import map_on_cores
 SOURCE = Path(__file__).with_name("kernel.cpp")
 SUMS = {"average": 10, "multiply": 2}  # numbers of a piece that these functions add up
 PIECE = 65_536  # coordinates that are worth waking a thread
+C_TYPES: dict[str, Any] = {"q": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
 FIELDS = 9  # of a piece, as kernel.cpp has them
 
 
@@ -85,8 +87,8 @@ class KernelArithmetic(Arithmetic):
         def run(numbers: list[int], rows: ctypes.Array) -> None:
             count = len(numbers)
             states = [steps[number].state for number in numbers]
-            controls = (ctypes.c_float * (6 * count))(*chain.from_iterable([state["controls"] for state in states]))
-            t = (ctypes.c_double * count)(*[state["step"] for state in states])
+            controls = numbers_of("f", chain.from_iterable([state["controls"] for state in states]))
+            t = numbers_of("d", [state["step"] for state in states])
             self.kernel.step(count, rows, controls, t, factor, average)
 
         self._on_cores(run, steps)
@@ -130,8 +132,13 @@ def steps_due(steps: list[OneStep], due: list[bool]) -> list[int]:
 
 def integers(rows: Iterable[Iterable[int]]) -> ctypes.Array:
     """C's array of the numbers of all rows."""
-    numbers = list(chain.from_iterable(rows))
-    return (ctypes.c_int64 * len(numbers))(*numbers)
+    return numbers_of("q", chain.from_iterable(rows))
+
+
+def numbers_of(code: str, numbers: Iterable[float]) -> ctypes.Array:
+    """C's array of numbers of a type, by its code in ``array``; ctypes itself would take ten times as long."""
+    kept = array(code, list(numbers))
+    return (C_TYPES[code] * len(kept)).from_buffer(kept)
 
 
 def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel | None:

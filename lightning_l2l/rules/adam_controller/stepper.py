@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,32 +49,8 @@ class ControllerStepper(Stepper):
         state: KeptState = {name: torch.zeros_like(theta, dtype=self.dtype) for name in self._means(theta)}
         if theta.dtype != self.dtype:
             state["remainder"] = torch.zeros_like(theta, dtype=torch.int16)
-        memory = torch.zeros(MEMORY, dtype=self.dtype, device=self.device)
+        memory = torch.zeros(MEMORY, dtype=self.dtype, device="cpu")  # where the network runs
         return {**state, "memory": memory, "controls": [], "step": 0}
-
-    def fit(self, work: Sequence[Work]) -> None:
-        for theta, grad, state in work:
-            if not self._knows(theta, grad, state):
-                super().fit([(theta, grad, state)])
-                self._known[id(state)] = known(theta, state)
-
-    def _knows(self, theta: Tensor, grad: Tensor, state: KeptState) -> bool:
-        """Whether these have the form in which they were checked before: comparing addresses takes less time."""
-        if (last := self._known.get(id(state))) is None or len(state) != last.length:
-            return False
-        *tensors, controls, step = state.values()
-        shape = theta.shape
-        return (
-            last.tensors == [*map(id, tensors)]
-            and last.places == [tensor.data_ptr() for tensor in tensors]
-            and last.dtype is theta.dtype
-            and last.shape == shape
-            and grad.shape == shape
-            and theta.device == grad.device == self.device
-            and type(step) is int
-            and step > 0
-            and len(controls) == CONTROLS
-        )
 
     def holds(self, state: KeptState, theta: Tensor) -> bool:
         means, rounds = self._means(theta), theta.dtype is not self.dtype
@@ -85,7 +60,7 @@ class ControllerStepper(Stepper):
         if rounds and not lie_alike([tensors.pop()], theta, torch.int16):
             return False
         counted = type(step) is int and step >= 0 and len(controls) == (CONTROLS if step else 0)
-        remembered = memory.shape == (MEMORY,) and memory.dtype is self.dtype and memory.device == self.device
+        remembered = memory.shape == (MEMORY,) and memory.dtype is self.dtype and memory.is_cpu
         return counted and remembered and memory.is_contiguous() and lie_alike(tensors, theta, self.dtype)
 
     def adopt(self, state: KeptState, theta: Tensor) -> KeptState:
@@ -104,11 +79,7 @@ class ControllerStepper(Stepper):
 
     def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None, decay: float = 0.0) -> None:
         """Takes one step of each tensor, as in ``Stepper``; θ and its gradient are in any shape."""
-        self.fit(work)
-        steps = [
-            OneStep(opened(theta, state), ordered(grad, state), state, self._known[id(state)].kept_at)
-            for theta, grad, state in work
-        ]
+        steps = [self._one_step(*own) for own in work]
         if decay:
             torch._foreach_mul_([one.theta for one in steps], 1 - decay)
         for one in steps:
@@ -123,6 +94,25 @@ class ControllerStepper(Stepper):
     def saturated(self, state: KeptState, count: int) -> Tensor:
         """The share of four inputs that were at a bound when the network last ran, [1]; see ``at_bounds``."""
         return at_bounds(state["memory"][2:])[None]
+
+    def _one_step(self, theta: Tensor, grad: Tensor, state: KeptState) -> OneStep:
+        """Checks that these fit each other, converts the state in place if it must, and opens them for the step.
+
+        Raises:
+            InvalidInputError: they do not fit each other, or have no memory of their own.
+        """
+        known = self._known.get(id(state))
+        if known is None or not known.fits(theta, grad, state):  # comparing takes less time than checking anew
+            self.fit([(theta, grad, state)])
+            known = self._known[id(state)] = Known(theta, grad, state)
+        if not known.plain:
+            theta, grad = opened(theta, state), ordered(grad, state)
+        at_theta, at_grad = theta.data_ptr(), grad.data_ptr()
+        if not at_theta or not at_grad:  # a tensor that wraps others has no numbers of its own
+            raise InvalidInputError(
+                "a parameter or its gradient has no memory of its own: give the optimizer plain tensors."
+            )
+        return OneStep(theta, grad, state, [known.count, at_theta, at_grad, *known.kept_at])
 
     def _renew(self, steps: list[OneStep], due: list[bool]) -> None:
         """Moves all running means on, runs the network for the tensors that are due and renews their O."""
@@ -152,29 +142,50 @@ class ControllerStepper(Stepper):
         return self._features_of[shapes]
 
 
-class Known(NamedTuple):
-    """A θ and a state that were checked."""
+class Known:
+    """A θ, its gradient and its state that were checked, to compare those of later steps with.
 
-    shape: torch.Size
-    dtype: torch.dtype  # of θ
-    length: int  # of the state
-    tensors: list[int]  # the identities of those in the state, in its order
-    places: list[int]  # where they lie
-    kept_at: list[int]  # see OneStep
-
-
-def known(theta: Tensor, state: KeptState) -> Known:
-    """What to compare a θ and its state with at later steps.
+    Args:
+        theta: θ.
+        grad: its gradient.
+        state: its state.
 
     Raises:
         InvalidInputError: a tensor of the state has no memory of its own, as one that wraps others.
     """
-    *tensors, _, _ = state.values()
-    at = {name: state[name].data_ptr() for name in state if isinstance(state[name], Tensor)}
-    if theta.numel() and not all(at.values()):
-        raise InvalidInputError("the state of a parameter has no memory of its own: give the optimizer plain tensors.")
-    kept_at = [*(at[name] for name in MEANS), at.get("orthogonal", 0), at["memory"]]
-    return Known(theta.shape, theta.dtype, len(state), [*map(id, tensors)], list(at.values()), kept_at)
+
+    def __init__(self, theta: Tensor, grad: Tensor, state: KeptState) -> None:
+        *tensors, _, _ = state.values()
+        at = {name: value.data_ptr() for name, value in state.items() if isinstance(value, Tensor)}
+        if theta.numel() and not all(at.values()):
+            raise InvalidInputError(
+                "the state of a parameter has no memory of its own: give the optimizer plain tensors."
+            )
+        self.form = form_of(theta, grad)
+        self.tensors = [*map(id, tensors)]
+        self.places = [*at.values()]
+        self.kept_at = [*(at[name] for name in MEANS), at.get("orthogonal", 0), at["memory"]]  # as in OneStep's row
+        self.count = theta.numel()
+        self.plain = opened(theta, state) is theta and ordered(grad, state) is grad
+
+    def fits(self, theta: Tensor, grad: Tensor, state: KeptState) -> bool:
+        """Whether these have the form and the places in which they were checked."""
+        if len(state) != len(self.tensors) + 2:
+            return False
+        *tensors, controls, step = state.values()
+        return (
+            [*map(id, tensors)] == self.tensors
+            and [*map(Tensor.data_ptr, tensors)] == self.places
+            and form_of(theta, grad) == self.form
+            and type(step) is int
+            and step > 0
+            and len(controls) == CONTROLS
+        )
+
+
+def form_of(theta: Tensor, grad: Tensor) -> tuple:
+    """What tells whether a θ and its gradient lie as others did."""
+    return theta.shape, theta.stride(), theta.dtype, theta.device, grad.shape, grad.stride(), grad.dtype, grad.device
 
 
 def arithmetic(device: torch.device, dtype: torch.dtype) -> Arithmetic:
