@@ -297,6 +297,30 @@ def test_fit_goes_on_from_a_rule_and_the_card_says_so(fitted):
     assert "test --config quadratic.yaml --ckpt_path pretrained:second.safetensors" in text
 
 
+def test_the_mean_of_several_checkpoints_is_exported(fails):
+    for seed, name in enumerate(("first", "second", "third")):
+        fit(f"--seed_everything={seed}", f"--trainer.logger.init_args.version={name}")
+    fit("--model.rule.init_args.hidden_size=3", "--trainer.logger.init_args.version=smaller")
+    main(tiny("test", "--trainer.logger.init_args.version=first", "--ckpt_path=best"))
+    first, second, third, smaller = (
+        f"runs/quadratic/{name}/checkpoints/best.ckpt" for name in ("first", "second", "third", "smaller")
+    )
+    command = "fit --config quadratic.yaml"
+    flags = [f"--ckpt_path={first}", f"--average_with=[{second}, {third}]", "--output=mean.safetensors"]
+    main(["export", *flags, f"--command={command}"])
+    mean = load_rule("mean.safetensors").state_dict()
+    for name, value in weights(Path(first)).items():
+        values = [value, *(weights(Path(other))[name] for other in (second, third))]
+        torch.testing.assert_close(mean[name.removeprefix("rule.")], torch.stack(values).mean(0))
+    text = Path("mean.md").read_text()
+    assert f"`python -m lightning_l2l {command}`, then the mean of its weights and those of {second}, {third} |" in text
+    assert "To be written. (Run test with --ckpt_path pretrained:mean.safetensors.)" in text and "| LSTM |" not in text
+    other = ["export", f"--ckpt_path={first}", "--output=mean.safetensors"]
+    assert f"--average_with is {smaller}, whose rule has other settings" in fails(*other, f"--average_with=[{smaller}]")
+    assert "--average_with is x, but there is no such file" in fails(*other, "--average_with=[x]")
+    assert Path("mean.md").read_text() == text
+
+
 def test_groups_come_back_with_their_patterns():
     parts = {name: {"class_path": LSTM, "init_args": {"hidden_size": size}} for name, size in (("conv", 3), ("fc", 4))}
     groups = {"conv": ["conv*"], "fc": ["fc*"]}

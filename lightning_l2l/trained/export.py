@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.markdown_table import markdown_table
 from lightning_l2l.evaluation.results import NUMBERS
@@ -52,7 +55,13 @@ MIT, as the package.
 """
 
 
-def export(ckpt_path: Path, output: Path, command: str = TO_BE_WRITTEN, not_good_for: str = TO_BE_WRITTEN) -> None:
+def export(
+    ckpt_path: Path,
+    output: Path,
+    average_with: list[Path] | None = None,
+    command: str = TO_BE_WRITTEN,
+    not_good_for: str = TO_BE_WRITTEN,
+) -> None:
     """Writes the rule of a checkpoint as NAME.safetensors, and what is known about it as the model card NAME.md.
 
     ``LearnedOptimizer(params, "NAME.safetensors")`` then uses it. Seeds, data, date and the table of results come from
@@ -61,35 +70,70 @@ def export(ckpt_path: Path, output: Path, command: str = TO_BE_WRITTEN, not_good
     Args:
         ckpt_path: the checkpoint.
         output: NAME.safetensors.
+        average_with: checkpoints of other runs that began from the same weights; the rule written is the mean of all.
         command: for the card: the command that trained it, such as "fit --config mnist.yaml --data.seed 1".
         not_good_for: for the card: where it fails.
 
     Raises:
-        InvalidInputError: the checkpoint cannot be used, or the output has another suffix.
+        InvalidInputError: a checkpoint cannot be used, or does not fit the first, or the output has another suffix.
     """
     if output.suffix != ".safetensors":
         raise InvalidInputError(f"--output is {output}: give it the ending .safetensors.")
-    if not ckpt_path.is_file():
-        raise InvalidInputError(f"--ckpt_path is {ckpt_path}, but there is no such file: give a checkpoint's path.")
-    checkpoint = read_checkpoint(ckpt_path, resumes=False)
-    settings = checkpoint.get("hyper_parameters", {}).get("rule")
-    if settings is None:
-        raise InvalidInputError(
-            f"--ckpt_path is {ckpt_path}, which lacks the rule's settings: give one that fit wrote."
-        )
-    weights = checkpoint["state_dict"].items()  # of which a learner may have others beside its rule's
-    tensors = {name.removeprefix("rule."): tensor for name, tensor in weights if name.startswith("rule.")}
+    checkpoint, tensors = _read(ckpt_path, "--ckpt_path")
+    settings = checkpoint["hyper_parameters"]["rule"]
+    others = average_with or []
+    if others:
+        tensors = _mean([tensors, *(_alike(path, settings, tensors) for path in others)])
     data = checkpoint.get("datamodule_hyper_parameters", {}).get("data", {})
     write_rule(tensors, output, settings, _data(checkpoint, data))
     numbers = sum(tensor.numel() for tensor in tensors.values())
     name = output.stem if output.resolve().parent == FOLDER else output.name  # as LearnedOptimizer finds it
-    output.with_suffix(".md").write_text(_card(name, checkpoint, ckpt_path, numbers, command, not_good_for))
+    output.with_suffix(".md").write_text(_card(name, checkpoint, ckpt_path, others, numbers, command, not_good_for))
     print(f"Written: {output}, {numbers:,} numbers, and its card {output.with_suffix('.md')}")
 
 
-def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, command: str, not_good_for: str) -> str:
+def _read(path: Path, flag: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A checkpoint, and its rule's tensors by name."""
+    if not path.is_file():
+        raise InvalidInputError(f"{flag} is {path}, but there is no such file: give a checkpoint's path.")
+    checkpoint = read_checkpoint(path, resumes=False)
+    if checkpoint.get("hyper_parameters", {}).get("rule") is None:
+        raise InvalidInputError(f"{flag} is {path}, which lacks the rule's settings: give one that fit wrote.")
+    weights = checkpoint["state_dict"].items()  # of which a learner may have others beside its rule's
+    return checkpoint, {name.removeprefix("rule."): tensor for name, tensor in weights if name.startswith("rule.")}
+
+
+def _alike(path: Path, settings: Any, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose rule has these settings and tensors like these."""
+    checkpoint, tensors = _read(path, "--average_with")
+    forms = [{name: (tensor.shape, tensor.dtype) for name, tensor in each.items()} for each in (tensors, like)]
+    if checkpoint["hyper_parameters"]["rule"] != settings or forms[0] != forms[1]:
+        raise InvalidInputError(
+            f"--average_with is {path}, whose rule has other settings than that of --ckpt_path: give checkpoints of "
+            "runs with the same rule."
+        )
+    return tensors
+
+
+def _mean(rules: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of rules' weights; what is no weight is that of the first."""
+    return {
+        name: torch.stack([rule[name] for rule in rules]).mean(0) if tensor.is_floating_point() else tensor
+        for name, tensor in rules[0].items()
+    }
+
+
+def _card(
+    name: str,
+    checkpoint: dict[str, Any],
+    path: Path,
+    others: list[Path],
+    numbers: int,
+    command: str,
+    not_good_for: str,
+) -> str:
     """The model card, in Markdown."""
-    rows = _rows(path.resolve().parents[1] / "results.csv")
+    rows = [] if others else _rows(path.resolve().parents[1] / "results.csv")  # no run's test was that of a mean
     data = checkpoint.get("datamodule_hyper_parameters", {}).get("data", {})
     trained, again = command, command
     if command != TO_BE_WRITTEN:
@@ -97,6 +141,8 @@ def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, comma
         given = without_ckpt_path(shlex.split(command)[1:])
         test = shlex.join(["test", *given, *flags, "--ckpt_path", f"pretrained:{name}"])
         trained, again = f"`python -m lightning_l2l {command}`", f"```bash\npython -m lightning_l2l {test}\n```"
+    if others:
+        trained += f", then the mean of its weights and those of {', '.join(map(str, others))}"
     return CARD.format(
         title=Path(name).stem,
         name=name,
@@ -106,7 +152,7 @@ def _card(name: str, checkpoint: dict[str, Any], path: Path, numbers: int, comma
         data=_data(checkpoint, data),
         date=datetime.fromtimestamp(path.stat().st_mtime, UTC).date(),
         rule=_settings(checkpoint["hyper_parameters"]["rule"]),
-        results=_results(rows),
+        results=_results(rows, f"test with --ckpt_path pretrained:{name}" if others else "test, then export again"),
         again=again,
         not_good_for=textwrap.fill(not_good_for, 120),
     )
@@ -156,10 +202,10 @@ def _rows(path: Path) -> list[dict[str, str]]:
     return [row for row in rows if row["variant"] == rows[0]["variant"]]
 
 
-def _results(rows: list[dict[str, str]]) -> str:
-    """The table of a test, in Markdown."""
+def _results(rows: list[dict[str, str]], run: str) -> str:
+    """The table of a test, in Markdown; without one, what to run."""
     if not rows:
-        return f"{TO_BE_WRITTEN} (Run test, then export again.)"
+        return f"{TO_BE_WRITTEN} (Run {run}.)"
     tuned, accuracy = ([key] if any(row.get(key) for row in rows) else [] for key in ("tuned_with", "accuracy"))
     shown = ["rule", "learning_rate", *tuned, *NUMBERS, *accuracy]
     cells = []
