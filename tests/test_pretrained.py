@@ -339,7 +339,9 @@ def test_bad_commands_get_one_sentence(fails):
     assert "--ckpt_path is x, but there is no such file" in fails("export", "--ckpt_path=x", "--output=r.safetensors")
     assert "outptu" in fails("export", "--ckpt_path=x", "--outptu=r.safetensors")
     tiny = ["--config", "quadratic.yaml", *TINY]
-    assert "rule is nope, which is neither a file" in fails("test", *tiny, "--ckpt_path=pretrained:nope")
+    assert "--ckpt_path is pretrained:nope, which is neither a file" in fails(
+        "test", *tiny, "--ckpt_path=pretrained:nope"
+    )
     sentence = fails("test", *tiny, "--ckpt_path=pretrained:quadratic")
     assert "model.rule.init_args.hidden_size is 4, but the checkpoint was trained with 20" in sentence
     write("bare.safetensors", {}, bias=torch.zeros(2))

@@ -112,7 +112,10 @@ def read_pretrained(name: str) -> dict[str, Any]:
     Raises:
         InvalidInputError: there is none, or it cannot be used.
     """
-    settings, tensors = read_rule(name.removeprefix(PRETRAINED))
+    try:
+        settings, tensors = read_rule(name.removeprefix(PRETRAINED))
+    except InvalidInputError as error:  # it speaks of the rule that LearnedOptimizer takes
+        raise InvalidInputError(f"--ckpt_path is {PRETRAINED}{str(error).removeprefix('rule is ')}") from None
     return {
         "state_dict": {f"rule.{key}": tensor for key, tensor in tensors.items()},
         "hyper_parameters": {"rule": settings},
