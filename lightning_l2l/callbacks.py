@@ -26,10 +26,11 @@ __all__ = [  # with those that configs name by this module
 ]
 
 
-def own_callbacks() -> list[Callback]:
-    """Those of every run that have no settings."""
+def own_callbacks(progress: bool = True) -> list[Callback]:
+    """Those of every run that have no settings; a progress bar among them, unless it is not wanted."""
     resuming: list[Callback] = [SameData(), FittingOptimizers(), GivenFlags(), SpentPatience(), RandomNumbers()]
-    return [*resuming, LastCheckpoint(), Interrupt(), MetaProgressBar(), HyperparameterMetrics()]
+    shown: list[Callback] = [MetaProgressBar()] if progress else []
+    return [*resuming, LastCheckpoint(), Interrupt(), *shown, HyperparameterMetrics()]
 
 
 class AveragedWeights(EMAWeightAveraging):

@@ -24,9 +24,10 @@ from lightning_l2l.interrupts import terminable
 from lightning_l2l.learners import MetaLearner
 from lightning_l2l.learners import base as learners
 from lightning_l2l.optimizees import EpisodeDataModule
-from lightning_l2l.parser import CKPT_PATH, OneSentenceParser
+from lightning_l2l.parser import CKPT_PATH, PROGRAM, OneSentenceParser
 from lightning_l2l.rules.shaped import take_shapes
 from lightning_l2l.terminal import ending, quieten, show_log
+from lightning_l2l.trained import export
 from lightning_l2l.trained.checkpoint import (
     PRETRAINED,
     check_same_settings,
@@ -36,12 +37,10 @@ from lightning_l2l.trained.checkpoint import (
     read_pretrained,
     without_ckpt_path,
 )
-from lightning_l2l.trained.export import export
 from lightning_l2l.trained.resuming import SameData
 from lightning_l2l.trained.runs import continue_run, find_checkpoint, runs_folder
 from lightning_l2l.variants import make_variants
 
-PROGRAM = "python -m lightning_l2l"
 COMMANDS = {
     "fit": "Meta-trains an update rule, and keeps the best and the last checkpoint in the run's folder.",
     "validate": "Runs the validation episodes with a trained rule.",
@@ -157,6 +156,8 @@ class LearningToLearnCLI(LightningCLI):
             config.verbose = False  # the race's table shows everything
         if self.subcommand == "predict":
             config.return_predictions = False  # Predictions writes them batch by batch
+        if config.trainer.enable_progress_bar is False:
+            self.trainer_defaults["callbacks"] = own_callbacks(progress=False)
         for key in ("problems", "open_problems"):
             if config.benchmark[key]:
                 config.benchmark[key] = str(find_config(config.benchmark[key]))
@@ -278,10 +279,8 @@ def main(args: list[str] | None = None) -> None:
 
 def dispatch(command: str, *flags: str) -> None:
     """Runs a command."""
-    if command == "export":
-        run_export([*flags])
-    elif command == "report":
-        report.main([*flags])
+    if command in (alone := {"export": export.main, "report": report.main}):
+        alone[command]([*flags])
     elif command in (over_others := {"reference": reference.main, "seeds": seeds.main}):
         over_others[command]([*flags], run)
     else:
@@ -291,10 +290,3 @@ def dispatch(command: str, *flags: str) -> None:
 def run(arguments: list[str]) -> None:
     """Runs one of the Trainer's commands; raises ``InvalidInputError`` for bad input."""
     LearningToLearnCLI(arguments)
-
-
-def run_export(arguments: list[str]) -> None:
-    """Runs the command export, which needs no config."""
-    parser = OneSentenceParser(prog=f"{PROGRAM} export", description=(export.__doc__ or "").split("\n\n")[0])
-    parser.add_function_arguments(export, as_group=False)
-    export(**vars(parser.parse_args(arguments)))

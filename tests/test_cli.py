@@ -36,6 +36,12 @@ def test_fit_test_and_validate(capsys):
     assert "val/meta_loss" in capsys.readouterr().out
 
 
+def test_a_run_needs_no_progress_bar(capsys):
+    fit("--trainer.enable_progress_bar=false")
+    assert "meta_loss" not in capsys.readouterr().err
+    assert (RUN / "checkpoints" / "best.ckpt").is_file()
+
+
 def test_the_same_seed_gives_the_same_run_bit_for_bit():
     for _ in range(2):
         fit(config="mnist.yaml")

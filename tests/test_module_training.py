@@ -326,6 +326,7 @@ def test_an_npz_keeps_its_rows_together():
         ({"x_train": np.array([["a"] * 3] * 24), "x_test": np.array([["a"] * 3] * 12)}, "save integers or floating"),
         ({"x_test": np.full((12, 3), np.nan)}, "x_test has numbers that are not finite"),
         ({"x_train": np.full((24, 3), 1e300)}, "x_train has numbers that are not finite in float32"),
+        ({"x_train": np.full((24, 3), np.inf, np.float16)}, "x_train has numbers that are not finite in float32"),
         (
             {"y_train": np.full((24, 1), 2**63, np.uint64), "y_test": np.zeros((12, 1), np.uint64)},
             "y_train has numbers above 9223372036854775807",

@@ -204,8 +204,21 @@ def test_without_weights_the_error_says_what_to_do(monkeypatch, tmp_path, fails)
         monkeypatch.setattr(weights.value, "url", url)
         vgg.torchvision_weights.cache_clear()
         sentence = fails("fit", "--config", "neural_art.yaml", *TINY_ART, "--data.features=auto")
+        paint = ["predict", "--config", "neural_art.yaml", "--ckpt_path=pretrained:neural_art"]
+        picture = fails(*paint, "--data.features=auto", "--data.predict=nope.jpg")
     assert "data.features is auto, but VGG16's weights could not be loaded" in sentence
-    assert "data.features=random" in sentence
+    assert "data.features=random" in sentence and sentence.rstrip().endswith("checkpoints.")  # nothing is cut
+    assert "data.predict is nope.jpg" in picture  # which is found out before weights are fetched
+
+
+def test_weights_that_are_not_finite_are_refused():
+    state = vgg.VGG().state_dict()
+    state["features.0.bias"][0] = torch.inf
+    torch.save(state, "vgg16.pth")
+    with pytest.raises(
+        InvalidInputError, match=r"vgg16\.pth, in which features\.0\.bias has numbers that are not finite"
+    ):
+        load_vgg("vgg16.pth")
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK", "I;16"])

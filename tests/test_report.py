@@ -203,6 +203,7 @@ def test_bad_flags_get_one_sentence(fails, capsys):
     for name in ("no.csv", "binary.csv", "empty.csv"):
         assert f"--results is {name}, which is no results.csv" in fails("report", "--results", name, "--output", "r.md")
     assert "there is no such file" in fails("report", "--results", "nope/*.csv", "--output", "r.md")
+    assert "--results is ., which is a folder" in fails("report", "--results", ".", "--output", "r.md")
     assert "--outptu" in fails("report", "--results", "no.csv", "--output", "r.md", "--outptu=r.md")
     assert "--output" in fails("report", "--results", "no.csv")
     with pytest.raises(SystemExit) as stopped:

@@ -85,8 +85,9 @@ def main(arguments: list[str]) -> None:
 
 def _found(pattern: str) -> list[Path]:
     paths = [Path(path) for path in sorted(glob(pattern, recursive=True))] or [Path(pattern)]
-    if not paths[0].is_file():
-        raise InvalidInputError(f"--results is {pattern}, but there is no such file: give results.csv files of tests.")
+    if other := [path for path in paths if not path.is_file()]:
+        what = "which is a folder" if other[0].is_dir() else "but there is no such file"
+        raise InvalidInputError(f"--results is {other[0]}, {what}: give results.csv files of tests.")
     return paths
 
 

@@ -133,7 +133,9 @@ class NeuralArt(EpisodeDataModule):
         self._losses: dict[int, ArtLoss] = {}  # for the most recent size
 
     def prepare_data(self) -> None:
-        """Fetches torchvision's weights, in one process."""
+        """Fetches torchvision's weights, in one process, if the pictures to paint can be read."""
+        if self.trainer is not None and self.trainer.predicting:
+            self._check_own_pictures()
         if self.features == "auto":
             torchvision_weights()
 
@@ -223,9 +225,8 @@ class NeuralArt(EpisodeDataModule):
         """The pictures of ``predict``, one at a time, since each may have another size."""
         if self.predict is None:
             return super().predict_dataloader()
+        self._check_own_pictures()  # before the first is painted
         paths = self._own_pictures
-        for path in paths:  # before the first is painted
-            open_picture(path, self._subject(path), SMALLEST).close()
         collate = partial(self._collate_own, paths)
         return EpisodeLoader(range(len(paths)), batch_size=1, collate_fn=collate)  # type: ignore[arg-type]
 
@@ -242,6 +243,10 @@ class NeuralArt(EpisodeDataModule):
         assert self.predict is not None
         path = Path(self.predict)
         return pictures_in(path, f"data.predict is {path}, which") if path.is_dir() else [path]
+
+    def _check_own_pictures(self) -> None:
+        for path in self._own_pictures if self.predict is not None else ():
+            open_picture(path, self._subject(path), SMALLEST).close()
 
     def _subject(self, path: Path) -> str:
         return f"data.predict is {self.predict}, where {path.name}"

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.markdown_table import markdown_table
 from lightning_l2l.evaluation.results import NUMBERS
+from lightning_l2l.parser import PROGRAM, OneSentenceParser
 from lightning_l2l.rules.files import FOLDER, PRETRAINED, write_rule
 from lightning_l2l.trained.checkpoint import read_checkpoint, without_ckpt_path
 from lightning_l2l.yaml_files import read_yaml
@@ -217,3 +218,10 @@ def _results(rows: list[dict[str, str]], run: str) -> str:
     title = f"Mean loss over {rows[0]['episodes']} fresh episodes of {rows[0]['horizon']} steps, of the rule and of "
     table = markdown_table(shown, cells, left=len(shown))
     return f"{title}baselines with tuned learning rates{ends}.\n\n{table}"
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command."""
+    parser = OneSentenceParser(prog=f"{PROGRAM} export", description=(export.__doc__ or "").split("\n\n")[0])
+    parser.add_function_arguments(export, as_group=False)
+    export(**vars(parser.parse_args(arguments)))

@@ -13,6 +13,7 @@ from torchvision.models import VGG16_Weights
 from lightning_l2l.errors import InvalidInputError, first_line
 from lightning_l2l.optimizees.sources.downloads import downloading
 from lightning_l2l.optimizees.sources.npz import read_npz
+from lightning_l2l.rules.files import check_finite
 
 # channels of conv1_1 to conv3_3, by torchvision's numbers of the layers; pooling comes before 5 and 10
 LAYERS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256)}
@@ -95,6 +96,7 @@ def load_vgg(features: str) -> VGG:
             f"data.features is {features}, which {reason}: give auto, random, the file of torchvision's vgg16, or an "
             ".npz of its first layers."
         ) from e
+    check_finite(state, f"data.features is {features}")
     for name, tensor in VGG().state_dict().items():
         found = tuple(state[name].shape) if name in state else None
         if found != tuple(tensor.shape):
@@ -134,8 +136,7 @@ def torchvision_weights() -> dict[str, Tensor]:
             state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise InvalidInputError(
-            f"data.features is auto, but VGG16's weights could not be loaded ({first_line(error)}): put "
-            f"{weights.url} into {folder}, or give the path of a file with data.features, or data.features=random to "
-            "try without training."
+            f"data.features is auto, but VGG16's weights could not be loaded ({first_line(error)[:60]}): give "
+            f"data.features=random, or a file's path, or put {weights.url} into {folder}."
         ) from error
     return {name: state[name].clone() for name in VGG().state_dict()}

@@ -58,7 +58,9 @@ def read_npz(
 
 def _check_finite(arrays: dict[str, np.ndarray], subject: str) -> None:
     for key, array in arrays.items():
-        if array.dtype.kind == "f" and array.size and not (array.min() >= -LARGEST and array.max() <= LARGEST):
+        if array.dtype.kind != "f" or not array.size:
+            continue
+        if not (float(array.min()) >= -LARGEST and float(array.max()) <= LARGEST):  # float16 has no such number
             raise InvalidInputError(f"{subject} {key} has numbers that are not finite in float32: fix them.")
 
 
