@@ -250,13 +250,13 @@ class LearnedOptimizer(WatchedOptimizer):
     ) -> None:
         """Steps units of a group, most of them in place and in one call."""
         at_once: dict[Stepper, list[Work]] = {}
-        factor, decay = float(group["lr"]) * group["scale"] * share, float(group["lr"]) * group["weight_decay"]
+        factor, decay = float(group["lr"]) * float(group["scale"]) * share, float(group["lr"]) * group["weight_decay"]
         for unit, stepper in units:
             first = unit.first
-            simple = stepper.keeps_shapes or (len(unit.params) == 1 and first.is_contiguous())
             if stepper.keeps_shapes:
-                vector, grad = first, cast(Tensor, first.grad)
+                simple, vector, grad = True, first, cast(Tensor, first.grad)
             else:
+                simple = len(unit.params) == 1 and first.is_contiguous()
                 vector, grad = flat([first.detach()] if simple else unit.params), flat(unit.gradients())
             if not (state := self.state[first]):
                 state.update(stepper.init(vector))

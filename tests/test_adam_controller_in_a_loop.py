@@ -176,6 +176,15 @@ def test_a_frozen_tensor_stays_out_and_one_thawed_late_begins_at_its_first_step(
     assert optimizer.state[model[2].weight]["step"] == 7
 
 
+def test_a_scale_may_be_any_number(any_way):
+    rule, model = controller(0.1), network()
+    optimizer = LearnedOptimizer(model.parameters(), rule, scale=torch.tensor(0.5))
+    train(model, optimizer, range(5))
+    want = network()
+    train(want, LearnedOptimizer(want.parameters(), rule, scale=0.5), range(5))
+    assert torch.equal(theta(model), theta(want))
+
+
 @pytest.mark.parametrize("other", ["kernel", "triton"])
 def test_every_way_takes_the_same_steps_where_clocks_differ(other, monkeypatch):
     rule, ends = controller(0.1), []

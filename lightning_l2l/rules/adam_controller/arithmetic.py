@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_l2l.rules.adam_controller.orthogonal import matrix_shape, orthogonalize_
 from lightning_l2l.rules.adam_controller.statistics import (
+    MEMORY,
     Means,
     Memory,
     Sizes,
@@ -121,19 +122,24 @@ class Arithmetic:
         Returns:
             The inputs of those that are due, [due, 22], and what the outputs refer to.
         """
-        sums, products = self.gathered(steps, sums)
-        kept = torch.stack([one.state["memory"] for one in steps])
+        sums, products, kept = self.gathered(steps, sums)
         rows = torch.tensor(due, device="cpu")
         t, counts = kept.new_tensor([(one.state["step"], one.theta.numel()) for one in steps])[rows].unbind(1)
         last = Memory(kept[rows, 0], kept[rows, 1], kept[rows, 2:])
         memory, own, sizes = remember(tensor_means(sums[rows], products[rows], counts), last, t, every)
         kept[rows] = torch.cat([memory.agreement[:, None], memory.reference[:, None], memory.shared], 1)
-        torch._foreach_copy_([one.state["memory"] for one in steps], list(kept.unbind()))
+        self.keep(steps, kept)
         return features(memory.shared, kept[:, 2:].mean(0, keepdim=True), own, shapes[rows], t), sizes
 
     def gathered(self, steps: list[OneStep], sums: Tensor) -> Sequence[Tensor]:
-        """Sums [tensors, 10] and products [tensors, 2] on the CPU."""
-        return torch.cat([sums, self.products(steps)], 1).cpu().split([10, 2], 1)
+        """Sums [tensors, 10] and products [tensors, 2] on the CPU, and what is remembered, [tensors, 8]."""
+        remembered = torch.stack([one.state["memory"] for one in steps])
+        return torch.cat([sums, self.products(steps), remembered], 1).cpu().split([10, 2, MEMORY], 1)
+
+    def keep(self, steps: list[OneStep], remembered: Tensor) -> None:
+        """Renews what is remembered, [tensors, 8]."""
+        memories = [one.state["memory"] for one in steps]
+        torch._foreach_copy_(memories, list(remembered.to(memories[0].device, non_blocking=True).unbind()))
 
     def products(self, steps: list[OneStep]) -> Tensor:
         """The sums of each tensor's O² and m₉ · O, [tensors, 2]; zeros for a vector."""

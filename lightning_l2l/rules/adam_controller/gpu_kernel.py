@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache, lru_cache
-from itertools import chain
 from typing import Any
 
 import torch
@@ -79,8 +78,11 @@ def _means(rows, tensor, offsets, exists, grad, averages: tl.constexpr):
 
 @triton.jit
 def _bias_correction(t, LOG: tl.constexpr):
-    """1 − βᵗ, by the logarithm of β."""
-    return 1 - tl.exp(t.to(tl.float64) * LOG)
+    """1 − βᵗ, by the logarithm of β, and by its series where a difference would lose digits."""
+    x = t.to(tl.float32) * LOG  # many GPUs are slow in float64
+    series = 1 + x / 5 * (1 + x / 6 * (1 + x / 7 * (1 + x / 8)))
+    series = -x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * series)))
+    return tl.where(x > -0.5, series, 1 - tl.exp(x))
 
 
 @triton.jit(do_not_specialize=["t"])
@@ -94,11 +96,10 @@ def _step(rows, blocks, counts, controls, ahead, t, factor, averages: tl.constex
     b9, b99, b999 = _bias_correction(own_t, LOG9), _bias_correction(own_t, LOG99), _bias_correction(own_t, LOG999)
     root = tl.sqrt(b999)
     of = controls + tensor * CONTROLS
-    direction = tl.load(of) * m9 + (tl.load(of + 1) * b9).to(tl.float32) * grad
-    direction += (tl.load(of + 2) * (b9 / b99)).to(tl.float32) * m99
-    mixed = v999 + tl.load(of + 3) * ((b999 / b99).to(tl.float32) * v99 - v999)
-    below = tl.sqrt(tl.maximum(mixed, SMALLEST)) + (tl.load(of + 4) * root).to(tl.float32)
-    theta = tl.load(at_theta, exists, 0.0) - (factor * root / b9).to(tl.float32) * direction / below
+    direction = tl.load(of) * m9 + tl.load(of + 1) * b9 * grad + tl.load(of + 2) * (b9 / b99) * m99
+    mixed = v999 + tl.load(of + 3) * (b999 / b99 * v99 - v999)
+    below = tl.sqrt(tl.maximum(mixed, SMALLEST)) + tl.load(of + 4) * root
+    theta = tl.load(at_theta, exists, 0.0) - factor * root / b9 * direction / below
     if tl.load(rows + tensor * ROW + 6) != 0:
         theta -= factor * tl.load(of + 5) * tl.load(_at(rows, tensor, 6, offsets), exists, 0.0)
     tl.store(at_theta, theta, exists)
@@ -156,6 +157,7 @@ class GpuArithmetic(Arithmetic):
     """All tensors by one launch of each kernel, and all that belongs to O by one launch of a CUDA graph."""
 
     def __init__(self) -> None:
+        self.tables: dict[tuple, tuple[list, Tensor]] = {}  # numbers of a row for each tensor, here and on the GPU
         self.recordings: dict[tuple, CudaGraph] = {}
         self.seen: Counter[tuple] = Counter()
         self.kernel = kernel_for(torch.device("cpu"), torch.float32)
@@ -165,13 +167,12 @@ class GpuArithmetic(Arithmetic):
 
     def step(self, steps: list[OneStep], factor: float, average: bool) -> None:
         blocks, counts, _ = self._blocks(steps)
-        device, t = counts.device, steps[0].state["step"]
-        controls = _table(tuple(chain.from_iterable([one.state["controls"] for one in steps])), torch.float32, device)
-        ahead = _table(tuple([one.state["step"] - t for one in steps]), torch.int64, device)
-        with _on(device):
-            _step[(len(blocks),)](
-                self._rows(steps), blocks, counts, controls, ahead, t, factor, averages=average, BLOCK=BLOCK
-            )
+        t = steps[0].state["step"]
+        controls = self._table(steps, [[*one.state["controls"]] for one in steps], torch.float32)
+        ahead = self._table(steps, [[one.state["step"] - t] for one in steps], torch.int64)
+        rows = self._rows(steps)
+        with _on(counts.device):
+            _step[(len(blocks),)](rows, blocks, counts, controls, ahead, t, factor, averages=average, BLOCK=BLOCK)
         torch.autograd.graph.increment_version([one.theta for one in steps])  # overwritten behind autograd's back
 
     def products(self, steps: list[OneStep]) -> Tensor:
@@ -198,9 +199,12 @@ class GpuArithmetic(Arithmetic):
     ) -> tuple[Tensor, Sizes]:
         if self.kernel is None:
             return super().describe(steps, due, sums, shapes, every)
-        sums, products = (part.double().contiguous() for part in self.gathered(steps, sums))
-        rows = integers([one.row for one in steps])  # of which it reads the numbers of coordinates and the memories
-        return self.kernel.described(steps_due(steps, due), rows, sums, products, shapes, every)
+        sums, products, kept = (part.contiguous() for part in self.gathered(steps, sums))
+        rows = [[one.row[0], *[0] * 7, row.data_ptr()] for one, row in zip(steps, kept, strict=True)]
+        numbers = integers(rows), sums.double(), products.double()
+        described = self.kernel.described(steps_due(steps, due), *numbers, shapes, every)
+        self.keep(steps, kept)
+        return described
 
     def _sums(self, kernel: Any, steps: list[OneStep]) -> Tensor:
         """Sums over each tensor, [tensors, 16]."""
@@ -213,9 +217,19 @@ class GpuArithmetic(Arithmetic):
         return totals
 
     def _rows(self, steps: list[OneStep]) -> Tensor:
-        """The addresses of each tensor's parts, [tensors · 8]; they are often those of the last step."""
-        addresses = tuple(chain.from_iterable([one.row[1:] for one in steps]))
-        return _table(addresses, torch.int64, steps[0].theta.device)
+        """The addresses of each tensor's parts, [tensors, 8]; they are often those of the last step."""
+        return self._table(steps, [one.row[1:] for one in steps], torch.int64)
+
+    def _table(self, steps: list[OneStep], numbers: list[list], dtype: torch.dtype) -> Tensor:
+        """A row of numbers for each tensor, on the GPU; they are copied to it if they have changed since last time."""
+        device = steps[0].theta.device
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+        key = id(steps[0].state), len(steps), len(numbers[0]), stream
+        last, table = self.tables.get(key, ([], None))
+        if table is None or numbers != last:
+            table = torch.tensor(numbers, dtype=dtype, device="cpu").to(device, non_blocking=True)
+            self.tables[key] = numbers, table
+        return table
 
     def _blocks(self, steps: list[OneStep]) -> tuple[Tensor, Tensor, Tensor]:
         return _blocks_of(tuple(one.theta.numel() for one in steps), BLOCK, steps[0].theta.device)
@@ -248,17 +262,6 @@ def launches(device: torch.device) -> bool:
         log.warning("Rules run without kernels on %s: Triton cannot launch any (%s).", device, first_line(error))
         return False
     return True
-
-
-def _table(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers on the GPU, [numbers]; those that the same stream has had copied before are there still."""
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
-    return _copied(numbers, dtype, device, stream)
-
-
-@lru_cache(maxsize=64)
-def _copied(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device, stream: int | None) -> Tensor:
-    return torch.tensor(numbers, dtype=dtype, device="cpu").to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=64)

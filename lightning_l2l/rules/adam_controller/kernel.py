@@ -136,7 +136,7 @@ def integers(rows: Iterable[Iterable[int]]) -> ctypes.Array:
 
 
 def numbers_of(code: str, numbers: Iterable[float]) -> ctypes.Array:
-    """C's array of numbers of a type, by its code in ``array``; ctypes itself would take ten times as long."""
+    """C's array of numbers of a type, by its code in ``array``; ctypes itself would take several times as long."""
     kept = array(code, list(numbers))
     return (C_TYPES[code] * len(kept)).from_buffer(kept)
 

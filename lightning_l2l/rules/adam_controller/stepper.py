@@ -49,7 +49,7 @@ class ControllerStepper(Stepper):
         state: KeptState = {name: torch.zeros_like(theta, dtype=self.dtype) for name in self._means(theta)}
         if theta.dtype != self.dtype:
             state["remainder"] = torch.zeros_like(theta, dtype=torch.int16)
-        memory = torch.zeros(MEMORY, dtype=self.dtype, device="cpu")  # where the network runs
+        memory = torch.zeros(MEMORY, dtype=self.dtype, device=self.device)
         return {**state, "memory": memory, "controls": [], "step": 0}
 
     def holds(self, state: KeptState, theta: Tensor) -> bool:
@@ -60,7 +60,7 @@ class ControllerStepper(Stepper):
         if rounds and not lie_alike([tensors.pop()], theta, torch.int16):
             return False
         counted = type(step) is int and step >= 0 and len(controls) == (CONTROLS if step else 0)
-        remembered = memory.shape == (MEMORY,) and memory.dtype is self.dtype and memory.is_cpu
+        remembered = memory.shape == (MEMORY,) and memory.dtype is self.dtype and memory.device == self.device
         return counted and remembered and memory.is_contiguous() and lie_alike(tensors, theta, self.dtype)
 
     def adopt(self, state: KeptState, theta: Tensor) -> KeptState:
@@ -105,10 +105,10 @@ class ControllerStepper(Stepper):
         if known is None or not known.fits(theta, grad, state):  # comparing takes less time than checking anew
             self.fit([(theta, grad, state)])
             known = self._known[id(state)] = Known(theta, grad, state)
-        if not known.plain:
+        if not known.as_they_are:
             theta, grad = opened(theta, state), ordered(grad, state)
         at_theta, at_grad = theta.data_ptr(), grad.data_ptr()
-        if not at_theta or not at_grad:  # a tensor that wraps others has no numbers of its own
+        if known.count and not (at_theta and at_grad):  # a tensor that wraps others has no numbers of its own
             raise InvalidInputError(
                 "a parameter or its gradient has no memory of its own: give the optimizer plain tensors."
             )
@@ -166,10 +166,10 @@ class Known:
         self.places = [*at.values()]
         self.kept_at = [*(at[name] for name in MEANS), at.get("orthogonal", 0), at["memory"]]  # as in OneStep's row
         self.count = theta.numel()
-        self.plain = opened(theta, state) is theta and ordered(grad, state) is grad
+        self.as_they_are = opened(theta, state) is theta and ordered(grad, state) is grad  # they need no copies
 
     def fits(self, theta: Tensor, grad: Tensor, state: KeptState) -> bool:
-        """Whether these have the form and the places in which they were checked."""
+        """Whether all have the form in which they were checked, and the state its places."""
         if len(state) != len(self.tensors) + 2:
             return False
         *tensors, controls, step = state.values()

@@ -68,7 +68,7 @@ class Stepper:
         }
 
     def joined(self, tensors: list[Tensor]) -> Tensor:
-        """Parameters that are stepped as one, or their gradients, as ``step`` takes them."""
+        """Parameters that are stepped as one, as ``step`` takes them."""
         return tensors[0] if self.keeps_shapes else flat(tensors)
 
     def init(self, theta: Tensor) -> KeptState:
