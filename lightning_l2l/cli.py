@@ -24,9 +24,9 @@ from lightning_l2l.interrupts import terminable
 from lightning_l2l.learners import MetaLearner
 from lightning_l2l.learners import base as learners
 from lightning_l2l.optimizees import EpisodeDataModule
-from lightning_l2l.parser import CKPT_PATH, PROGRAM, OneSentenceParser
+from lightning_l2l.parser import CKPT_PATH, OneSentenceParser
 from lightning_l2l.rules.shaped import take_shapes
-from lightning_l2l.terminal import ending, quieten, show_log
+from lightning_l2l.terminal import PROGRAM, ending, quieten, show_log
 from lightning_l2l.trained import export
 from lightning_l2l.trained.checkpoint import (
     PRETRAINED,

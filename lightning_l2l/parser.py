@@ -24,7 +24,6 @@ def _load_within_limits(text: str) -> Any:
 set_loader("yaml", _load_within_limits, (yaml.YAMLError,))
 
 
-PROGRAM = "python -m lightning_l2l"
 CKPT_PATH = (
     "A path; best or last, of the run with the highest number that has one; or pretrained:NAME, a rule of this package "
     "or an exported file. fit goes on with a run, but begins a new one from a pretrained rule."

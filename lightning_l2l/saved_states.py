@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_l2l.errors import InvalidInputError
-from lightning_l2l.rules.fast.stepper import KeptState, Stepper
+from lightning_l2l.rules.fast.stepper import KeptState, Stepper, flat
 from lightning_l2l.rules.identity import identity, same
 from lightning_l2l.units import Unit, Units
 
@@ -98,10 +98,11 @@ def adopted(
                 f"loaded state dict has a state of a parameter of shape {shape}, but the one here has {list(p.shape)}"
             )
     stepper = units.stepper(unit, state)
+    theta = unit.first if stepper.keeps_shapes else flat(unit.params)
     if not all(value.isfinite().all() for value in found.values() if isinstance(value, Tensor)):
         raise ValueError("loaded state dict has a state with numbers that are not finite: give another one")
     try:
-        return stepper.adopt(_joined_rows(found, stepper), stepper.joined(unit.params).detach())
+        return stepper.adopt(_joined_rows(found, stepper), theta.detach())
     except InvalidInputError as error:
         raise ValueError(f"loaded state dict has a state that does not fit: {error}") from error
 

@@ -13,6 +13,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_l2l.errors import InvalidInputError, first_line
 
+PROGRAM = "python -m lightning_l2l"
 LONGEST = 280  # characters of a sentence, with "error: " before it less than 300
 LONGEST_WORD = 80
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # what a user's input is not to blame for
@@ -32,7 +33,7 @@ class ShortParser(argparse.ArgumentParser):
 
     def __init__(self, command: str, does: str | None) -> None:
         description = "\n\n".join((does or "").split("\n\n")[:2])
-        super().__init__(f"python -m lightning_l2l {command}", description=description, allow_abbrev=False)
+        super().__init__(f"{PROGRAM} {command}", description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Raises ``InvalidInputError``, which the command line prints."""

@@ -14,8 +14,9 @@ from torch import Tensor
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.markdown_table import markdown_table
 from lightning_l2l.evaluation.results import NUMBERS
-from lightning_l2l.parser import PROGRAM, OneSentenceParser
-from lightning_l2l.rules.files import FOLDER, PRETRAINED, write_rule
+from lightning_l2l.parser import OneSentenceParser
+from lightning_l2l.rules.files import FOLDER, PRETRAINED, described, write_rule
+from lightning_l2l.terminal import PROGRAM
 from lightning_l2l.trained.checkpoint import read_checkpoint, without_ckpt_path
 from lightning_l2l.yaml_files import read_yaml
 
@@ -107,8 +108,7 @@ def _read(path: Path, flag: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _alike(path: Path, settings: Any, like: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a checkpoint whose rule has these settings and tensors like these."""
     checkpoint, tensors = _read(path, "--average_with")
-    forms = [{name: (tensor.shape, tensor.dtype) for name, tensor in each.items()} for each in (tensors, like)]
-    if checkpoint["hyper_parameters"]["rule"] != settings or forms[0] != forms[1]:
+    if checkpoint["hyper_parameters"]["rule"] != settings or described(tensors) != described(like):
         raise InvalidInputError(
             f"--average_with is {path}, whose rule has other settings than that of --ckpt_path: give checkpoints of "
             "runs with the same rule."
@@ -141,7 +141,7 @@ def _card(
         flags = _run_flags(rows[0], data.get("init_args", {})) if rows else []
         given = without_ckpt_path(shlex.split(command)[1:])
         test = shlex.join(["test", *given, *flags, "--ckpt_path", f"pretrained:{name}"])
-        trained, again = f"`python -m lightning_l2l {command}`", f"```bash\npython -m lightning_l2l {test}\n```"
+        trained, again = f"`{PROGRAM} {command}`", f"```bash\n{PROGRAM} {test}\n```"
     if others:
         trained += f", then the mean of its weights and those of {', '.join(map(str, others))}"
     return CARD.format(

@@ -67,10 +67,6 @@ class Stepper:
             if isinstance(value, Tensor) and name not in self.per_coordinate
         }
 
-    def joined(self, tensors: list[Tensor]) -> Tensor:
-        """Parameters that are stepped as one, as ``step`` takes them."""
-        return tensors[0] if self.keeps_shapes else flat(tensors)
-
     def init(self, theta: Tensor) -> KeptState:
         """Returns the state before the first step from θ, [P]."""
         kept: KeptState = {}
