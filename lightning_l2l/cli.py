@@ -247,7 +247,7 @@ class LearningToLearnCLI(LightningCLI):
             print(f"There is no best checkpoint: no validation after a meta-step found a finite {best.monitor}.")
         path, uv = os.path.relpath(kept), "uv run " * ("UV_RUN_RECURSION_DEPTH" in os.environ)
         flags = shlex.join(without_ckpt_path(self.arguments[1:]))
-        do, command = f"Race the learned rule with {which} against the tuned baselines", f"test {flags}"
+        do, command = f"Test the learned rule with {which}", f"test {flags}"
         if comparison_of(self.trainer).alone and learners.rule_of(self.model):
             do, command = f"Export the learned rule with {which}", "export --output mine.safetensors"
         print(f"{do} with\n  {uv}{PROGRAM} {command} --ckpt_path {path}")

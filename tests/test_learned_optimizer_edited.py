@@ -137,6 +137,26 @@ def test_controls_that_do_not_fit_the_step_are_refused(key, value):
         optimizer.step()
 
 
+@pytest.mark.parametrize("negated", ["parameter", "gradient"])
+def test_a_pending_negation_is_seen(rule, negated):
+    """PyTorch may keep the opposite numbers and a note of it, as in the imaginary part of a conjugate."""
+
+    def put(numbers: torch.Tensor, as_negation: bool) -> torch.Tensor:
+        return torch._neg_view(-numbers) if as_negation else numbers
+
+    torch.manual_seed(1)
+    start, gradients, ends = torch.randn(40, 30), torch.randn(6, 40, 30), []
+    for of in ("nothing", negated):
+        p = nn.Parameter(put(start.clone(), of == "parameter"))
+        optimizer = LearnedOptimizer([p], rule)
+        for grad in gradients:
+            p.grad = put(grad, of == "gradient")
+            assert p.is_neg() == (of == "parameter") and p.grad.is_neg() == (of == "gradient")
+            optimizer.step()
+        ends.append(p.detach().resolve_neg().contiguous())
+    torch.testing.assert_close(*ends)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_model_that_is_cast_in_the_middle_keeps_its_state(rule, dtype):
     p, optimizer = stepped(rule)

@@ -185,7 +185,8 @@ class Known:
 
 def form_of(theta: Tensor, grad: Tensor) -> tuple:
     """What tells whether a θ and its gradient lie as others did."""
-    return theta.shape, theta.stride(), theta.dtype, theta.device, grad.shape, grad.stride(), grad.dtype, grad.device
+    of_theta = theta.shape, theta.stride(), theta.dtype, theta.device, theta.is_neg()
+    return *of_theta, grad.shape, grad.stride(), grad.dtype, grad.device, grad.is_neg()
 
 
 def arithmetic(device: torch.device, dtype: torch.dtype) -> Arithmetic:
@@ -207,8 +208,8 @@ def opened(theta: Tensor, state: KeptState) -> Tensor:
 
 
 def ordered(tensor: Tensor, state: KeptState) -> Tensor:
-    """A tensor in the type and order of the state."""
-    same = tensor.dtype == state["m9"].dtype and tensor.stride() == state["m9"].stride()
+    """A tensor in the type and order of the state, its numbers as they lie in memory."""
+    same = tensor.dtype == state["m9"].dtype and tensor.stride() == state["m9"].stride() and not tensor.is_neg()
     return tensor if same else torch.empty_like(state["m9"]).copy_(tensor)
 
 

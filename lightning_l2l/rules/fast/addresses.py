@@ -12,14 +12,14 @@ def address(tensor: Tensor, count: int, dtype: torch.dtype = torch.float32) -> i
     """The address of a tensor's numbers, which must stay alive while it is used.
 
     Args:
-        tensor: contiguous, on the CPU.
+        tensor: contiguous, on the CPU, without a pending negation (``Tensor.is_neg``).
         count: how many numbers a kernel will read or write there.
         dtype: their type.
 
     Raises:
         InvalidInputError: the tensor is another one.
     """
-    plain = tensor.dtype is dtype and tensor.is_cpu and tensor.layout is torch.strided
+    plain = tensor.dtype is dtype and tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_neg()
     if plain and tensor.numel() == count and tensor.is_contiguous():
         place = tensor.data_ptr()
         if place or not count:  # a tensor that wraps others has no numbers of its own

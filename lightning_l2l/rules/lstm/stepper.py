@@ -40,7 +40,7 @@ class CompiledStepper(Stepper):
         self.fit(work)
         direct = []
         for theta, grad, state in work:
-            if theta.dtype == grad.dtype == self.dtype:
+            if theta.dtype == grad.dtype == self.dtype and not (theta.is_neg() or grad.is_neg()):
                 if decay:
                     theta.mul_(1 - decay)
                 direct.append((theta, grad, self._opened(state)))
@@ -51,7 +51,8 @@ class CompiledStepper(Stepper):
                 computed = theta[part].to(self.dtype) * (1 - decay)
                 own = slice(part.start // width, -(-part.stop // width))
                 blocks = BlockState(*(tensor[own] for tensor in self._opened(state)))
-                self.kernel.optimize(self.parameters, [(computed, grad[part].to(self.dtype), blocks)], factor)
+                numbers = grad[part].to(self.dtype).resolve_neg()
+                self.kernel.optimize(self.parameters, [(computed, numbers, blocks)], factor)
                 theta[part] = computed  # rounded once
         if direct:
             self.kernel.optimize(self.parameters, direct, factor)
