@@ -29,9 +29,10 @@ class LearnedOptimizer(WatchedOptimizer):
 
     A coordinatewise rule, such as the paper's LSTM, steps each parameter tensor by itself. ``AdamController`` steps
     each tensor by features of its own and their means over all tensors of the param group, so the division into groups
-    matters. Any other rule sees all parameters of a param group as one vector, and their shapes; a parameter without a
-    gradient has a zero gradient in it and does not move. A rule that sees the loss needs ``step(closure)``. A rule with
-    a learned start needs ``start()`` before the first gradient.
+    matters. Tensors on another device, and those in float64 among others, have means of their own. Any other rule sees
+    all parameters of a param group as one vector, and their shapes; a parameter without a gradient has a zero gradient
+    in it and does not move. A rule that sees the loss needs ``step(closure)``. A rule with a learned start needs
+    ``start()`` before the first gradient.
 
     **Gradients.** Parameters whose ``grad`` is None are skipped, and keep their state. If the sum of the squares of any
     parameter's gradient is not finite (its norm is above 1.8e19 in float32), or a group's ``lr`` has become NaN or
@@ -65,10 +66,10 @@ class LearnedOptimizer(WatchedOptimizer):
         params: parameters, named parameters or param groups, as every optimizer of ``torch.optim`` takes them. A group
             may have a ``rule``, ``lr``, ``scale`` and ``weight_decay`` of its own.
         rule: the name of a trained rule in this package: ``everyday`` is for networks of many kinds, the others are for
-            the paper's problems. Or an ``UpdateRule``; or the path of a file that ``python -m lightning_l2l export`` or
-            ``lightning_l2l.pretrained.save_rule`` wrote. A ``Grouped`` rule chooses a parameter's rule by its name if
-            ``params`` is ``model.named_parameters()``; otherwise each group names one of its rules:
-            ``{"params": ..., "rule": "conv"}``.
+            the paper's problems. Or an ``UpdateRule``, which must not change afterwards; or the path of a file that
+            ``python -m lightning_l2l export`` or ``lightning_l2l.pretrained.save_rule`` wrote. A ``Grouped`` rule
+            chooses a parameter's rule by its name if ``params`` is ``model.named_parameters()``; otherwise each group
+            names one of its rules: ``{"params": ..., "rule": "conv"}``.
         lr: factor of every step, which learning-rate schedulers change; 1 takes the steps as learned.
         scale: a further factor, which schedulers leave alone.
         weight_decay: λ, the part of θ that each step at lr = 1 removes. It is removed before the rule's step, which
@@ -151,7 +152,7 @@ class LearnedOptimizer(WatchedOptimizer):
             RuntimeError: a gradient is sparse, a rule or the guard lacks the loss, or ``start`` has not been called.
         """
         units = [self._units.of(group, self.state) for group in self.param_groups]
-        self._check_ready(closure, {unit.rule for own in units for unit in own})
+        self._check_started()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -161,6 +162,8 @@ class LearnedOptimizer(WatchedOptimizer):
         grads = [p.grad for p in params if p.grad is not None]
         if any(grad.layout != torch.strided for grad in grads):
             raise RuntimeError("LearnedOptimizer does not support sparse gradients: give dense ones (sparse=False)")
+        if grads:
+            self._check_loss(loss, {unit.rule for own in units for unit in own})
         finite = self._finite_settings() and all_finite(grads, squared=True)
         if not finite_everywhere(finite, params, self._zero):
             self.skipped_steps += 1
@@ -180,10 +183,12 @@ class LearnedOptimizer(WatchedOptimizer):
         names = ("lr", "scale", "weight_decay")
         return all(math.isfinite(float(group[name])) for group in self.param_groups for name in names)
 
-    def _check_ready(self, closure: Callable[[], float] | None, rules: set[str]) -> None:
-        self._check_observed(closure)
-        if closure is None and (seeing := [name for name in rules if "loss" in self._units.rules[name].sees]):
+    def _check_loss(self, loss: float | None, rules: set[str]) -> None:
+        self._check_observed()
+        if loss is None and (seeing := [name for name in rules if "loss" in self._units.rules[name].sees]):
             raise RuntimeError(f"rule {seeing[0]} sees the loss: call step(closure), with a closure that returns it")
+
+    def _check_started(self) -> None:
         if self._units.to_start:
             name = self._units.rule_of(next(iter(self._units.to_start)))
             raise RuntimeError(f"rule {name} has learned where to start: call start() before the first gradient")

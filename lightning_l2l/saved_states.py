@@ -31,8 +31,10 @@ def own_entries(saved: dict[str, Any], groups: Groups, units: Units, state: dict
     rules = {group["rule"]: identity(units.rules[group["rule"]]) for group in groups}
     states = dict(saved["state"])
     for unit in (unit for group in groups for unit in units.of(group, state)):
-        if getattr(unit.first, "_fsdp_flattened", False) and state.get(unit.first):
-            states[number_of[unit.first]] = in_rows(state[unit.first], units.stepper(unit, state), unit.first)
+        if own := state.get(unit.first):
+            if getattr(unit.first, "_fsdp_flattened", False):
+                own = in_rows(own, units.stepper(unit, state), unit.first)
+            states[number_of[unit.first]] = {name: _as_tensor(value) for name, value in own.items()}
     return {"shapes": {number: list(p.shape) for p, number in number_of.items()}, "rules": rules, "state": states}
 
 
@@ -105,6 +107,11 @@ def adopted(
         return stepper.adopt(_joined_rows(found, stepper), theta.detach())
     except InvalidInputError as error:
         raise ValueError(f"loaded state dict has a state that does not fit: {error}") from error
+
+
+def _as_tensor(value: Any) -> Any:
+    """A list of numbers as a tensor, since PyTorch's distributed checkpoints take no lists; or the value itself."""
+    return torch.tensor(value, dtype=torch.float64, device="cpu") if isinstance(value, list) else value
 
 
 def _numbers(groups: Groups, saved: Groups) -> dict[Tensor, int]:

@@ -1,6 +1,6 @@
 """What an optimizer offers to watch a run by: a guard against divergence, and diagnostics of its steps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,9 +66,12 @@ class WatchedOptimizer(Optimizer):
         names = ("guard", "diagnose_every", "_until_diagnosed", "_diagnostics")
         return super().__getstate__() | {name: self.__dict__[name] for name in names}
 
-    def _check_observed(self, closure: Callable | None) -> None:
-        if self.guard is not None and closure is None and not self.guard.observed:
-            raise RuntimeError("the guard needs the loss: call step(closure), or observe(loss) before each step")
+    def _check_observed(self) -> None:
+        if self.guard is not None and not self.guard.observed:
+            raise RuntimeError(
+                "the guard needs the loss: call step(closure), with a closure that returns it, or observe(loss) before "
+                "each step"
+            )
 
     def _learned_share(self) -> float:
         """The learned step's share of this step; the guard's safe step has the rest."""

@@ -176,6 +176,25 @@ def test_a_frozen_tensor_stays_out_and_one_thawed_late_begins_at_its_first_step(
     assert optimizer.state[model[2].weight]["step"] == 7
 
 
+@pytest.mark.parametrize("size", [float("-inf"), float("nan"), torch.finfo(torch.float32).min, 1e20])
+def test_a_tensor_of_huge_numbers_or_none_moves_no_other_one_away(any_way, size):
+    """Such as a mask that is a parameter, whose gradient is zero where it counts."""
+    moved = []
+    for value in (1e3, size):  # the first of them is as large as a feature can tell
+        model, mask = network(), nn.Parameter(torch.full((4, 4), value).triu(1))
+        start, before = theta(model), mask.detach().clone()
+        optimizer = LearnedOptimizer([*model.parameters(), mask], controller(0.1))
+        for step in range(10):
+            optimizer.zero_grad()
+            mask.grad = torch.zeros_like(mask)
+            loss(model, step).backward()
+            optimizer.step()
+        assert optimizer.skipped_steps == 0
+        torch.testing.assert_close(mask.detach(), before, equal_nan=True, rtol=0, atol=0)
+        moved.append(theta(model) - start)
+    torch.testing.assert_close(*moved)
+
+
 def test_a_scale_may_be_any_number(any_way):
     rule, model = controller(0.1), network()
     optimizer = LearnedOptimizer(model.parameters(), rule, scale=torch.tensor(0.5))

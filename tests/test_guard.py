@@ -210,12 +210,26 @@ def test_loading_shares_no_record():
 def test_a_guard_needs_the_loss():
     model = network()
     optimizer = LearnedOptimizer(model.parameters(), lstm(), guard=True)
-    with pytest.raises(RuntimeError, match=r"the guard needs the loss: call step\(closure\), or observe\(loss\)"):
+    with pytest.raises(RuntimeError, match=r"the guard needs the loss: call step\(closure\), .* or observe\(loss\)"):
         train(model, optimizer, 1)
     optimizer.observe(torch.tensor(1.0))
     optimizer.step()
     with pytest.raises(RuntimeError, match="before each step"):
         optimizer.step()
+
+
+def test_a_closure_that_returns_nothing_tells_a_guard_nothing():
+    """As Lightning gives one where a LightningModule steps by hand, or where its training_step returned None."""
+    p = torch.ones(2, requires_grad=True)
+    optimizer = LearnedOptimizer([p], lstm(), guard=True)
+    optimizer.step(lambda: None)  # there is no gradient either, so nothing needs guarding
+    p.grad = torch.ones(2)
+    with pytest.raises(RuntimeError, match="the guard needs the loss"):
+        optimizer.step(lambda: None)
+    assert p.eq(1).all()
+    optimizer.observe(1.0)
+    optimizer.step(lambda: None)
+    assert not p.eq(1).any()
 
 
 def test_a_skipped_step_is_no_safe_step():

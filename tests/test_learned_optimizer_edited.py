@@ -137,6 +137,16 @@ def test_controls_that_do_not_fit_the_step_are_refused(key, value):
         optimizer.step()
 
 
+@pytest.mark.parametrize("own", [torch.zeros(4, 4, dtype=torch.bfloat16), torch.zeros(4, 8)[:, ::2]])
+def test_parameters_that_share_memory_but_step_in_copies_are_refused(own):
+    p, q = nn.Parameter(own), nn.Parameter(own)
+    optimizer = LearnedOptimizer([p, q], adam_controller())
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    with pytest.raises(InvalidInputError, match="two parameters share their memory"):
+        optimizer.step()
+    assert not p.any()
+
+
 @pytest.mark.parametrize("negated", ["parameter", "gradient"])
 def test_a_pending_negation_is_seen(rule, negated):
     """PyTorch may keep the opposite numbers and a note of it, as in the imaginary part of a conjugate."""

@@ -143,8 +143,9 @@ def test_a_rule_that_sees_the_loss_needs_a_closure():
     optimizer = LearnedOptimizer(module.parameters(), SeesAll())
     loss_of(module).backward()
     before = copy.deepcopy(module.state_dict())
-    with pytest.raises(RuntimeError, match=r"rule SeesAll sees the loss: call step\(closure\)"):
-        optimizer.step()
+    for nothing in (None, lambda: None):
+        with pytest.raises(RuntimeError, match=r"rule SeesAll sees the loss: call step\(closure\)"):
+            optimizer.step(nothing)
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
 
 

@@ -8,7 +8,13 @@ import pytest
 import torch
 from conftest import skip
 from own_loop import SETTINGS, by_hand, lstm, network, theta, train
+from test_everyday_loops import adam_controller
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from lightning_l2l import LearnedOptimizer
 from lightning_l2l.rules import SGD
@@ -131,3 +137,18 @@ def stepped() -> LearnedOptimizer:
     optimizer = LearnedOptimizer([p], "mnist")
     optimizer.step()
     return optimizer
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("make", [lstm, adam_controller])
+def test_a_distributed_checkpoint_continues_to_the_next_bit(make, flat):
+    rule, model, options = make(), network(), StateDictOptions(flatten_optimizer_state_dict=flat)
+    optimizer = LearnedOptimizer(model.parameters(), rule)
+    train(model, optimizer, 5)
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=options))
+    other = copy.deepcopy(model)
+    resumed = LearnedOptimizer(other.parameters(), rule)
+    set_optimizer_state_dict(other, resumed, saved, options=options)
+    train(model, optimizer, 5, seed=1)
+    train(other, resumed, 5, seed=1)
+    assert torch.equal(theta(model), theta(other))

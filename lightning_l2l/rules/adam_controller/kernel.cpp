@@ -145,6 +145,7 @@ void multiply(const Piece& piece, double* sums) {
 // Everything below is written out in statistics.py.
 constexpr int FEATURES = 22, SHAPE = 5, SHARED = 6, OWN = 3, SIZES = 5;
 constexpr double FIRST = 8, REFERENCE = 6, DECAY = 0.8, QUIET = 0.25, VANISHED = 1e-12, TINY = FLT_MIN;
+const double SMALLEST = std::exp(-10.0), LARGEST = std::exp(10.0);
 
 double log_ratio(double above, double below, double low, double high) {
     return std::log(std::clamp(above / std::max(TINY, below), std::exp(2 * low), std::exp(2 * high))) / 2;
@@ -158,7 +159,8 @@ double cosine(double product, double first, double second) {
 void remember(double count, const double* sums, const double* products, double t, double every, float* memory,
               float* own, float* sizes) {
     const double c9 = bias_correction(0.9, t), c99 = bias_correction(0.99, t), c999 = bias_correction(0.999, t);
-    const double last = sums[0] / count, grad_last = sums[1] / count, grad = sums[2] / count, theta = sums[3] / count;
+    const double last = sums[0] / count, grad_last = sums[1] / count, grad = sums[2] / count;
+    const double theta = sums[3] / count < LARGEST ? sums[3] / count : LARGEST;  // also where it is not a number
     const double m9 = sums[4] / count, m9_m99 = sums[5] / count, m99 = sums[6] / count;
     const double v99 = sums[7] / count / c99, v999 = sums[8] / count / c999, adam = sums[9] / count * c99 / (c9 * c9);
     const double orthogonal = products[0] / count, m9_orthogonal = products[1] / count;
@@ -171,7 +173,7 @@ void remember(double count, const double* sums, const double* products, double t
         cosine(m9_m99, m9, m99),
         agreement / bias_correction(DECAY, runs),
         log_ratio(v99, v999, -2, 2),
-        0.35 * std::log(std::max(theta, std::exp(-10.0))) + 1.75,
+        0.35 * std::log(std::max(theta, SMALLEST)) + 1.75,
     };
     memory[0] = agreement, memory[1] = reference;
     std::copy(shared, shared + SHARED, memory + 2);

@@ -20,6 +20,7 @@ REFERENCE = 6  # step whose gradients' size later ones are compared with
 DECAY = 0.8  # of the running mean of cos(g, last m₉)
 QUIET = 0.25  # mean square of g, relative to v₉₉, below which O may shrink with it
 LIMITS = (-4, -4, -4, -2, -5), (1, 1, 1, 2, 5)  # of the logarithms of five ratios, see ``remember``
+SQUARES = math.exp(-10), math.exp(10)  # bounds of the mean of θ²; the upper one also stands for one that is not finite
 VANISHED = 1e-12  # mean square of m₉, relative to v₉₉₉, below which a gradient counts as vanished
 
 
@@ -111,18 +112,19 @@ def remember(means: Means, memory: Memory, t: Tensor, every: int) -> tuple[Memor
     cosines = (products / lengths.clamp(min=tiny)).clamp(-1, 1)
     agreement = torch.lerp(cosines[..., 0], memory.agreement, DECAY)
     smooth = agreement / bias_correction(DECAY, runs_until(t, every))
-    size = size_feature(means.theta)
+    theta = means.theta.where(means.theta < SQUARES[1], SQUARES[1])
+    size = size_feature(theta)
     r9, r99, log_adam, trend, growth = logarithms.unbind(-1)
     shared = torch.stack([r9, r99, cosines[..., 1], smooth, trend, size], -1)
     own = torch.stack([growth / 2, log_adam, cosines[..., 2]], -1)
     strength = (means.grad / (QUIET * v99).clamp(min=tiny)).clamp(max=1).sqrt().where(m9 > VANISHED * v999, 0.0)
-    sizes = Sizes(means.theta.sqrt(), adam.sqrt(), v99.sqrt(), t.expand_as(v99), strength)
+    sizes = Sizes(theta.sqrt(), adam.sqrt(), v99.sqrt(), t.expand_as(v99), strength)
     return Memory(agreement, reference, shared), own, sizes
 
 
 def size_feature(square: Tensor) -> Tensor:
     """A feature of the size of θ, from the mean of θ²."""
-    return 0.35 * square.clamp(min=math.exp(-10)).log() + 1.75
+    return 0.35 * square.clamp(*SQUARES).log() + 1.75
 
 
 def at_bounds(shared: Tensor) -> Tensor:
@@ -131,9 +133,9 @@ def at_bounds(shared: Tensor) -> Tensor:
     The other bounded features, the growth of g² and the size of Adam's step, are not kept.
     """
     low, high = shared.new_tensor(LIMITS)[:, [0, 1, 3]]
-    ratios, smallest = shared[[0, 1, 4]], size_feature(shared.new_zeros(1))
-    near = (ratios < low + 1e-3) | (ratios > high - 1e-3)
-    return torch.cat([near, shared[5:] < smallest + 1e-3]).double().mean()
+    smallest, largest = size_feature(shared.new_tensor(SQUARES)).split(1)
+    bounded, low, high = shared[[0, 1, 4, 5]], torch.cat([low, smallest]), torch.cat([high, largest])
+    return ((bounded < low + 1e-3) | (bounded > high - 1e-3)).double().mean()
 
 
 def features(shared: Tensor, everyone: Tensor, own: Tensor, shape: Tensor, t: Tensor) -> Tensor:

@@ -59,7 +59,8 @@ class ControllerStepper(Stepper):
         *tensors, memory, controls, step = state.values()
         if rounds and not lie_alike([tensors.pop()], theta, torch.int16):
             return False
-        counted = type(step) is int and step >= 0 and len(controls) == (CONTROLS if step else 0)
+        counted = type(step) is int and step >= 0
+        counted &= type(controls) is list and len(controls) == (CONTROLS if step else 0)
         remembered = memory.shape == (MEMORY,) and memory.dtype is self.dtype and memory.device == self.device
         return counted and remembered and memory.is_contiguous() and lie_alike(tensors, theta, self.dtype)
 
@@ -68,6 +69,9 @@ class ControllerStepper(Stepper):
         fresh = self.init(theta)
         if "remainder" in state.keys() ^ fresh.keys():
             state = {name: state.get(name, value) for name, value in fresh.items()}
+        saved = state.get("controls")
+        if isinstance(saved, Tensor) and saved.ndim == 1 and saved.is_floating_point():  # as a state dict has them
+            state = {**state, "controls": saved.tolist()}
         adopted = self.copy(state, fresh)
         controls, step = [float(number) for number in adopted["controls"]], int(adopted["step"])
         if step < 0 or len(controls) != (CONTROLS if step else 0):
@@ -80,6 +84,12 @@ class ControllerStepper(Stepper):
     def step(self, work: Sequence[Work], factor: float, loss: float | Tensor | None = None, decay: float = 0.0) -> None:
         """Takes one step of each tensor, as in ``Stepper``; θ and its gradient are in any shape."""
         steps = [self._one_step(*own) for own in work]
+        copied = [theta.data_ptr() for (theta, *_), one in zip(work, steps, strict=True) if one.theta is not theta]
+        if len(set(copied)) < len(copied):  # each would write back its own step, and undo the others'
+            raise InvalidInputError(
+                "two parameters share their memory, and are stepped in copies, as in half precision or with gaps: give "
+                "the optimizer one parameter that is used twice."
+            )
         if decay:
             torch._foreach_mul_([one.theta for one in steps], 1 - decay)
         for one in steps:
@@ -179,6 +189,7 @@ class Known:
             and form_of(theta, grad) == self.form
             and type(step) is int
             and step > 0
+            and type(controls) is list
             and len(controls) == CONTROLS
         )
 
