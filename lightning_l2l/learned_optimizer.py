@@ -29,10 +29,10 @@ class LearnedOptimizer(WatchedOptimizer):
 
     A coordinatewise rule, such as the paper's LSTM, steps each parameter tensor by itself. ``AdamController`` steps
     each tensor by features of its own and their means over all tensors of the param group, so the division into groups
-    matters. Tensors on another device, and those in float64 among others, have means of their own. Any other rule sees
+    matters. Tensors on different devices, or in float64 beside float32, are averaged separately. Any other rule sees
     all parameters of a param group as one vector, and their shapes; a parameter without a gradient has a zero gradient
-    in it and does not move. A rule that sees the loss needs ``step(closure)``. A rule with a learned start needs
-    ``start()`` before the first gradient.
+    in it and does not move. A rule that sees the loss needs ``step(closure)``, one with a learned start ``start()``
+    before the first gradient.
 
     **Gradients.** Parameters whose ``grad`` is None are skipped, and keep their state. If the sum of the squares of any
     parameter's gradient is not finite (its norm is above 1.8e19 in float32), or a group's ``lr`` has become NaN or
@@ -150,20 +150,21 @@ class LearnedOptimizer(WatchedOptimizer):
 
         Raises:
             RuntimeError: a gradient is sparse, a rule or the guard lacks the loss, or ``start`` has not been called.
+            InvalidInputError: a parameter, its gradient and its state do not fit, or have no memory of their own.
         """
         units = [self._units.of(group, self.state) for group in self.param_groups]
-        self._check_started()
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        rules = {unit.rule for own in units for unit in own}
+        self._check_ready(closure, rules)
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         self.observe(loss)
         params = [p for group in self.param_groups for p in group["params"]]
         grads = [p.grad for p in params if p.grad is not None]
         if any(grad.layout != torch.strided for grad in grads):
             raise RuntimeError("LearnedOptimizer does not support sparse gradients: give dense ones (sparse=False)")
-        if grads:
-            self._check_loss(loss, {unit.rule for own in units for unit in own})
+        if grads and loss is None:
+            self._check_ever_observed()
+            self._check_seen(rules)
         finite = self._finite_settings() and all_finite(grads, squared=True)
         if not finite_everywhere(finite, params, self._zero):
             self.skipped_steps += 1
@@ -183,15 +184,18 @@ class LearnedOptimizer(WatchedOptimizer):
         names = ("lr", "scale", "weight_decay")
         return all(math.isfinite(float(group[name])) for group in self.param_groups for name in names)
 
-    def _check_loss(self, loss: float | None, rules: set[str]) -> None:
-        self._check_observed()
-        if loss is None and (seeing := [name for name in rules if "loss" in self._units.rules[name].sees]):
-            raise RuntimeError(f"rule {seeing[0]} sees the loss: call step(closure), with a closure that returns it")
-
-    def _check_started(self) -> None:
+    def _check_ready(self, closure: Callable[[], float] | None, rules: set[str]) -> None:
+        self._check_observed(closure)
+        if closure is None:
+            self._check_seen(rules)
         if self._units.to_start:
             name = self._units.rule_of(next(iter(self._units.to_start)))
             raise RuntimeError(f"rule {name} has learned where to start: call start() before the first gradient")
+
+    def _check_seen(self, rules: set[str]) -> None:
+        """Refuses to step by a rule that sees the loss where there is none."""
+        if seeing := [name for name in rules if "loss" in self._units.rules[name].sees]:
+            raise RuntimeError(f"rule {seeing[0]} sees the loss: call step(closure), with a closure that returns it")
 
     def state_dict(self) -> dict[str, Any]:
         """As ``torch.optim.Optimizer.state_dict``, with what tells the rules and the parameters from others.

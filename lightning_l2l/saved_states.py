@@ -34,7 +34,7 @@ def own_entries(saved: dict[str, Any], groups: Groups, units: Units, state: dict
         if own := state.get(unit.first):
             if getattr(unit.first, "_fsdp_flattened", False):
                 own = in_rows(own, units.stepper(unit, state), unit.first)
-            states[number_of[unit.first]] = {name: _as_tensor(value) for name, value in own.items()}
+            states[number_of[unit.first]] = {name: _as_tensor(value, unit.first) for name, value in own.items()}
     return {"shapes": {number: list(p.shape) for p, number in number_of.items()}, "rules": rules, "state": states}
 
 
@@ -109,9 +109,10 @@ def adopted(
         raise ValueError(f"loaded state dict has a state that does not fit: {error}") from error
 
 
-def _as_tensor(value: Any) -> Any:
-    """A list of numbers as a tensor, since PyTorch's distributed checkpoints take no lists; or the value itself."""
-    return torch.tensor(value, dtype=torch.float64, device="cpu") if isinstance(value, list) else value
+def _as_tensor(value: Any, p: Tensor) -> Any:
+    """Puts a list of numbers into a tensor beside its parameter, as PyTorch's distributed checkpoints need it."""
+    dtype = torch.promote_types(p.dtype, torch.float32)
+    return torch.tensor(value, dtype=dtype, device=p.device) if isinstance(value, list) else value
 
 
 def _numbers(groups: Groups, saved: Groups) -> dict[Tensor, int]:

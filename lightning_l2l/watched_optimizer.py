@@ -1,6 +1,6 @@
 """What an optimizer offers to watch a run by: a guard against divergence, and diagnostics of its steps."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,10 @@ from lightning_l2l.diagnostics import saturated_numbers, step_numbers
 from lightning_l2l.guard import Guard, mean_over_ranks, safe_step
 from lightning_l2l.rules.fast.stepper import KeptState, Stepper
 from lightning_l2l.sharding import device_of
+
+UNOBSERVED = (
+    "the guard needs the loss: call step(closure), with a closure that returns it, or observe(loss) before each step"
+)
 
 
 class WatchedOptimizer(Optimizer):
@@ -66,12 +70,14 @@ class WatchedOptimizer(Optimizer):
         names = ("guard", "diagnose_every", "_until_diagnosed", "_diagnostics")
         return super().__getstate__() | {name: self.__dict__[name] for name in names}
 
-    def _check_observed(self) -> None:
-        if self.guard is not None and not self.guard.observed:
-            raise RuntimeError(
-                "the guard needs the loss: call step(closure), with a closure that returns it, or observe(loss) before "
-                "each step"
-            )
+    def _check_observed(self, closure: Callable | None) -> None:
+        if self.guard is not None and closure is None and not self.guard.observed:
+            raise RuntimeError(UNOBSERVED)
+
+    def _check_ever_observed(self) -> None:
+        """Refuses a closure that does not return the loss; one that failed to once, and did before, is forgiven."""
+        if self.guard is not None and not (self.guard.observed or self.guard.losses or self.guard.triggers):
+            raise RuntimeError(UNOBSERVED)
 
     def _learned_share(self) -> float:
         """The learned step's share of this step; the guard's safe step has the rest."""

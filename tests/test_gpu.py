@@ -7,6 +7,11 @@ import torch
 from command_line import TINY_SUITE
 from test_adam_controller import controller
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from lightning_l2l import LearnedOptimizer
 from lightning_l2l.cli import main
@@ -72,6 +77,17 @@ def test_a_run_goes_on_where_the_other_device_left_it():
         torch.testing.assert_close(train(moved, other, 6), train(model, optimizer, 6), rtol=1e-8, atol=1e-10)
         ends.append(optimizer.state_dict()["guard"]["losses"])
     assert len(ends[0]) == len(ends[1]) == 12
+
+
+def test_a_saved_state_lies_on_its_parameters_device():
+    """As PyTorch's full state dicts want it."""
+    model = network().cuda()
+    optimizer = LearnedOptimizer(model.parameters(), controller(0.1))
+    train(model, optimizer, 3)
+    states = [value for own in optimizer.state_dict()["state"].values() for value in own.values()]
+    assert {value.device.type for value in states if isinstance(value, torch.Tensor)} == {"cuda"}
+    full = StateDictOptions(full_state_dict=True)
+    set_optimizer_state_dict(model, optimizer, get_optimizer_state_dict(model, optimizer, options=full), options=full)
 
 
 def test_a_gradient_that_is_not_finite_is_skipped():

@@ -230,6 +230,9 @@ def test_a_closure_that_returns_nothing_tells_a_guard_nothing():
     optimizer.observe(1.0)
     optimizer.step(lambda: None)
     assert not p.eq(1).any()
+    moved = p.detach().clone()
+    optimizer.step(lambda: None)  # a minibatch without a loss, among others, as where gradients are accumulated
+    assert not p.eq(moved).any() and len(optimizer.guard.losses) == 1
 
 
 def test_a_skipped_step_is_no_safe_step():

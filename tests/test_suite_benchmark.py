@@ -75,6 +75,14 @@ def test_single_rates_are_chosen_on_open_problems_and_the_default_is_shown(train
     assert len([one for one in trainings if one[1] == 0.1]) == 2  # once on the open problem, once on the other
 
 
+@pytest.mark.parametrize("settings", [{"lr": 0.001}, {}])
+def test_a_default_that_is_chosen_runs_once(trainings, settings):
+    rival = Rival("torch.optim.SGD", settings, rates=[1e-9, 0.001, 1e9])  # 0.001 is SGD's own default
+    pairs = benchmark(rivals=[rival], open_problems="given").run([])
+    assert [pair.entry.name for pair in pairs if pair.entry.length == 8] == ["Adam 1e-3", "SGD 0.001"]
+    assert len([one for one in trainings if one[:2] == ("SGD 0.001", 0.001)]) == 1
+
+
 def test_rates_are_tuned_on_seeds_of_their_own(trainings):
     rival = Rival("torch.optim.SGD", rates=[1e-9, 0.1, 1e9], choose="per_problem")
     pairs = benchmark(rivals=[rival], steps=(8,)).run([])

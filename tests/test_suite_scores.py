@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from lightning_l2l.evaluation.suite.entries import Entry, Paired, rows
-from lightning_l2l.evaluation.suite.pictures import leading
 from lightning_l2l.evaluation.suite.scores import (
     at_best_validation,
     bootstrap,
@@ -81,22 +80,6 @@ def record(losses: list[float], smoothed: float = NAN, seconds: float = 1.0) -> 
     count = len(losses)
     columns = [range(count), losses, np.multiply(losses, 3), np.multiply(losses, 2), [smoothed] * count]
     return np.array([*columns, np.linspace(0, seconds, count)], dtype=float).T
-
-
-def test_the_first_three_and_the_best_others_lead_and_repeated_runs_are_shown_once():
-    ratios = {
-        "Adam": 1.0,
-        "rule": 0.5,
-        "rule × cosine": 0.6,
-        "A": 0.9,
-        "SOAP": 0.7,
-        "SOAP 0.003": 0.7,
-        "B": 0.8,
-        "C": 1.1,
-    }
-    ratios["D"] = 0.75
-    shown = leading(list(ratios), ratios.__getitem__)
-    assert shown == ["Adam", "rule", "rule × cosine", "SOAP 0.003", "D", "B", "A"]
 
 
 def test_rows_summarise_and_list_the_problems():

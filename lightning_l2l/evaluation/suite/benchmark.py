@@ -191,10 +191,11 @@ class Benchmark(Callback):
                     rate = tuned_rate(runs, given, rival.rates, length, self.prune_rates)
                     yield length, replace(given.with_rate(rate), name=name_tuned(name)), self.rival_seeds
                     continue
-                yield length, replace(given, name=name), self.rival_seeds
-                if (name, length) in chosen:
-                    rate = chosen[name, length]
-                    yield length, replace(given.with_rate(rate), name=name_at(name, rate)), self.rival_seeds
+                single = chosen.get((name, length))
+                if single is None or single != given.rate:
+                    yield length, replace(given, name=name), self.rival_seeds
+                if single is not None:
+                    yield length, replace(given.with_rate(single), name=name_at(name, single)), self.rival_seeds
 
 
 def full_name(rival: Rival) -> str:

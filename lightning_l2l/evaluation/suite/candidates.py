@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -67,6 +68,12 @@ class Candidate:
         if not self.cosine:
             return None
         return LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+
+    @property
+    def rate(self) -> float | None:
+        """Its learning rate, given or the default of its class; None if it has none."""
+        setting = signature(find_optimizer(self.class_path)).parameters.get("lr")
+        return self.settings.get("lr", None if setting is None else setting.default)
 
     def with_rate(self, rate: float) -> "Candidate":
         """The same with another learning rate."""

@@ -57,8 +57,7 @@ def _cells(one: Paired, published: dict[str, dict[int, float]]) -> list[str]:
 
 def leading(entrants: Sequence[Entrant], ratio: Callable[[Entrant], float]) -> list[Entrant]:
     """A table's first optimizers and the others with the lowest ratios, which figures and tables by problem show."""
-    others = {ratio(one): one for one in entrants[FIRST:]}  # once if the chosen rate is the default
-    return [*entrants[:FIRST], *(others[lowest] for lowest in sorted(others)[:OTHERS])]
+    return [*entrants[:FIRST], *sorted(entrants[FIRST:], key=ratio)[:OTHERS]]
 
 
 def figure(pairs: Sequence[Paired]) -> Figure:
