@@ -86,7 +86,7 @@ def test_a_new_learner(capsys, fails):
     rows = train_race_kill_and_resume(LEARNER, QUADRATICS)
     assert list(rows) == ["few steps", "SGD", "NAG", "RMSprop", "Adam"]
     assert float(rows["few steps"]["last10"]) < 0.5 * float(rows["few steps"]["initial"])
-    assert "lowest val/last against" in capsys.readouterr().out
+    assert "lowest val/last with" in capsys.readouterr().out
     kept = checkpoint(0)
     monitors = [state["monitor"] for key, state in kept["callbacks"].items() if "monitor" in state]
     assert "val/last" in monitors and "val/meta_loss" not in monitors
