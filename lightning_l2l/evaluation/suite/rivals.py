@@ -24,7 +24,7 @@ class Rival:
         name: what tables call it; by default its class.
         rates: values of ``lr`` to choose from; none runs it as given.
         choose: single chooses one rate for all test problems, on the open problems, and shows the rate as given beside
-            it; per_problem tunes the rate for each test problem.
+            it, if that is another; per_problem tunes the rate for each test problem.
         cosine: let the rate fall to zero along half a cosine over the run.
         averaged: evaluate it at its averaged weights, between its ``eval()`` and ``train()``, where it has these.
     """
