@@ -1,5 +1,6 @@
 """Learned starts and learned rates: MAML and Meta-SGD."""
 
+import copy
 from importlib.util import find_spec
 
 import pytest
@@ -154,8 +155,23 @@ def test_an_untrained_start_leaves_a_loop_where_it_is():
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))
     module(torch.ones(2, 3)).square().mean().backward()
     optimizer.step()
-    again = LearnedOptimizer(module.named_parameters(), LearnedStart(SGD(0.1)))
+
+
+@pytest.mark.parametrize("make", [lambda: LearnedStart(SGD(0.1)), trained], ids=["SGD", "PerCoordinateSGD"])
+def test_a_rule_that_keeps_nothing_goes_on_where_it_was(make):
+    rule, module = make(), torch.nn.Linear(3, 4)
+    optimizer = LearnedOptimizer(module.named_parameters(), rule)
+    optimizer.start()
+    module(torch.ones(2, 3)).square().mean().backward()
+    optimizer.step()
+    other = copy.deepcopy(module)
+    again = LearnedOptimizer(other.named_parameters(), copy.deepcopy(rule))
     again.load_state_dict(optimizer.state_dict())
+    for one, p in ((optimizer, module), (again, other)):
+        one.zero_grad()
+        p(torch.ones(2, 3)).square().mean().backward()
+        one.step()
+    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), other.parameters(), strict=True))
 
 
 def test_a_state_of_the_controller_goes_on_where_it_was():
