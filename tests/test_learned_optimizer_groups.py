@@ -1,5 +1,7 @@
 """The param groups of LearnedOptimizer, each with a rule and factors of its own."""
 
+import copy
+
 import pytest
 import torch
 from own_loop import SMALL, lstm
@@ -70,6 +72,18 @@ def test_parameters_stepped_together_keep_the_finest_type():
     small.grad, large.grad = torch.ones(1), torch.ones(1, dtype=torch.double)
     optimizer.step()
     assert 0 < 1 - large.item() < 2e-9
+
+
+def test_a_copy_knows_a_rule_given_by_hand():
+    p = torch.ones(2, requires_grad=True)
+    optimizer = LearnedOptimizer([p], "mnist")
+    optimizer.param_groups[0]["rule"] = "quadratic"
+    other = copy.deepcopy(optimizer)
+    q = other.param_groups[0]["params"][0]
+    p.grad, q.grad = torch.ones(2), torch.ones(2)
+    optimizer.step()
+    other.step()
+    assert torch.equal(p, q) and not torch.equal(p, torch.ones(2))
 
 
 def test_a_group_that_is_gone_is_not_taken_for_a_new_one():
