@@ -1,7 +1,9 @@
 """Checkpoints that do not fit, or are none."""
 
+import math
 import pickle
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,9 @@ import torch
 from command_line import RUN, fit, tiny
 from conftest import weights
 
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.rules.files import read_safely
+from lightning_l2l.trained.checkpoint import check_numbers
 
 SPOILT = {
     "empty": lambda states: states[0].clear(),
@@ -91,6 +95,19 @@ def test_impossible_numbers_of_adam_are_refused(spoil, fails, fitted):
     change(checkpoint["optimizer_states"][0]["state"][0], checkpoint["optimizer_states"][0]["param_groups"][0])
     torch.save(checkpoint, "spoilt.ckpt")
     assert words in fails(*tiny("fit", "--ckpt_path=spoilt.ckpt"))
+
+
+def test_weights_may_have_any_name_and_a_plateau_any_best(fitted):
+    checkpoint = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)
+    named = {"rule.log_lr": torch.tensor(-3.0), "rule.step": torch.tensor([-1.0]), "rule.betas.0": -torch.ones(2)}
+    checkpoint["state_dict"] |= named
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.SGD([torch.zeros(1)], lr=0.1))
+    checkpoint["lr_schedulers"] = [plateau.state_dict()]
+    check_numbers(checkpoint, "it is one", resumes=True)
+    for best in (math.nan, -1.0):  # the former is none, the latter a loss
+        checkpoint["lr_schedulers"][0]["best"] = best
+        with nullcontext() if best == best else pytest.raises(InvalidInputError, match=r"it is one, .*\.best has nan"):
+            check_numbers(checkpoint, "it is one", resumes=True)
 
 
 @pytest.mark.parametrize("change", HOLLOW.values(), ids=HOLLOW)

@@ -254,6 +254,16 @@ def test_a_card_says_what_was_tuned_and_calls_no_baseline_learned():
     assert "with the accuracy where runs end" in text and "reaches_best | accuracy |" in text and "| 0.625 |" in text
 
 
+def test_a_card_has_no_results_of_other_weights(capsys):
+    exported()
+    checkpoint = torch.load("run/checkpoints/best.ckpt", weights_only=True)
+    next(iter(checkpoint["state_dict"].values())).add_(1)
+    torch.save(checkpoint, "run/checkpoints/last.ckpt")
+    export(Path("run/checkpoints/last.ckpt"), Path("last.safetensors"))
+    assert "run was of other weights: the card has no results" in capsys.readouterr().out
+    assert "| LSTM |" not in Path("last.md").read_text()
+
+
 def test_a_checkpoint_is_exported_raced_and_used():
     fit("--seed_everything=7", "--data.seed=3")
     main(tiny("test", "--data.seed=3", "--ckpt_path=best"))
@@ -318,6 +328,8 @@ def test_the_mean_of_several_checkpoints_is_exported(fails):
     other = ["export", f"--ckpt_path={first}", "--output=mean.safetensors"]
     assert f"--average_with is {smaller}, whose rule has other settings" in fails(*other, f"--average_with=[{smaller}]")
     assert "--average_with is x, but there is no such file" in fails(*other, "--average_with=[x]")
+    Path("cut.ckpt").write_bytes(Path(second).read_bytes()[:2000])
+    assert "--average_with is cut.ckpt, which is truncated" in fails(*other, "--average_with=[cut.ckpt]")
     assert Path("mean.md").read_text() == text
 
 

@@ -113,11 +113,11 @@ def test_results_are_written(tmp_path):
         header, *rows = csv.reader(file)
     columns = "experiment,variant,rule,learning_rate,episodes,horizon,initial,at_20,at_100,last10,sum,reaches_best"
     columns += ",last10_half_width,sum_half_width,last10_to_best,last10_to_best_half_width,sum_to_best"
-    assert ",".join(header) == columns + ",sum_to_best_half_width,kind,run,tuned_with"
+    assert ",".join(header) == columns + ",sum_to_best_half_width,kind,run,tuned_with,weights"
     assert rows[0][:12] == ["quadratic", "uniform", "LSTM", "", "3", "30", "15.5", "5.5", "", "2.75", "232.5", "20"]
     assert rows[1][:6] == ["quadratic", "uniform", "SGD", "0.1", "3", "30"]
     assert rows[0][14] == "-2.75" and rows[1][14] == ""
-    assert [row[-3] for row in rows] == ["learned", "baseline"]
+    assert [row[-4] for row in rows] == ["learned", "baseline"]
     with np.load(tmp_path / "curves.npz") as curves:
         np.testing.assert_allclose(curves["SGD_mean"], np.arange(31, 0, -1))
         np.testing.assert_allclose(curves["SGD_std"], np.sqrt(2 / 3), rtol=1e-6)

@@ -19,6 +19,7 @@ from lightning_l2l.evaluation.intervals import half_width
 from lightning_l2l.evaluation.names import as_text
 from lightning_l2l.evaluation.tuning import RATE
 from lightning_l2l.rules import UpdateRule
+from lightning_l2l.rules.identity import digest
 from lightning_l2l.unroll import LAST, final_loss
 from lightning_l2l.whole_files import replacing
 
@@ -32,7 +33,7 @@ INTERVALS = (
     "sum_to_best",
     "sum_to_best_half_width",
 )
-FURTHER = ("kind", "run", "tuned_with")
+FURTHER = ("kind", "run", "tuned_with", "weights")  # the last is a digest of the learned rule's
 ACCURACY = ("accuracy", "accuracy_half_width")  # mean over episodes; only where a rule has one
 
 
@@ -160,7 +161,8 @@ def results_rows(race: Race, experiment: str) -> list[dict[str, object]]:
         for name, value in (numbers | intervals | accuracies).items():
             row[name] = None if value is None else f"{value:.6g}"
         others = " ".join(f"{name}={value:.6g}" for name, value in entry.tuned.items() if name != RATE)
-        rows.append(row | dict(zip(FURTHER, (entry.kind, entry.run, others), strict=True)))
+        weights = digest(entry.rule.state_dict()) if entry.rule is not None and entry.kind == "learned" else ""
+        rows.append(row | dict(zip(FURTHER, (entry.kind, entry.run, others, weights), strict=True)))
     return rows
 
 

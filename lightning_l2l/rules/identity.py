@@ -1,9 +1,11 @@
 """What tells a rule from others: its contents, wherever they were read from."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_l2l.rules.base import UpdateRule
 
@@ -19,11 +21,16 @@ def identity(rule: UpdateRule) -> dict[str, Any]:
         for key, value in vars(module).items()
         if not key.startswith("_") and key != "training" and is_plain(value)
     }
-    digest = hashlib.sha256()
-    for name, tensor in rule.state_dict().items():
-        digest.update(f"{name} {list(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().to(torch.float64).numpy().tobytes())
-    return {"class": type(rule).__name__, "settings": settings, "numbers": digest.hexdigest()}
+    return {"class": type(rule).__name__, "settings": settings, "numbers": digest(rule.state_dict())}
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Returns a digest of named tensors, which is the same in each precision that holds their numbers."""
+    found = hashlib.sha256()
+    for name, tensor in tensors.items():
+        found.update(f"{name} {list(tensor.shape)} ".encode())
+        found.update(tensor.detach().cpu().to(torch.float64).numpy().tobytes())
+    return found.hexdigest()
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:

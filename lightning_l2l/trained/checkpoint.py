@@ -1,5 +1,6 @@
 """Reads checkpoints, and checks that they fit."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,28 +15,30 @@ from lightning_l2l.rules.files import PRETRAINED, data_of, described, read_rule,
 from lightning_l2l.tensorboard import run_folder
 
 SECTIONS = ("hyper_parameters", "datamodule_hyper_parameters", "callbacks", "loops")  # mappings of a checkpoint
+WEIGHTS, OF_ADAM = ("state_dict", "current_model_state"), ("optimizer_states", "lr_schedulers")  # parts with numbers
 
 
-def read_checkpoint(path: Path, resumes: bool) -> dict[str, Any]:
+def read_checkpoint(path: Path, resumes: bool, flag: str = "--ckpt_path") -> dict[str, Any]:
     """Reads a checkpoint without executing anything in it.
 
     Args:
         path: the file.
         resumes: whether training resumes from it, which needs more than the weights.
+        flag: what gave the file.
 
     Raises:
-        InvalidInputError: it is truncated, not one of this package, or has numbers that are none; in the first two
-            cases it offers the newest of the same run that is whole.
+        InvalidInputError: it is truncated, not one of this package, or has invalid numbers; in the first two cases
+            the error names the newest intact one of the same run.
     """
     if (checkpoint := _read_whole(path, resumes)) is not None:
-        check_numbers(checkpoint, path, resumes)
+        check_numbers(checkpoint, f"{flag} is {path}", resumes)
         return checkpoint
     others = set(path.parent.glob("[!.]*.ckpt")) - {path} if run_folder(path) else set()
     newest = sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)
     whole = next((other for other in newest if _read_whole(other, resumes) is not None), None)
     instead = "another" if whole is None else f"{whole.name} beside it, which is whole"
     raise InvalidInputError(
-        f"--ckpt_path is {path}, which is truncated or not a checkpoint of this package: give {instead}."
+        f"{flag} is {path}, which is truncated or not a checkpoint of this package: give {instead}."
     )
 
 
@@ -70,31 +73,39 @@ def _is_optimizer_state(kept: Any) -> bool:
     return not any(isinstance(value, torch.Tensor) and value.is_complex() for value in values)
 
 
-def check_numbers(checkpoint: dict[str, Any], path: Path, resumes: bool) -> None:
+def check_numbers(checkpoint: dict[str, Any], subject: str, resumes: bool) -> None:
     """Refuses numbers that are not finite, and those of Adam and its schedule that must not be negative but are.
 
     Args:
         checkpoint: its weights count, and, where training resumes, what Adam and its schedule keep.
-        path: its file.
+        subject: what the error begins with.
         resumes: whether training resumes from it.
 
     Raises:
         InvalidInputError: names the first such number.
     """
-    parts = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers") if resumes else ("state_dict",)
-    for part in parts:
+    for part in WEIGHTS + OF_ADAM if resumes else WEIGHTS[:1]:
         for key, value in _numbers(checkpoint.get(part), part):
             tensor = torch.as_tensor(value)
-            within = (not _from_0(key) or (tensor >= 0).all()) and (".betas." not in key or 0 <= tensor < 1)
-            if not tensor.isfinite().all() or not within:
+            within = part in WEIGHTS or _within(key, tensor)
+            finite = bool(tensor.isfinite().all()) or (part == "lr_schedulers" and _is_unset(key, value))
+            if not finite or not within:
                 many = "numbers that are not finite" if within else "negative numbers"
                 found = many if tensor.ndim else tensor.item()
-                raise InvalidInputError(f"--ckpt_path is {path}, in which {key} has {found}: give another checkpoint.")
+                raise InvalidInputError(f"{subject}, in which {key} has {found}: give another checkpoint.")
 
 
-def _from_0(key: str) -> bool:
-    """Whether a number of Adam or its schedule must be 0 or more."""
-    return key.rpartition(".")[2] in ("lr", "initial_lr", "step", "exp_avg_sq", "eps", "weight_decay") or "_lr" in key
+def _is_unset(key: str, value: Any) -> bool:
+    """Whether this is the infinity that ReduceLROnPlateau keeps for a loss before it has seen any."""
+    return key.endswith((".best", ".mode_worse")) and isinstance(value, float) and math.isinf(value)
+
+
+def _within(key: str, number: torch.Tensor) -> bool:
+    """Whether a number of Adam or its schedule is 0 or more where it must be, and a β below 1."""
+    if ".betas." in key:
+        return bool((number >= 0).all() and (number < 1).all())
+    from_0 = key.rpartition(".")[2] in ("lr", "initial_lr", "step", "exp_avg_sq", "eps", "weight_decay") or "_lr" in key
+    return not from_0 or bool((number >= 0).all())
 
 
 def _numbers(value: Any, key: str) -> Iterator[tuple[str, torch.Tensor | float]]:

@@ -16,6 +16,7 @@ from lightning_l2l.evaluation.markdown_table import markdown_table
 from lightning_l2l.evaluation.results import NUMBERS
 from lightning_l2l.parser import OneSentenceParser
 from lightning_l2l.rules.files import FOLDER, PRETRAINED, described, write_rule
+from lightning_l2l.rules.identity import digest
 from lightning_l2l.terminal import PROGRAM
 from lightning_l2l.trained.checkpoint import read_checkpoint, without_ckpt_path
 from lightning_l2l.yaml_files import read_yaml
@@ -67,7 +68,7 @@ def export(
     """Writes the rule of a checkpoint as NAME.safetensors, and what is known about it as the model card NAME.md.
 
     ``LearnedOptimizer(params, "NAME.safetensors")`` then uses it. Seeds, data, date and the table of results come from
-    the checkpoint and its run's folder: run test first.
+    the checkpoint and its run's folder: run test with this checkpoint first.
 
     Args:
         ckpt_path: the checkpoint.
@@ -90,7 +91,9 @@ def export(
     write_rule(tensors, output, settings, _data(checkpoint, data))
     numbers = sum(tensor.numel() for tensor in tensors.values())
     name = output.stem if output.resolve().parent == FOLDER else output.name  # as LearnedOptimizer finds it
-    output.with_suffix(".md").write_text(_card(name, checkpoint, ckpt_path, others, numbers, command, not_good_for))
+    rows = [] if others else _rows_of(ckpt_path, tensors)  # no run's test was that of a mean
+    card = _card(name, checkpoint, ckpt_path, others, rows, numbers, command, not_good_for)
+    output.with_suffix(".md").write_text(card)
     print(f"Written: {output}, {numbers:,} numbers, and its card {output.with_suffix('.md')}")
 
 
@@ -98,7 +101,7 @@ def _read(path: Path, flag: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A checkpoint, and its rule's tensors by name."""
     if not path.is_file():
         raise InvalidInputError(f"{flag} is {path}, but there is no such file: give a checkpoint's path.")
-    checkpoint = read_checkpoint(path, resumes=False)
+    checkpoint = read_checkpoint(path, resumes=False, flag=flag)
     if checkpoint.get("hyper_parameters", {}).get("rule") is None:
         raise InvalidInputError(f"{flag} is {path}, which lacks the rule's settings: give one that fit wrote.")
     weights = checkpoint["state_dict"].items()  # of which a learner may have others beside its rule's
@@ -129,12 +132,12 @@ def _card(
     checkpoint: dict[str, Any],
     path: Path,
     others: list[Path],
+    rows: list[dict[str, str]],
     numbers: int,
     command: str,
     not_good_for: str,
 ) -> str:
     """The model card, in Markdown."""
-    rows = [] if others else _rows(path.resolve().parents[1] / "results.csv")  # no run's test was that of a mean
     data = checkpoint.get("datamodule_hyper_parameters", {}).get("data", {})
     trained, again = command, command
     if command != TO_BE_WRITTEN:
@@ -194,12 +197,16 @@ def _settings(rule: Any) -> str:
     return str(rule)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    """The rows of the last test's first variant; none where the rule was not tested."""
-    if not path.is_file():
+def _rows_of(path: Path, tensors: dict[str, Tensor]) -> list[dict[str, str]]:
+    """The rows of the last test's first variant; none if the checkpoint's rule was not the one tested."""
+    results = path.resolve().parents[1] / "results.csv"
+    if not results.is_file():
         return []
-    with path.open() as file:
+    with results.open() as file:
         rows = list(csv.DictReader(file))
+    if (tested := rows[0].get("weights")) and tested != digest(tensors):  # files of an earlier version do not say
+        print(f"The last test in {results.parent} was of other weights: the card has no results.")
+        return []
     return [row for row in rows if row["variant"] == rows[0]["variant"]]
 
 
