@@ -97,3 +97,14 @@ def test_rows_summarise_and_list_the_problems():
     assert one["held_out_ratio"] == pytest.approx(math.sqrt(0.5 * 0.25))
     assert (one["smoothed"], one["published"]) == (pytest.approx(0.3), 0.35)
     assert (two["diverged"], two["held_out_ratio"], two["published"]) == (1, pytest.approx(4.0), "")
+
+
+def test_seconds_of_runs_that_were_broken_off_do_not_count():
+    reference = Entry("Adam 1e-3", 2, {name: np.stack([record([4, 2, 1])]) for name in ("one", "two")})
+    broken = record([4, NAN, NAN], seconds=0.1)
+    broken[2, 5] = NAN
+    own = {"one": np.stack([broken, broken, record([4, 2, 1], seconds=3.0)]), "two": np.stack([broken])}
+    pair = Paired(Entry("ours", 2, own), reference)
+    assert pair.entry.seconds("one") == 3.0 and math.isnan(pair.entry.seconds("two"))
+    assert pair.seconds_ratio() == pytest.approx(3.0)
+    assert math.isnan(Paired(Entry("ours", 2, {"two": own["two"]}), reference).seconds_ratio())

@@ -5,14 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small_benchmark import problem
+from small_benchmark import problem, write
 
 from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.evaluation.suite.benchmark import Benchmark
 from lightning_l2l.evaluation.suite.candidates import Candidate, adam, candidate, learned
 from lightning_l2l.evaluation.suite.problems import read_problems
 from lightning_l2l.evaluation.suite.rivals import Rival
 from lightning_l2l.evaluation.suite.training import Training, marks, train, training
-from lightning_l2l.rules import Adam, UpdateRule
+from lightning_l2l.rules import Adam, Grouped, UpdateRule
 from lightning_l2l.unroll import learning_curves
 
 
@@ -76,6 +77,8 @@ def test_a_cosine_ends_at_zero(data):
 def test_divergence_ends_in_nan(data):
     record = train(run(data, 200), sgd(1e30), [200], 200)
     assert record[0, 1].isfinite() and record[-1, 1:4].isnan().all() and record[-1, 0] == 200
+    first = record[:, 1].isnan().nonzero()[0].item()
+    assert record[: first + 1, 5].isfinite().all() and record[first + 1 :, 5].isnan().all()
 
 
 def test_curves_as_published_ones_are_moving_averages(data):
@@ -138,13 +141,15 @@ def test_a_learned_rule_runs_as_an_optimizer(data):
     assert torch.allclose(train(run(data), cosine, [12], 12)[:, 1], decayed[:, 1], rtol=1e-4)
 
 
-def test_a_rule_that_sees_the_loss_is_told_it(data):
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_rule_that_sees_the_loss_is_told_it(data, alone):
     begin = run(data)
     before = copy.deepcopy(begin.network)
     inputs, targets = (tensor[0] for tensor in begin.episodes.minibatch(begin.episodes.theta, 0))
     loss = begin.criterion(before(inputs), targets)
     grads = torch.autograd.grad(loss, list(before.parameters()))
-    train(begin, learned(SeesTheLoss(), "loss")[0], [1], 1)
+    own = SeesTheLoss() if alone else Grouped({"all": SeesTheLoss()}, {"all": ["*"]})
+    train(begin, learned(own, "loss")[0], [1], 1)
     for p, old, grad in zip(begin.network.parameters(), before.parameters(), grads, strict=True):
         assert torch.allclose(p, old - 0.1 * loss * grad, atol=1e-6)
 
@@ -152,3 +157,10 @@ def test_a_rule_that_sees_the_loss_is_told_it(data):
 def test_settings_that_an_optimizer_does_not_take_are_named(data):
     with pytest.raises(InvalidInputError, match=r"benchmark has Adam, .*moment"):
         candidate(Rival("torch.optim.Adam", {"moment": 1})).make(data.network)
+
+
+@pytest.mark.parametrize("name", ["LBFGS", "SparseAdam"])
+def test_an_optimizer_that_needs_more_than_dense_gradients_is_refused_at_once(name):
+    candidate(Rival("torch.optim.Adam")).check()
+    with pytest.raises(InvalidInputError, match=f"benchmark.rivals has {name}, whose step fails"):
+        Benchmark(write("p", {"one": problem()}), rivals=[Rival(f"torch.optim.{name}")]).setup(None, None, "test")

@@ -35,6 +35,7 @@ class Grouped(UpdateRule):
             if not name or "." in name or hasattr(nn.ModuleDict(), name):
                 raise InvalidInputError(f"rules has a group called {name!r}, which PyTorch forbids: give another name.")
         self.rules = nn.ModuleDict(rules)
+        self.sees = tuple(dict.fromkeys(name for rule in rules.values() for name in rule.sees))
         self.groups = groups
         self._bound: tuple[Layout, BoundGroups] | None = None
 

@@ -11,7 +11,6 @@ import numpy as np
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 from rich.console import Console
-from torch import nn
 from tqdm import tqdm
 
 from lightning_l2l.errors import InvalidInputError, require_positive
@@ -97,7 +96,7 @@ class Benchmark(Callback):
             key = "benchmark.open_problems"
             self.opened = read_problems(read_file(self.open_problems, key)["problems"], self.root, key)
         for rival in self.rivals:
-            candidate(rival).make(nn.Linear(2, 2))
+            candidate(rival).check()
         own = self._own(pl_module)
         for one, problem in itertools.product(own, self.to_run):
             one.make(copy.deepcopy(problem.data.network))

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -62,6 +63,24 @@ class Candidate:
         if hasattr(own, "train"):
             own.train()
         return own
+
+    def check(self) -> None:
+        """Tries the optimizer for one step on a small network.
+
+        Raises:
+            InvalidInputError: it cannot be made, or its step fails, as one that needs a closure does.
+        """
+        network = nn.Linear(2, 2)
+        optimizer = self.make(network)
+        for p in network.parameters():
+            p.grad = torch.ones_like(p)
+        try:
+            optimizer.step()
+        except Exception as error:
+            raise InvalidInputError(
+                f"benchmark.rivals has {self.name}, whose step fails ({first_line(error)}): give an optimizer that "
+                "needs nothing but dense gradients."
+            ) from error
 
     def schedule(self, optimizer: Optimizer, steps: int) -> LambdaLR | None:
         """The schedule of its rate over a run."""

@@ -56,8 +56,9 @@ class Entry:
         return np.array([at_best_validation(record[:, 2], record[:, 3]) for record in self.records[problem]])
 
     def seconds(self, problem: str) -> float:
-        """CPU seconds of a run, the median over seeds."""
-        return float(np.median(self.records[problem][:, -1, 5]))
+        """CPU seconds of a run, the median over seeds whose losses stayed finite; NaN if there are none."""
+        seconds = self.records[problem][:, -1, 5]
+        return float(np.median(whole)) if len(whole := seconds[np.isfinite(seconds)]) else float("nan")
 
     def diverged(self, problem: str) -> int:
         """How many seeds end above their start, or not finite."""
@@ -88,9 +89,10 @@ class Paired:
         return {name: log_ratios(own.held_out(name), other.held_out(name), starts[name]) for name in own.records}
 
     def seconds_ratio(self) -> float:
-        """CPU time over the reference's, the geometric mean over problems."""
+        """CPU time over the reference's, the geometric mean over problems on which both are known; else NaN."""
         pairs = [(self.entry.seconds(name), self.reference.seconds(name)) for name in self.entry.records]
-        return float(np.exp(np.mean([np.log(max(one, 1e-9) / max(other, 1e-9)) for one, other in pairs])))
+        logs = [np.log(max(one, 1e-9) / max(other, 1e-9)) for one, other in pairs if not np.isnan(one + other)]
+        return float(np.exp(np.mean(logs))) if logs else float("nan")
 
     @cached_property
     def score(self) -> Score:

@@ -28,7 +28,7 @@ def markdown(name: str, rows: Rows) -> str:
         rows: of its file.
 
     Raises:
-        ValueError: an optimizer lacks its summary, or a number is none.
+        ValueError: an optimizer lacks its summary, or a cell is not a number.
     """
     problems = list(dict.fromkeys(row["problem"] for row in rows if row["problem"] != ALL))
     summaries = [row for row in rows if row["problem"] == ALL]

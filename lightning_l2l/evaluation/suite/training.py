@@ -99,7 +99,8 @@ def train(run: Training, candidate: Candidate, lengths: Sequence[int], stop: int
         published: also evaluate as in published curves.
 
     Returns:
-        A ``Mark`` for each recorded step, [M, 6], float64. After a loss that is not finite all further losses are NaN.
+        A ``Mark`` for each recorded step, [M, 6], float64. After a loss that is not finite no more steps are
+        taken, and all further losses and seconds are NaN.
     """
     found: list[Mark] = []
     wanted = {step for step in marks(lengths) if step <= stop} | {stop}
@@ -116,6 +117,7 @@ def train(run: Training, candidate: Candidate, lengths: Sequence[int], stop: int
             if step in wanted:
                 with evaluating(optimizer, candidate.averaged and step > 0):
                     losses = {part: run.mean_loss(rows) if finite else np.nan for part, rows in run.fixed.items()}
+                seconds = seconds if finite else np.nan  # no steps were taken since
                 finite = finite and bool(np.isfinite(losses["train"]))
                 smoothed = smoothed if finite else np.nan
                 found.append(Mark(step, losses["train"], losses["val"], losses["test"], smoothed, seconds))
