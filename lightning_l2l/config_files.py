@@ -202,7 +202,7 @@ def _check_keys(settings: Any, subject: str) -> None:
 
 
 def check_sections(config: Any) -> None:
-    """Refuses sections that are no mappings, names of variants that are none, and settings that mean nothing.
+    """Refuses sections that are no mappings, invalid names of variants, and settings that mean nothing.
 
     Args:
         config: the parsed settings of a command.

@@ -35,25 +35,24 @@ class LearnedOptimizer(WatchedOptimizer):
     before the first gradient.
 
     **Gradients.** Parameters whose ``grad`` is None are skipped, and keep their state. If the sum of the squares of any
-    parameter's gradient is not finite (its norm is above 1.8e19 in float32), or a group's ``lr`` has become NaN or
-    infinite, the whole step is skipped: no parameter and no state changes, and ``skipped_steps`` counts it. Running
-    means of squares would stay infinite for good. A learned rule was trained on gradients of a minibatch's mean loss:
-    do not give it gradients of a sum, or otherwise scaled ones.
+    parameter's gradient is not finite (its norm is above 1.8e19 in float32), or a group's ``lr``, ``scale`` or
+    ``weight_decay`` has become NaN or infinite, the whole step is skipped: no parameter and no state changes, and
+    ``skipped_steps`` counts it. Running means of squares would stay infinite for good. A learned rule was trained on
+    gradients of a minibatch's mean loss: do not give it gradients of a sum, or otherwise scaled ones.
 
     **Precision.** Steps are computed in float32, in float64 for float64 parameters; half-precision parameters are
-    rounded once, at the end. ``AdamController`` keeps what that takes from them, two bytes each, so that small steps
-    and weight decay add up; other rules lose steps, and decay, of less than half the distance to the next number.
+    rounded once, at the end. ``AdamController`` keeps the rounding error, two bytes each, so that small steps and
+    weight decay add up; other rules lose steps and decay of less than half the distance to the next number.
 
-    **Many processes.** With DDP all processes take the steps of one. In a ``ZeroRedundancyOptimizer`` a process steps
-    whole tensors, so it works, but what a rule sees of other tensors is of those of the same process. Parameters that
-    are parts of tensors are refused: those of ``fully_shard``, and of FSDP unless the rule is coordinatewise. Where
+    **Many processes.** With DDP all processes take the same steps. ``ZeroRedundancyOptimizer`` works, since each
+    process steps whole tensors, but a rule then sees only the other tensors of its own process. Parameters that are
+    parts of tensors are refused: those of ``fully_shard``, and of FSDP unless the rule is coordinatewise. Where
     gradients are spread over processes, a step is skipped in all of them if any gradient is not finite.
 
     **Compilation.** ``torch.compile`` the model as you like, but not ``step``: it would only take longer.
 
-    **Trained weights.** Until a rule has seen a few gradients it knows little of them: warm ``lr`` up over 100 steps,
-    from 1 / 100, where weights go on with the task that they were trained on. Where their loss has converged, it may
-    rise nevertheless.
+    **Trained weights.** A rule knows little before it has seen a few gradients: to continue training weights on the
+    same task, warm ``lr`` up over 100 steps, from 1 / 100. If the loss has converged, it may rise all the same.
 
     **State.** ``AdamController`` keeps 20 bytes per coordinate of a matrix and 16 of a vector, for float32 parameters,
     whatever ``bfloat16_state`` says. The paper's LSTM keeps 80 numbers: 320 bytes, or 160 with ``bfloat16_state``.
@@ -198,9 +197,9 @@ class LearnedOptimizer(WatchedOptimizer):
             raise RuntimeError(f"rule {seeing[0]} sees the loss: call step(closure), with a closure that returns it")
 
     def state_dict(self) -> dict[str, Any]:
-        """As ``torch.optim.Optimizer.state_dict``, with what tells the rules and the parameters from others.
+        """As ``torch.optim.Optimizer.state_dict``, with entries that identify the rules and the parameters.
 
-        A guard's record is in it, too. What the parameters have left that are in no group any more is not.
+        It includes a guard's record, but no state of parameters that are no longer in a group.
         """
 
         def add(_: Any, saved: dict[str, Any]) -> None:  # before all other hooks, which see it

@@ -109,9 +109,9 @@ class LogLoss(MetaLoss):
     Args:
         floor: what is added to each loss; below it, further progress counts little.
         last: weight of the same mean over the last tenth of the run, to be added.
-        cap: the largest loss that counts, for diverged runs (not finite) as well. It holds where nothing differentiates
-            with respect to the losses, as in evolution strategies and validation. A derivative would be zero beyond it
-            and so hide that a run diverges; there, losses stay as they are.
+        cap: the largest loss that counts, for diverged runs (not finite) as well. It holds only where nothing
+            differentiates with respect to the losses, as in evolution strategies and validation: elsewhere, a zero
+            derivative beyond it would hide that a run diverges.
     """
 
     def __init__(self, floor: float = 0.001, last: float = 0.0, cap: float = 1000.0) -> None:

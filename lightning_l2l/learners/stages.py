@@ -25,9 +25,9 @@ class Stage:
         unroll: K, steps between two meta-steps; null is ``model.unroll``. If no run is longer, a truncation is a whole
             run.
         meta_gradient: how ∂L/∂φ is estimated; null is the paper's, ``FirstOrder``.
-        patience: end the stage after so many validations in it without a new lowest monitored metric, and leave the
-            rest of its epochs to the stages after it, in proportion to their shares, or, if it is the last one, end
-            meta-training; null keeps to its epochs.
+        patience: end the stage after this many validations without a new lowest monitored metric. Its remaining epochs
+            go to the later stages, in proportion to their shares; if there is none, meta-training ends. null runs all
+            its epochs.
     """
 
     share: float = 1.0
@@ -181,7 +181,7 @@ class Stages:
                 self.meta_loss.check(horizon, cut.horizon_key)
 
     def _check_last_loss(self, cut: Cut, data: EpisodeDataModule) -> None:
-        """Refuses truncations, or runs, that the loss which counts alone lies beyond."""
+        """Refuses truncations or runs that end before the only loss that counts."""
         if self.meta_loss.last_only and not cut.whole:
             raise InvalidInputError(
                 f"{cut.unroll_key} is {cut.unroll} and {cut.horizon_key} {cut.longest}, but model.loss_weights counts "

@@ -34,10 +34,10 @@ class Perturbed(NamedTuple):
 class Evolution(MetaGradient):
     """Compares runs with φ + ε and with φ − ε on the same episode, where ε ~ N(0, σ²) differs from pair to pair.
 
-    The estimate is the mean of (L⁺ − L⁻) ξ / 2σ² over all pairs. Which noise ε a truncation runs with, and which ξ its
-    losses are credited to, makes the estimator. It is a gradient of the smoothed meta-loss E[L(φ + ε)], and needs no
-    derivatives, so that neither long runs nor rough rules make it explode. Its noise grows with the number of
-    parameters. All runs lie side by side in one batch, 2 · N · ``pairs`` of them.
+    The estimate is the mean of (L⁺ − L⁻) ξ / 2σ² over all pairs. Estimators differ in the noise ε of a truncation
+    and in the ξ that its losses are credited to. They estimate the gradient of the smoothed meta-loss E[L(φ + ε)] and
+    need no derivatives, so that neither long runs nor rough rules make them explode. Their noise grows with the number
+    of parameters. All runs lie side by side in one batch, 2 · N · ``pairs`` of them.
 
     Pairs in which a loss is not finite are left out of the estimate. A diverged run stays that way, so give a meta-loss
     that is finite for it (``LogLoss``, ``Regret``) if the rule should learn not to diverge. The runs of a pair have the

@@ -20,9 +20,9 @@ SMALLEST = 1e-30  # of a squared length that errors are divided by
 class Imitation(MetaGradient):
     """Lets the rule imitate a teacher, such as a tuned Adam, in a share of the meta-batches (arXiv:2010.09089).
 
-    In those the teacher moves θ, and the rule sees the same gradients, which are taken as constant. What it learns from
-    is its error: the squared length of the difference between its step and the teacher's, over that of the teacher's,
-    both summed over a truncation's steps; the mean over episodes. ``train/meta_loss`` is this error there. The other
+    In those the teacher moves θ, and the rule sees the same gradients, which are taken as constant. It minimises a
+    relative error: the squared length of the difference between its step and the teacher's over that of the teacher's,
+    each summed over a truncation's steps, averaged over episodes. ``train/meta_loss`` is this error there. The other
     meta-batches have the usual meta-loss. A learned start is not imitated.
 
     Args:

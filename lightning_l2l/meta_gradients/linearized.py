@@ -27,8 +27,9 @@ class Linearized(MetaGradient):
     Besides ``FirstOrder``'s sum, a step's cotangent G_t = ∂L/∂θ_{t+1} contains θ_{t+1}'s effect on later steps through
     ∇_{t+1}: the Hessian of f at θ_{t+1} times Σ_k a_k G_{t+1+k}, where a is the rule's impulse response in the
     truncation (``linear_response``). The rule's direct dependence on φ is exact. In a run's first truncation the whole
-    estimate is exact if g_t = Σ_k a_k ∇_{t-k}, as in gradient descent with momentum. Truncations may be long, and then
-    teach what pays off late: with a kernel they keep only θ and ∇ of a step.
+    estimate is nearly exact if g_t = Σ_k a_k ∇_{t-k}, as in gradient descent with momentum: the fitted filter is short
+    and slightly damped. Truncations may be long, and then teach what pays off late: with a kernel they keep only θ and
+    ∇ of a step.
 
     Args:
         hessian_every: steps between two Hessians; each also serves for the steps up to the next one. Fewer Hessians are

@@ -106,7 +106,7 @@ class FewShotEpisodes(ModuleEpisodes):
 
 
 class FewShot(ModuleTraining):
-    """Each episode learns to tell a few new classes from a few images of each (arXiv:1606.04080).
+    """Each episode learns to tell a few new classes apart by a few images of each (arXiv:1606.04080).
 
     Its task has ``ways`` classes, drawn at random. The loss before the horizon is that of the support set, ``shots``
     images of each class; at the horizon it is that of the query set, ``queries`` other images of each. So the last loss
@@ -131,7 +131,7 @@ class FewShot(ModuleTraining):
             gives a sixth each to validation and test.
         rotations: add each image turned by 90, 180 and 270 degrees as further classes: in train, in all parts or in
             none. They take three times the memory of the images again.
-        invert: swap black and white, so that dark ink on white paper becomes what zero padding continues.
+        invert: swap black and white, so that zero padding continues the paper around dark ink.
         init_std: standard deviation of θ_0 ~ N(0, init_std²), weights and biases alike; null initialises each module of
             the network by its ``reset_parameters``.
         kwargs: see ``EpisodeDataModule``.

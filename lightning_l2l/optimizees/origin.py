@@ -77,8 +77,8 @@ class Origin:
         share = torch.isin(rows, kept["rows"]).double().mean().item() if len(rows) else 0.0
         if share > SEEN:
             raise InvalidInputError(
-                f"data is {self.source}, of whose test part {share:.0%} lie in what the checkpoint was trained on, "
-                f"{kept['source']}: test on that data, or on other data."
+                f"data is {self.source}, but {share:.0%} of its test part is training data of the checkpoint "
+                f"({kept['source']}): test on that data, or on other data."
             )
 
     def _rows(self, part: str) -> Tensor:

@@ -34,7 +34,7 @@ class Part:
     Args:
         family: the tasks, by class path.
         weight: share of the meta-batches of training, relative to the other rows. 0 holds the family out: validation
-            runs on such families alone.
+            runs on such families alone, or on all if there is none.
         batch_factor: by which the batch sizes of the family's tasks are multiplied. Its own are small, since small ones
             take less time; with larger ones a rule can take larger steps.
     """

@@ -167,7 +167,7 @@ def _check_version(header: Mapping[str, str], name: str | PathLike) -> None:
 
 
 def check_finite(tensors: Mapping[str, Tensor], subject: str) -> None:
-    """Refuses numbers that are none.
+    """Refuses NaN and infinity.
 
     Args:
         tensors: by name.

@@ -13,9 +13,9 @@ class GlobalAveragingLSTM(AutogradLSTM):
     """LSTM+GAC: some cells of each layer are averaged over coordinates (arXiv:1606.04474, appendix D).
 
     The LSTM of ``CoordinatewiseLSTM``, but what the first units of a layer send to the next layer, and to their own
-    layer at the next step, is their mean over the P coordinates of each episode. Coordinates thus share what no
-    gradient of one of them tells, such as the gradient's L2 norm, by which such an LSTM can clip. A cell itself stays
-    its coordinate's own, and episodes do not mix. In ``Grouped`` rules means are over the coordinates of a group, in
+    layer at the next step, is their mean over the P coordinates of each episode. Coordinates thus share what their own
+    gradients do not show, such as the whole gradient's L2 norm, to clip by it. A cell itself stays its coordinate's
+    own, and episodes do not mix. In ``Grouped`` rules means are over the coordinates of a group, in
     ``LearnedOptimizer`` over those of a param group.
 
     It runs with a hand-written backward pass, which takes about as long as the plain LSTM's. There is no compiled

@@ -54,7 +54,7 @@ class NTMBFGS(GlobalAveragingLSTM):
     quadratic function, exact line search takes a third step, which corrects the length of the one before.
 
     Memory takes P² numbers an episode, or 6 P for each step that ``memory`` keeps; a step takes as many operations.
-    Forgetting terms of M is not what L-BFGS does, whose terms would change with each pair that is forgotten.
+    L-BFGS does not forget terms in this way: there, forgetting a pair changes the remaining terms.
 
     Args:
         hidden_size: number of units H in each layer of the controller.

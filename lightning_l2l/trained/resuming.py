@@ -27,7 +27,7 @@ class SameData(Callback):
         self.own: dict[str, Any] | None = None
 
     def take(self, checkpoint: dict[str, Any], path: str) -> None:
-        """Notes what a checkpoint was trained on, or a trained rule, of which nothing but words is known.
+        """Notes what a checkpoint was trained on; of a trained rule's data, only a description is known.
 
         Args:
             checkpoint: as ``read_checkpoint`` or ``read_pretrained`` returned it.

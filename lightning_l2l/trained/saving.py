@@ -44,7 +44,7 @@ class RelocatableCheckpoint(ModelCheckpoint):
     """A ``ModelCheckpoint`` that knows what it has kept after the run's folder has been moved."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Renames what was kept, where a run goes on in its own folder; Lightning forgets the score of another's."""
+        """Updates the kept paths when a run resumes in its own folder; from another, Lightning drops the score."""
         state, here = checkpoint["callbacks"].get(self.state_key), Path(str(self.dirpath))
         if state and Path(str(trainer.ckpt_path)).resolve().parent == here.resolve():
             paths = {name: Path(path).name for name, path in state.items() if name.endswith("_path") and path}

@@ -42,14 +42,14 @@ class AdamController(ControllerNetwork):
         all_sides: show the network a matrix's larger side and its number of columns too, not only its smaller side.
         warm_up: steps over which lr rises to what the network says: at its first step, a rule cannot tell fresh weights
             from trained ones, which a large step would ruin.
-        fade_orthogonal: let O shrink with a gradient that is less than half as large as √v₉₉ says. So are most where a
-            few large ones come in between, and then full steps along O lead away. Without it, O is 0 only where the
-            gradient has vanished.
+        fade_orthogonal: scale O down where the gradient is less than half as large as √v₉₉. Between rare large
+            gradients most are, and full steps along O would lead away. Without it, O is 0 only where the gradient has
+            vanished.
         spectral_limit: the larger side from which on O's spectral norm no longer grows; null: O's size is the same in
             all matrices, so that its spectral norm grows with the root of the larger side.
-        block: the largest smaller side of a matrix that is orthogonalised as a whole. Larger ones are split along that
-            side into parts as even as possible, so that the cost of O is in proportion to a matrix's size, and renewed
-            half as often; null never splits.
+        block: a matrix whose smaller side is larger is split along that side into parts as even as possible, which are
+            orthogonalised separately and renewed half as often: O's cost is then proportional to the matrix's size.
+            null never splits.
 
     Raises:
         InvalidInputError: a setting is not positive, or a direction is unknown or given twice.
