@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from command_line import HALF_EXACT, RUN, fit, tiny
@@ -16,8 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import lightning_l2l.trained.saving
 from lightning_l2l.callbacks import Interrupt
 from lightning_l2l.cli import main
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.learners import MetaLearner
-from lightning_l2l.trained.saving import LastCheckpoint, meta_batches
+from lightning_l2l.trained.saving import LastCheckpoint, WholeCheckpoints, meta_batches
 
 CHECKPOINTS = RUN / "checkpoints"
 FLAGS = ["--data.train_episodes=16", "--trainer.max_epochs=4", "--data.val_episodes=12", HALF_EXACT]  # 4 × 4 batches
@@ -263,3 +265,27 @@ def test_signals_are_given_back():
     fit()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert not Interrupt().requested
+
+
+def test_numpys_numbers_are_kept_as_pythons_and_other_objects_are_refused():
+    torch.save({}, "last.ckpt")
+    for value, named in ((Path("a"), "PosixPath"), (np.ones(2), "numpy")):
+        with pytest.raises(InvalidInputError, match=rf"would hold \S*{named}\S*, which is not loaded"):
+            WholeCheckpoints().save_checkpoint({"hyper_parameters": {"of": value}}, "last.ckpt")
+        assert torch.load("last.ckpt", weights_only=True) == {}
+        assert [path.name for path in Path().iterdir()] == ["last.ckpt"]
+    schedule = {"_last_lr": [np.float64(0.5)], "last_epoch": np.int64(3), "betas": (np.float32(0.5), 1)}
+    rates = {"lr_schedulers": [schedule]}
+    WholeCheckpoints().save_checkpoint(rates, "last.ckpt")
+    assert torch.load("last.ckpt", weights_only=True) == rates
+
+
+@pytest.mark.parametrize("limit", ["2", "3", "0.75"])
+def test_a_run_of_shortened_epochs_resumes_to_the_bit(limit):
+    flags = ["--data.train_episodes=16", f"--trainer.limit_train_batches={limit}", "--model.final_learning_rate=0.003"]
+    fit(*flags, "--trainer.max_epochs=3")
+    fit(*flags, "--trainer.max_epochs=1")
+    fit(*flags, "--trainer.max_epochs=3", "--ckpt_path=last")
+    runs = (Path(f"runs/quadratic/version_{number}/checkpoints/last.ckpt") for number in (0, 1))
+    whole, resumed = (torch.load(run, weights_only=True) for run in runs)
+    assert whole["global_step"] == resumed["global_step"] > 5 and same(whole["state_dict"], resumed["state_dict"])

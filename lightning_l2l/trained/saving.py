@@ -2,16 +2,20 @@
 
 import errno
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.interrupts import Interrupted, Terminated
 from lightning_l2l.learners.base import MONITOR
 from lightning_l2l.whole_files import remove_leftovers, replacing
@@ -25,8 +29,16 @@ PREVIOUS = "previous.ckpt"  # what last.ckpt was before it was last written
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint whole or not at all; Lightning's own may leave half of one across file systems."""
 
+    def __init__(self) -> None:
+        self.readable = False  # whether a checkpoint was read again
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Writes the file."""
+        """Writes the file, and reads the first one again.
+
+        Raises:
+            InvalidInputError: it holds an object that cannot be loaded without executing code.
+        """
+        checkpoint = {key: _without_numpy(value) for key, value in checkpoint.items()}
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -38,6 +50,31 @@ class WholeCheckpoints(TorchCheckpointIO):
                 if "writ" not in str(error):
                     raise
                 raise OSError(errno.EIO, "writing failed, as on a full disk", str(path)) from error
+            self._check(part)
+
+    def _check(self, file: Path) -> None:
+        try:
+            if not self.readable:
+                torch.load(file, map_location="cpu", weights_only=True)
+        except UnpicklingError as error:
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            what = named[1] if named else "an object"
+            raise InvalidInputError(
+                f"the checkpoint would hold {what}, which is not loaded, since that could "
+                "execute code: let learner, data and callbacks keep tensors, numbers and text alone."
+            ) from None
+        self.readable = True
+
+
+def _without_numpy(value: Any) -> Any:
+    """The same with NumPy's numbers as Python's, which are loaded without executing code."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {key: _without_numpy(entry) for key, entry in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_without_numpy, value))
+    return value
 
 
 class RelocatableCheckpoint(ModelCheckpoint):
@@ -145,6 +182,8 @@ class LastCheckpoint(RelocatableCheckpoint):
             if self.due == "epoch":
                 epochs[part]["processed"] += 1
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] += self.due == "epoch"
+        for loader in loops["state_dict"].get("combined_loader", ()):  # limit_train_batches may end an epoch early
+            loader["position"] %= trainer.num_training_batches
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
