@@ -158,11 +158,14 @@ class HyperparameterMetrics(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the best meta-loss so far."""
+        if trainer.sanity_checking:
+            return
         metrics, monitor = trainer.callback_metrics, monitor_of(pl_module)
         if monitor not in metrics:
+            logged = ", ".join(metrics) or "nothing"
             raise InvalidInputError(
-                f"model is {type(pl_module).__name__}, which logged {', '.join(metrics) or 'nothing'} but not "
-                f"{monitor}, which its best checkpoint is chosen by: log that, or give the class an attribute monitor."
+                f"model is {type(pl_module).__name__}, whose validation_step logged {logged} but not {monitor}, by "
+                "which its best checkpoint is chosen: log that there, or give the class an attribute monitor."
             )
         loss = metrics[monitor].item()
         self.best = min(self.best, loss) if loss == loss else self.best

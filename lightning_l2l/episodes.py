@@ -2,7 +2,8 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -80,6 +81,13 @@ class Episodes(ABC):
                 moved[name] = value.to(device)
         return replace(self, **moved)
 
+    @contextmanager
+    def same_random_numbers(self) -> Iterator[None]:
+        """Lets torch draw the same numbers each time, as for dropout, and then go on as if none had been drawn."""
+        with torch.random.fork_rng(devices=[self.theta.device] if self.theta.is_cuda else []):
+            torch.manual_seed(0)
+            yield
+
     def fingerprint(self) -> str:
         """A digest of these episodes, as a key for cached losses, which depend on nothing else.
 
@@ -87,8 +95,7 @@ class Episodes(ABC):
         stand for the computation. It leaves out a field ``held_out``, on which no loss depends.
         """
         digest = hashlib.sha256(f"{type(self).__module__} {type(self).__qualname__}".encode())
-        with torch.random.fork_rng(devices=[self.theta.device] if self.theta.is_cuda else []):
-            torch.manual_seed(0)  # so that a network with dropout gives the same numbers each time
+        with self.same_random_numbers():
             losses_and_gradients = self.value_and_grad(self.theta, 0)
         for tensor in losses_and_gradients:
             digest.update(content(tensor).encode())

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from command_line import TINY, TINY_MNIST
 from torch import nn
@@ -258,3 +259,22 @@ def test_what_a_kept_result_depends_on_includes_the_source_of_rescaled_episodes(
 def test_a_rule_whose_source_nobody_can_find_keeps_nothing():
     made = type("Typed", (SGD,), {"__module__": "nowhere"})
     assert Contestant("a", "baseline", made()).depends_on([]) is None
+
+
+@pytest.mark.parametrize(
+    "form", ["from .helper import F", "from . import helper", "import mine_{n}.helper", "from mine_{n}.helper import F"]
+)
+def test_a_change_in_a_file_beside_a_baseline_makes_it_run_again(form, monkeypatch, tmp_path, request):
+    name = f"mine_{abs(hash(form))}"
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
+    helper = tmp_path / name / "helper.py"
+    helper.write_text("F = 1\n")
+    rule = f"{form.replace('mine_{n}', name)}\nimport copy\nfrom lightning_l2l.rules import SGD\n"
+    (tmp_path / name / "rule.py").write_text(f"{rule}class Mine(SGD):\n    pass\n")
+    mine = Contestant("a", "baseline", importlib.import_module(f"{name}.rule").Mine())
+    before = mine.depends_on([])
+    assert before == mine.depends_on([])
+    helper.write_text("F = 2\n")
+    assert mine.depends_on([]) != before

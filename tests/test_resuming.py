@@ -2,15 +2,18 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from command_line import RUN, fit
 from conftest import same, weights
+from pytorch_lightning import Callback
 from test_own_workload import TINY_OWN, own
 from torch import nn
 
 from lightning_l2l.learners import MetaLearner
+from lightning_l2l.trained.resuming import RandomNumbers
 
 
 def validated(monkeypatch, *values: float) -> list[int]:
@@ -132,3 +135,45 @@ def test_an_interrupted_meta_batch_ends_for_the_learner_as_well():
         fit(*flags, "--trainer.callbacks+=forks.StopAfter", "--trainer.callbacks.batches=3")
     fit(*flags, "--ckpt_path=last")
     assert weights(RUN / "checkpoints/last.ckpt")["counted"] == 8
+
+
+def test_a_sanity_check_is_no_validation(monkeypatch):
+    epochs = validated(monkeypatch, 0.0, 5.0, 4.0, 3.0, 2.0)
+    fit("--trainer.num_sanity_val_steps=1", "--model.stages=[{patience: 2}]", "--trainer.max_epochs=4")
+    assert max(epochs) == 3
+    kept = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
+    assert kept["callbacks"]["HyperparameterMetrics"] == {"best": 2.0}
+
+
+class Counting(Callback):
+    """Counts meta-batches from a number that it is given."""
+
+    def __init__(self, count: int = 0):
+        self.count = count
+
+    def on_train_batch_end(self, *_):
+        self.count += 1
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+def test_a_callbacks_state_is_not_replaced_by_its_settings():
+    flags = ["--trainer.callbacks+=test_resuming.Counting", "--trainer.callbacks.count=5"]
+    fit(*flags)
+    fit(*flags, "--ckpt_path=last", "--trainer.max_epochs=3")
+    kept = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
+    assert kept["callbacks"]["Counting"] == {"count": 5 + 6}
+
+
+@pytest.mark.parametrize("hook", ["on_test_batch_start", "on_predict_batch_start"])
+def test_a_batch_draws_the_same_numbers_whatever_was_drawn_before(hook):
+    numbers, trainer = RandomNumbers(), SimpleNamespace(global_rank=0)
+    drawn = []
+    for batch in (0, 0, 1):
+        getattr(numbers, hook)(trainer, None, None, batch, 0)
+        drawn.append(torch.rand(9))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])

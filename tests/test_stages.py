@@ -1,6 +1,7 @@
 """The stages of meta-training: which horizon, unroll and meta-gradient each epoch has."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from conftest import same, weights
 
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.learners import MetaLearner, Stage
+from lightning_l2l.learners.cosine_schedule import cosine_schedule
 from lightning_l2l.learners.stages import Stages
 from lightning_l2l.meta_gradients import Exact, Linearized
 from lightning_l2l.meta_losses import WeightedSum
@@ -195,3 +197,11 @@ def test_stages_that_a_checkpoint_spoils_are_refused():
     for state in ({}, {"ended_early": [], "validated": []}, {"ended_early": {}, "validated": "abc"}):
         with pytest.raises(InvalidInputError, match="does not say how its stages went"):
             table(1).load_state_dict(state)
+
+
+def test_epochs_without_a_limit_leave_the_length_of_the_decay_to_max_steps():
+    trainer = SimpleNamespace(max_epochs=-1, max_steps=1000, global_step=250, limit_train_batches=1.0, world_size=1)
+    trainer.datamodule = SimpleNamespace(train_batches=lambda processes: 10)
+    trainer.callbacks, trainer.strategy = [], SimpleNamespace(broadcast=lambda progress: progress)
+    schedule = cosine_schedule(torch.optim.SGD([torch.zeros(1)], 1.0), trainer, 0.0)
+    assert schedule.lr_lambdas[0](250) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)

@@ -135,6 +135,8 @@ class Comparison(Callback):
         *_: Any,
     ) -> None:
         """Runs the contestants on the validation episodes, in the first validation only."""
+        if trainer.sanity_checking:
+            return
         if (learned := evaluated(outputs, batch, horizon_of(trainer))) is not None:
             others = () if self.validated else self._race(trainer, batch)
             self.outcomes.add(counted(trainer, batch, batch_idx), [as_one(*learned), *others])
@@ -248,7 +250,8 @@ class Comparison(Callback):
         """Computes a baseline's result once for all experiments; caches nothing if runs are not kept."""
         depends_on = contestant.depends_on(batches) if contestant.kind == "baseline" else None
         folder = Path(trainer.logger.save_dir) / "baselines" if has_tensorboard(trainer) else None  # type: ignore
-        return ResultCache(folder if depends_on else None).get(compute, depends_on, *settings)
+        with batches[0].same_random_numbers():  # whichever results were cached
+            return ResultCache(folder if depends_on else None).get(compute, depends_on, *settings)
 
     def _entries(self, trainer: Trainer, pl_module: LightningModule) -> list[Entry]:
         """The outcomes in all processes, first the learned rule's."""

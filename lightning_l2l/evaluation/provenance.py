@@ -3,6 +3,8 @@
 import ast
 import hashlib
 import inspect
+import sys
+import sysconfig
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,7 @@ OF_MODULES = frozenset(vars(nn.Module()))  # what every module has
 FOREIGN = ("torch", "builtins", "abc", "typing")  # packages whose code nobody edits
 PACKAGE = Path(unroll.__file__).parent
 OWN = PACKAGE / "evaluation"
+STANDARD = Path(sysconfig.get_path("stdlib"))  # the folder of Python's own modules
 
 
 def settings_of(rule: nn.Module) -> list[tuple[str, str]]:
@@ -35,8 +38,8 @@ def settings_of(rule: nn.Module) -> list[tuple[str, str]]:
 def source_of(*objects: object) -> str | None:
     """A digest of the source files of classes, given or those of the objects, and of their base classes.
 
-    The digest also covers the package's modules that these import, such as a rule's steppers, and the kernels beside
-    them; not what the benchmark's own files import.
+    The digest also covers the modules that these import, such as a rule's steppers, unless Python or an installed
+    package has them, and the kernels beside them; not what the benchmark's own files import.
 
     Returns:
         None if a class has no source file, as in a notebook: then a change cannot be detected.
@@ -56,25 +59,47 @@ def source_of(*objects: object) -> str | None:
 
 
 def _with_imports(files: Iterable[Path]) -> set[Path]:
-    """Files, the package's modules that they import, however indirectly, and the kernels beside these."""
+    """Files, the modules that they import, however indirectly, and the kernels beside the package's."""
     found: set[Path] = set()
     left = set(files)
     while left:
         file = left.pop()
         found.add(file)
-        left |= _imports(file.read_bytes()) - found
+        left |= _imports(file, file.read_bytes()) - found
     return found.union(*(file.parent.glob("*.cpp") for file in found if file.is_relative_to(PACKAGE)))
 
 
 @cache
-def _imports(source: bytes) -> frozenset[Path]:
-    """The package's modules that a source file imports, anywhere in it; not its packages, which only gather others."""
-    names: set[str] = set()
+def _imports(file: Path, source: bytes) -> frozenset[Path]:
+    """The modules that a source file imports, anywhere in it: the package's and those that nobody installed.
+
+    Packages do not count, since they only gather their modules.
+    """
+    found: set[Path] = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    paths = (PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py") for name in names)
-    return frozenset(path for path in paths if path.is_file() and path.is_relative_to(PACKAGE))
+        if isinstance(node, ast.Import):
+            found |= _modules([alias.name for alias in node.names], _own_roots())
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names = [module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)]
+            found |= _modules(names, [file.parents[node.level - 1]] if node.level else _own_roots())
+    return frozenset(path for path in found if path.is_relative_to(PACKAGE) or not _is_installed(path))
+
+
+def _modules(names: Iterable[str], roots: Iterable[Path]) -> set[Path]:
+    """The files of modules, each in the first folder that has it."""
+    paths = {name: [root.joinpath(*name.split(".")).with_suffix(".py") for root in roots] for name in names if name}
+    return {path for found in paths.values() for path in found if path.is_file()}
+
+
+def _own_roots() -> list[Path]:
+    """The folders in which absolute imports find modules that may be edited."""
+    return [PACKAGE.parent, *(path for entry in sys.path if not _is_installed(path := Path(entry).absolute()))]
+
+
+def _is_installed(path: Path) -> bool:
+    """Whether a file belongs to Python or to an installed package."""
+    return path.is_relative_to(STANDARD) or not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
 
 
 def _printed(value: Any) -> str:

@@ -4,6 +4,7 @@ A learner's ``training_step``, ``validation_step``, ``test_step`` and ``predict_
 is optional:
 
 - ``monitor``: the metric that early stopping and the best checkpoint watch, lower is better; by default val/meta_loss.
+  ``validation_step`` logs it.
 - ``rule``: the update rule that it learns. It is shown on sheets of pictures, exported, and loaded from
   ``pretrained:``.
 - ``label``: what tables and figures call what it learned; by default the rule's label, or the learner's class.

@@ -30,7 +30,8 @@ def _progress(trainer: Trainer, meta_batch: int) -> float:
     train_batches = trainer.datamodule.train_batches(trainer.world_size)  # type: ignore[attr-defined]
     limit = trainer.limit_train_batches  # of batches, or a share of them
     train_batches = min(train_batches, limit) if isinstance(limit, int) else int(train_batches * (limit or 1.0))
-    progress = meta_batch / max((trainer.max_epochs or 1) * train_batches, 1)
+    epochs = trainer.max_epochs or 1
+    progress = meta_batch / max(epochs * train_batches, 1) if epochs > 0 else 0.0  # -1 sets no limit
     if trainer.max_steps > 0:
         progress = max(progress, trainer.global_step / trainer.max_steps)
     for timer in trainer.callbacks:  # type: ignore[attr-defined]

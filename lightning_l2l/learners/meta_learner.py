@@ -231,7 +231,7 @@ class MetaLearner(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Ends a stage that has stalled."""
         metric = self.trainer.callback_metrics.get(monitor_of(self))
-        if self.trainer.state.fn == "fit" and metric is not None:
+        if self.trainer.state.fn == "fit" and metric is not None and not self.trainer.sanity_checking:
             over = self.stages.stalled(self.current_epoch, self.trainer.max_epochs or 1, metric.item())
             self.trainer.should_stop = self.trainer.should_stop or over
 

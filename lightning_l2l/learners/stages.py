@@ -22,8 +22,8 @@ class Stage:
         share: of the epochs, relative to the shares of the other rows.
         horizon: steps of a run; null is the data's horizon. Two numbers are a range, from which each meta-batch draws
             its horizon log-uniformly, rounded to a multiple of ``unroll``.
-        unroll: K, steps between two meta-steps; null is ``model.unroll``. If no run is longer, a truncation is a whole
-            run.
+        unroll: K, steps between two meta-steps; null is ``model.unroll``. If no run is longer than a row's own, a
+            truncation is a whole run.
         meta_gradient: how ∂L/∂φ is estimated; null is the paper's, ``FirstOrder``.
         patience: end the stage after this many validations without a new lowest monitored metric. Its remaining epochs
             go to the later stages, in proportion to their shares; if there is none, meta-training ends. null runs all

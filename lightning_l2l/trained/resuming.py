@@ -1,7 +1,6 @@
 """What holds when a run goes on from a checkpoint, or tests one: its data, its optimizers, and the callbacks' flags."""
 
 import copy
-import inspect
 from contextlib import suppress
 from typing import Any
 
@@ -64,15 +63,14 @@ class SameData(Callback):
 
 
 class GivenFlags(Callback):
-    """Lets the flags of a resumed run's callbacks win over those that its checkpoint has kept, such as a patience."""
+    """Lets the patience given to a resumed run win over the one that its checkpoint has kept."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Replaces settings in the callbacks' states, before any callback loads its own."""
+        """Replaces it in the state of ``EarlyStopping``, before any callback loads its own."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
-            if isinstance(state, dict):
-                settings = inspect.signature(type(callback).__init__).parameters.keys() - {"dirpath"}  # a place
-                state |= {name: getattr(callback, name) for name in settings & state.keys() if hasattr(callback, name)}
+            if isinstance(callback, EarlyStopping) and isinstance(state, dict):
+                state["patience"] = callback.patience
 
 
 class SpentPatience(Callback):
@@ -112,6 +110,14 @@ class RandomNumbers(Callback):
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Seeds a validation batch, alike in every validation."""
         self._start(1, *batch[1:], trainer.global_rank)
+
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        """Seeds a test batch, alike in every test."""
+        self._start(2, *batch[1:], trainer.global_rank)
+
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        """Seeds a batch of predictions."""
+        self._start(3, *batch[1:], trainer.global_rank)
 
     def _start(self, *where: int) -> None:
         source = np.random.SeedSequence(self.seed, spawn_key=where)
