@@ -1,12 +1,14 @@
 """What predict writes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from command_line import RUN, TINY_MNIST, tiny
 
 from lightning_l2l.cli import main
+from lightning_l2l.evaluation.predictions import Predictions
 from lightning_l2l.optimizees import Quadratics
 
 
@@ -45,3 +47,16 @@ def test_any_module_is_an_optimizee_from_the_command_line():
     main(["predict", "--config", "mnist.yaml", *flags, network, "--data.init_std=null", "--ckpt_path=best"])
     with np.load("runs/mnist/version_0/predictions/0000.npz") as arrays:
         assert arrays["theta"].shape[1] == 785 * 3 + 4 * 10
+
+
+def test_batches_that_are_drawn_whole_are_numbered_through(tmp_path):
+    """Three batches of four episodes for two processes, of which the second repeats the first batch at its end."""
+    predictions, batch = Predictions(str(tmp_path)), Quadratics(dimension=3).episodes("test", range(4))
+    predictions.place = tmp_path
+    trainer = SimpleNamespace(global_rank=1, world_size=2, datamodule=Quadratics())
+    trainer.predict_dataloaders = SimpleNamespace(dataset=range(3), episodes_per_item=4)
+    predictions.done = 0
+    for _ in range(2):
+        predictions.on_predict_batch_end(trainer, None, (batch.theta, torch.zeros(4, 11)), batch)
+    assert [path.name for path in tmp_path.iterdir()] == ["0004.npz"]
+    assert np.load(tmp_path / "0004.npz")["theta"].shape == (4, 3)

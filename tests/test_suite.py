@@ -118,6 +118,13 @@ def test_processes_share_the_batches_of_one():
         assert torch.equal(batch.value_and_grad(batch.theta, 1)[1], expected.value_and_grad(expected.theta, 1)[1])
 
 
+def test_an_item_of_a_loader_stands_for_a_batch():
+    data = suite()
+    loaders = data.train_dataloader(), data.predict_dataloader()
+    assert [loader.episodes_per_item for loader in loaders] == [4, data.episodes_per_task]
+    assert len(loaders[1].dataset) * data.episodes_per_task == data.test_episodes
+
+
 def test_a_loader_resumes_with_the_next_batch():
     data = suite()
     every = batches(data)

@@ -54,9 +54,12 @@ class Predictions(Callback):
     ) -> None:
         """Writes the files of a batch."""
         theta, losses = outputs
-        count = len(trainer.predict_dataloaders.dataset)  # type: ignore[union-attr]
-        # episodes are distributed over processes in turn; the first ones repeat if they do not divide evenly
-        numbers = [trainer.global_rank + trainer.world_size * (self.done + n) for n in range(len(theta))]
+        loader: Any = trainer.predict_dataloaders
+        size = loader.episodes_per_item
+        count = len(loader.dataset) * size
+        # items are distributed over processes in turn; the first ones repeat if they do not divide evenly
+        places = [divmod(self.done + n, size) for n in range(len(theta))]
+        numbers = [(trainer.global_rank + trainer.world_size * item) * size + n for item, n in places]
         names = [trainer.datamodule.prediction_name(n) for n in numbers if n < count]  # type: ignore[attr-defined]
         self.done += len(theta)
         if not names:

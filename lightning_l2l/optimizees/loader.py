@@ -13,6 +13,7 @@ class EpisodeLoader(DataLoader):
 
     position = 0  # batches yielded
     resume_at = 0  # where the next epoch begins; used once
+    episodes_per_item = 1  # more where a batch is drawn as a whole
 
     def __iter__(self) -> Iterator[Episodes]:  # type: ignore[override]
         self.position, self.resume_at = self.resume_at, 0

@@ -238,4 +238,6 @@ class Suite(EpisodeDataModule):
         def collate(batches: Sequence[int]) -> Episodes:
             return self._collate(split, range(batches[0] * size, (batches[0] + 1) * size))
 
-        return self._loader_of(range(count // size), 1, collate)
+        loader = self._loader_of(range(count // size), 1, collate)
+        loader.episodes_per_item = size
+        return loader
