@@ -15,6 +15,7 @@ from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.rules.files import PRETRAINED
 from lightning_l2l.terminal import ShortParser
 from lightning_l2l.trained.checkpoint import flatten, without_ckpt_path
+from lightning_l2l.whole_files import replacing
 from lightning_l2l.yaml_files import read_yaml
 
 # what training depends on
@@ -47,7 +48,7 @@ def train_and_race(seeds: Sequence[int], flags: list[str], run: Run) -> None:
             f"--ckpt_path is {begun_from}, but seeds finds the checkpoints of its runs itself: leave it out."
         )
     bests = [_train(seed, flags, run) for seed in seeds]
-    rivals = [f"--comparison.rivals={json.dumps(list(map(str, bests[1:])))}"] if len(bests) > 1 else []
+    rivals = [f"--comparison.rivals+={json.dumps(list(map(str, bests[1:])))}"] if len(bests) > 1 else []
     run(["test", *without_ckpt_path(flags), "--ckpt_path", str(bests[0]), *rivals])
 
 
@@ -85,10 +86,11 @@ def _train(seed: int, flags: list[str], run: Run) -> Path:
         if not finished.is_file():
             print(f"Meta-seed {seed}, in {folder}:", file=sys.stderr)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / BEGUN).write_text(yaml.safe_dump(now))
+            if not (resumes and (folder / BEGUN).is_file()):
+                _write(folder / BEGUN, now)
             resumed = [*without_ckpt_path(flags), "--ckpt_path", str(last)]
             run(["fit", *(resumed if resumes else flags), *own])
-            finished.write_text(yaml.safe_dump(now))
+            _write(finished, now)
     except InvalidInputError as error:
         if not resumes:
             raise
@@ -96,6 +98,11 @@ def _train(seed: int, flags: list[str], run: Run) -> Path:
     if not best.is_file():
         raise InvalidInputError(f"{folder} has no best checkpoint, since no validation was finite: change model.")
     return best
+
+
+def _write(file: Path, settings: dict[str, Any]) -> None:
+    with replacing(file) as part:
+        part.write_text(yaml.safe_dump(settings))
 
 
 def _refuse_other_settings(folder: Path, now: dict[str, Any]) -> None:

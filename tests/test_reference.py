@@ -48,6 +48,11 @@ def test_the_command_writes_what_a_suite_reads(capsys):
     assert not torch.equal(LogLoss()(losses, 10, 20, late), LogLoss()(losses, 10, 20))
 
 
+def test_the_table_is_an_npz():
+    with pytest.raises(InvalidInputError, match=r"--output is own.txt: give it the ending .npz"):
+        write_reference(suite(), Path("own.txt"))
+
+
 def test_random_scaling_keeps_the_reference():
     write_reference(suite(), Path("own.npz"))
     data = suite(reference="own.npz", random_scaling=1.0)

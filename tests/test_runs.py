@@ -10,7 +10,7 @@ from command_line import RUN, results, tiny
 from lightning_l2l.cli import main
 from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.contestants import run_of
-from lightning_l2l.trained.runs import find_checkpoint
+from lightning_l2l.trained.runs import find_checkpoint, on_command_line
 
 
 def touch(runs: Path, version: str, age: int = 0) -> Path:
@@ -71,3 +71,12 @@ def test_a_version_given_on_the_command_line_is_the_run_that_resumes(fitted):
     main(tiny("test", "--ckpt_path=best", "--trainer.logger.init_args.version=0"))
     assert results(RUN)
     assert not (RUN.with_name("version_1") / "results.csv").exists()
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("flag", ["--trainer.logger", "--trainer.logger.init_args", "--trainer.logger.init_args.name"])
+def test_a_name_given_in_any_form_is_on_the_command_line(flag, apart):
+    value = "branch" if flag.endswith("name") else "{init_args: {save_dir: runs, name: branch}}"
+    arguments = [flag, value] if apart else [f"{flag}={value}"]
+    assert on_command_line("name", ["fit", *arguments, "--trainer.max_epochs", "3"])
+    assert not on_command_line("version", ["fit", *arguments, "--trainer.max_epochs", "3"])

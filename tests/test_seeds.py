@@ -140,3 +140,8 @@ def test_seeds_may_begin_from_a_trained_rule():
         assert all(
             torch.allclose(value, weights(last(0))[key], atol=1e-6) for key, value in weights(last(seed)).items()
         )
+
+
+def test_rivals_of_the_config_race_as_well():
+    seeds(0, 1, flags=("--comparison.rivals=[pretrained:quadratic]", "--comparison.baselines=[]"))
+    assert len(rows("seed_0")) == 3 and {"LSTM seed 0", "LSTM seed 1"} < rows("seed_0").keys()

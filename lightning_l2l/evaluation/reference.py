@@ -7,10 +7,12 @@ import numpy as np
 import torch
 
 from lightning_l2l.episodes import Episodes
+from lightning_l2l.errors import InvalidInputError
 from lightning_l2l.evaluation.tuning import RATE, with_settings
 from lightning_l2l.optimizees import Suite
 from lightning_l2l.rules import Adam
 from lightning_l2l.unroll import learning_curves
+from lightning_l2l.whole_files import replacing
 
 RATES = (0.001, 0.003, 0.01, 0.03)
 POINTS = 40  # of a stored curve, about
@@ -26,16 +28,23 @@ def write_reference(suite: Suite, output: Path, progress: Callable[[str], object
         suite: the tasks; its horizon is the number of steps.
         output: the .npz.
         progress: called with the name of each task when it is done.
+
+    Raises:
+        InvalidInputError: the output has another suffix.
     """
+    if output.suffix != ".npz":
+        raise InvalidInputError(f"--output is {output}: give it the ending .npz.")
     steps = np.unique(np.geomspace(1, suite.horizon, POINTS).round().astype(np.int64))
     losses = []
-    for first in range(0, suite.tuning_episodes, suite.episodes_per_task):
-        episodes = suite.episodes("tune", range(first, first + suite.episodes_per_task))
-        losses.append(lowest_losses(episodes, steps))
-        progress(suite.task("tune", first))
     output.parent.mkdir(parents=True, exist_ok=True)
-    tasks, data = np.array(list(suite.tasks)), np.array(suite.description)
-    np.savez_compressed(output, tasks=tasks, steps=steps, losses=np.stack(losses), data=data)
+    with replacing(output) as part:
+        part.touch()  # before the slow work, since the folder may not be writable
+        for first in range(0, suite.tuning_episodes, suite.episodes_per_task):
+            episodes = suite.episodes("tune", range(first, first + suite.episodes_per_task))
+            losses.append(lowest_losses(episodes, steps))
+            progress(suite.task("tune", first))
+        tasks, data = np.array(list(suite.tasks)), np.array(suite.description)
+        np.savez_compressed(part, tasks=tasks, steps=steps, losses=np.stack(losses), data=data)
 
 
 def lowest_losses(episodes: Episodes, steps: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from lightning_l2l.evaluation.results import ACCURACY, COLUMNS, INTERVALS, NUMBE
 from lightning_l2l.evaluation.suite.markdown import EXPLAINED as OF_BENCHMARKS
 from lightning_l2l.evaluation.suite.markdown import is_benchmark, markdown
 from lightning_l2l.terminal import ShortParser
+from lightning_l2l.whole_files import replacing
 
 BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
 WITH_INTERVALS = ("last10", "sum", "last10_to_best", "sum_to_best", "accuracy")
@@ -69,7 +70,8 @@ def report(results: Sequence[str], output: Path) -> None:
     shown += [*[OF_BENCHMARKS] * bool(benchmarks), *benchmarks]
     written = "\n\n".join([BEGIN, f"Written by `{command}`.", *shown, END])
     before, after = _outside(output)
-    output.write_text(before + written + after)
+    with replacing(output) as part:
+        part.write_text(before + written + after)
     print(f"Written: {output}")
 
 

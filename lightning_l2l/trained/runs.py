@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,9 @@ def continue_run(checkpoint: Path, logger: Namespace, arguments: Sequence[str]) 
 
 def on_command_line(key: str, arguments: Sequence[str]) -> bool:
     """Whether a flag sets this key of the logger."""
-    flag = re.compile(rf"--trainer\.logger(\.init_args)?\.{key}(=.*)?|--trainer\.logger=.*\b{key}\b.*", re.DOTALL)
-    return any(flag.fullmatch(argument) for argument in arguments)
+    flag = re.compile(rf"--trainer\.logger(\.init_args)?(\.{key}(=.*)?|=.*\b{key}\b.*)", re.DOTALL)
+    apart = [f"{one}={value}" for one, value in pairwise(arguments)]  # a flag and its value as two arguments
+    return any(flag.fullmatch(argument) for argument in (*arguments, *apart))
 
 
 def _folder_name(version: int | str | None) -> str:
