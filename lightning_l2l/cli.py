@@ -160,7 +160,7 @@ class LearningToLearnCLI(LightningCLI):
             self.trainer_defaults["callbacks"] = own_callbacks(progress=False)
         for key in ("problems", "open_problems"):
             if config.benchmark[key]:
-                config.benchmark[key] = str(find_config(config.benchmark[key]))
+                config.benchmark[key] = str(find_config(config.benchmark[key], f"--benchmark.{key}"))
         runs = runs_folder(config.trainer.logger)
         resumes = self.subcommand == "fit" and not str(config.ckpt_path).startswith(PRETRAINED)
         if config.ckpt_path is None:

@@ -46,8 +46,12 @@ class ConfigByName(ActionConfigFile):
         super().__call__(parser, cfg, yaml.safe_dump(_changed(self.before, settings), sort_keys=False), option_string)
 
 
-def find_config(name: str) -> Path:
-    """Returns the file that --config means.
+def find_config(name: str, flag: str = "--config") -> Path:
+    """Returns the file that a flag means.
+
+    Args:
+        name: of a file in configs/, or a path.
+        flag: --config, or one that takes a file of problems.
 
     Raises:
         InvalidInputError: there is none; the message lists the available ones.
@@ -56,10 +60,10 @@ def find_config(name: str) -> Path:
         if (folder / name).is_file() and (folder == Path() or "/" not in name):
             return folder / name
     known = sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("[!.]*.yaml")})
-    known = [stem for stem in known if not stem.endswith("_problems")]
+    known = [stem for stem in known if stem.endswith("_problems") == (flag != "--config")]
     raise InvalidInputError(
-        f"--config is {name[:80]}, which is no file: give one, or a name from below.",
-        f"--config {', '.join(known)} (.yaml)",
+        f"{flag} is {name[:80]}, which is no file: give one, or a name from below.",
+        f"{flag} {', '.join(known)} (.yaml)",
     )
 
 

@@ -12,7 +12,8 @@ from lightning_l2l.errors import InvalidInputError, first_line
 MOST_BYTES = 10_000_000  # of a file
 MOST_VALUES = 100_000  # of a text, with every alias written out
 DEEPEST = 50  # mappings and lists inside one another
-NO_NUMBER = re.compile(r"[-+]?\d{19,}|\.(nan|NaN|NAN)")
+NO_NUMBER = re.compile(r"[-+]?\d{20,}|\.(nan|NaN|NAN)")
+WHOLE = re.compile(r"[-+]?\d{19}")
 PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -79,7 +80,7 @@ def _wrong(text: str) -> str:
         elif isinstance(event, yaml.ScalarEvent):
             count += 1
             sizes[event.anchor or ""] = 1
-            if event.implicit[0] and NO_NUMBER.fullmatch(event.value):
+            if event.implicit[0] and _is_no_number(event.value):
                 return f"has {event.value[:40]} in line {event.start_mark.line + 1}: give a number within 64 bits"
             if "&" in event.value and "*" in event.value and event.value != text:  # a setting's text is YAML, too
                 check_yaml(event.value, "a text in it")
@@ -88,6 +89,11 @@ def _wrong(text: str) -> str:
         if len(opened) > DEEPEST:
             return f"is nested more than {DEEPEST} levels deep: write it flatter"
     return ""
+
+
+def _is_no_number(text: str) -> bool:
+    """Whether a text means NaN, or a whole number of more than 64 bits."""
+    return bool(NO_NUMBER.fullmatch(text)) or (bool(WHOLE.fullmatch(text)) and abs(int(text)) >= 2**63)
 
 
 def _repeated(text: str) -> str:

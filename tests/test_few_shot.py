@@ -286,6 +286,13 @@ def test_bad_files_get_one_sentence(changes, words):
     assert words in str(error.value)
 
 
+def test_images_that_are_not_turned_need_not_be_square():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16 * 17, 3))
+    data = few_shot(source=write("wide.npz", images=np.ones((108, 16, 17), np.uint8)), rotations="none", network=net)
+    data.setup()
+    assert data.examples.images.shape[-2:] == (16, 17)
+
+
 def test_too_few_classes_for_three_parts_are_refused():
     labels = np.arange(108) // 27
     with pytest.raises(InvalidInputError, match=r"data.classes is null, but few.npz has 4 classes"):

@@ -29,7 +29,7 @@ from lightning_l2l.evaluation.tuning import with_settings
 from lightning_l2l.optimizees import MLP, ConvNet, EpisodeDataModule, ImageClassification, NeuralArt, Quadratics
 from lightning_l2l.pretrained import FOLDER, KEY, load_rule, names, save_rule
 from lightning_l2l.rules import CoordinatewiseLSTM, Grouped, UpdateRule
-from lightning_l2l.rules.files import read_safely
+from lightning_l2l.rules.files import read_rule, read_safely, write_rule
 from lightning_l2l.trained.export import TO_BE_WRITTEN, export
 from lightning_l2l.unroll import LAST, learning_curves
 
@@ -358,3 +358,17 @@ def test_bad_commands_get_one_sentence(fails):
     assert "model.rule.init_args.hidden_size is 4, but the checkpoint was trained with 20" in sentence
     write("bare.safetensors", {}, bias=torch.zeros(2))
     assert "bare.safetensors, in which" in fails("test", *tiny, "--ckpt_path=pretrained:bare.safetensors")
+
+
+def test_tied_weights_are_exported():
+    weight = torch.arange(3.0)
+    write_rule({"one": weight, "other": weight}, "tied.safetensors", {"class_path": LSTM, "init_args": {}})
+    _, tensors = read_rule("tied.safetensors")
+    assert torch.equal(tensors["one"], weight) and torch.equal(tensors["other"], weight)
+
+
+def test_a_command_with_a_lonely_quote_is_refused_before_anything_is_written(fails):
+    exported()
+    flags = ["--ckpt_path=run/checkpoints/best.ckpt", "--output=other.safetensors", "--command=fit # Tom's"]
+    assert "--command is fit # Tom's, which has a quote" in fails("export", *flags)
+    assert not Path("other.safetensors").exists()

@@ -1,6 +1,7 @@
 """What a race leaves behind: numbers, table, figure and files."""
 
 import csv
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -201,3 +202,7 @@ def test_variants_share_one_table_and_one_figure(tmp_path):
     table = results_table(races(30, 120), "quadratic")
     assert list(table.columns[0].cells)[2] == "[italic]longer: 3 episodes of 120 steps"
     assert len([axes for axes in curves_figure(races(30, 120, 5, 5), "quadratic").axes if axes.axison]) == 4
+
+
+def test_an_interval_of_losses_too_large_for_float64_is_nan():
+    assert math.isnan(half_width([1e200, 0.0, 1.0])) and math.isnan(half_width([1e308, 1e308]))

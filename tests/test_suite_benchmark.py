@@ -229,6 +229,8 @@ def test_wrong_rivals_and_problems_are_named_before_the_race(fitted, fails):
     flags = tiny("test", "--ckpt_path=best", "--benchmark.problems=mine_problems.yaml")
     assert "torch.optim.Nope" in fails(*flags, "--benchmark.rivals=[{optimizer: torch.optim.Nope}]")
     assert "benchmark.only has two" in fails(*flags, "--benchmark.only=[two]")
+    nowhere = "--benchmark.problems=nowhere.yaml"
+    assert "--benchmark.problems is nowhere.yaml, which is no file" in fails(*flags, nowhere)
     assert "batch_size is 0" in fails(
         *tiny("test", "--ckpt_path=best", f"--benchmark.problems={write('bad', {'one': problem(batch_size=0)})}")
     )

@@ -71,3 +71,9 @@ def test_numbers_are_some(number):
         check_yaml(f"b: 1\na: {number}", "a")
     check_yaml(f"a: '{number}'", "a")  # which is text
     check_yaml("a: " + "9" * 18, "a")
+
+
+def test_the_largest_number_of_64_bits_is_one():
+    check_yaml(f"a: {2**63 - 1}", "a")
+    with pytest.raises(InvalidInputError, match="within 64 bits"):
+        check_yaml(f"a: {2**63}", "a")

@@ -15,12 +15,15 @@ def half_width(values: Sequence[float]) -> float | None:
         values: n independent numbers, such as the losses of n episodes, or paired differences of them.
 
     Returns:
-        None for fewer than two values; NaN if one of them is not finite.
+        None for fewer than two values; NaN if one of them is not finite, or their squares are too large for float64.
     """
     from scipy.special import stdtrit  # here, since it is slow to import
 
     if (n := len(values)) < 2:
         return None
-    mean = math.fsum(values) / n if all(map(math.isfinite, values)) else math.nan
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    try:
+        mean = math.fsum(values) / n if all(map(math.isfinite, values)) else math.nan
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    except OverflowError:
+        return math.nan
     return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(n)

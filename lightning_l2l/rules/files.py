@@ -98,7 +98,10 @@ def save_rule(rule: UpdateRule, path: str | PathLike, settings: dict[str, Any], 
 
 def write_rule(tensors: dict[str, Tensor], path: str | PathLike, settings: dict[str, Any], data: str = "") -> None:
     """As ``save_rule``, for a rule's ``state_dict``."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # copies, since weights may be tied, which safetensors refuses
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
     header = {KEY: json.dumps(settings, sort_keys=True), DATA_KEY: data, VERSION_KEY: str(VERSION)}
     header[DIGEST_KEY] = digest_of(header, tensors)
     with replacing(Path(path)) as part:

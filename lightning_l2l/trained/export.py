@@ -78,10 +78,10 @@ def export(
         not_good_for: for the card: where it fails.
 
     Raises:
-        InvalidInputError: a checkpoint cannot be used, or does not fit the first, or the output has another suffix.
+        InvalidInputError: a checkpoint cannot be used, or does not fit the first, the output has another suffix, or the
+            command has a quote without its other.
     """
-    if output.suffix != ".safetensors":
-        raise InvalidInputError(f"--output is {output}: give it the ending .safetensors.")
+    _check(output, command)
     checkpoint, tensors = _read(ckpt_path, "--ckpt_path")
     settings = checkpoint["hyper_parameters"]["rule"]
     others = average_with or []
@@ -95,6 +95,15 @@ def export(
     card = _card(name, checkpoint, ckpt_path, others, rows, numbers, command, not_good_for)
     output.with_suffix(".md").write_text(card)
     print(f"Written: {output}, {numbers:,} numbers, and its card {output.with_suffix('.md')}")
+
+
+def _check(output: Path, command: str) -> None:
+    if output.suffix != ".safetensors":
+        raise InvalidInputError(f"--output is {output}: give it the ending .safetensors.")
+    try:
+        shlex.split(command)
+    except ValueError:
+        raise InvalidInputError(f"--command is {command}, which has a quote without its other: give both.") from None
 
 
 def _read(path: Path, flag: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -145,10 +145,10 @@ def with_rotations(images: LabelledImages, parts: Sequence[str]) -> LabelledImag
         parts: those that get further classes.
 
     Raises:
-        InvalidInputError: the images are not square.
+        InvalidInputError: images that are to be turned are not square.
     """
     height, width = images.images.shape[-2:]
-    if height != width:
+    if parts and height != width:
         raise InvalidInputError(
             f"data.rotations adds turned images, but those of {images.source} are {height} × {width}: set it to none, "
             "or give square images."

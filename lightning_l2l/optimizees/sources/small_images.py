@@ -119,7 +119,7 @@ def _has_files(name: Name, root: str) -> bool:
 
 
 def _fewer(images: LabelledImages, most: int) -> LabelledImages:
-    """The first images of each part, ``most`` in all; they lie in a random order."""
+    """The first images of each part, ``most`` in all."""
     share = min(1.0, most / sum(MOST.values()))
     ranges: dict[str, tuple[int, int]] = {}
     chosen: list[Tensor] = []
