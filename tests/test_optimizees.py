@@ -543,6 +543,6 @@ def test_an_epoch_that_is_cut_short_is_followed_by_a_whole_one():
     for _ in range(2):
         assert torch.equal(next(iter(loader)).theta, thetas[0])
     loader.load_state_dict({"position": 1})
-    assert loader.state_dict() == {"position": 1}
+    assert loader.state_dict() == {"position": 1, "processes": 1}
     assert [torch.equal(batch.theta, theta) for batch, theta in zip(loader, thetas[1:], strict=True)] == [True, True]
     assert len(list(loader)) == 3

@@ -118,6 +118,18 @@ def test_processes_share_the_batches_of_one():
         assert torch.equal(batch.value_and_grad(batch.theta, 1)[1], expected.value_and_grad(expected.theta, 1)[1])
 
 
+def test_a_loader_does_not_resume_inside_an_epoch_of_other_processes():
+    two, one = suite(), suite()
+    two.trainer, one.trainer = (SimpleNamespace(world_size=n, global_rank=0, current_epoch=0) for n in (2, 1))
+    loader, other = two.train_dataloader(), one.train_dataloader()
+    iterator = iter(loader)
+    next(iterator)
+    with pytest.raises(InvalidInputError, match="1 processes, but the checkpoint was written inside an epoch of 2"):
+        other.load_state_dict(loader.state_dict())
+    other.load_state_dict(loader.state_dict() | {"position": 0})
+    two.train_dataloader().load_state_dict(loader.state_dict())
+
+
 def test_an_item_of_a_loader_stands_for_a_batch():
     data = suite()
     loaders = data.train_dataloader(), data.predict_dataloader()

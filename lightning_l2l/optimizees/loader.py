@@ -6,6 +6,7 @@ from itertools import islice
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_l2l.episodes import Episodes
+from lightning_l2l.errors import InvalidInputError
 
 
 class EpisodeLoader(DataLoader):
@@ -38,9 +39,24 @@ class EpisodeLoader(DataLoader):
         return min(max(own - before, 0), here) / here
 
     def state_dict(self) -> dict[str, int]:
-        """What a checkpoint keeps: the number of batches yielded; 0 after the end of an epoch."""
-        return {"position": self.position % len(self)}
+        """What a checkpoint keeps: the number of batches yielded by each process; 0 after the end of an epoch."""
+        return {"position": self.position % len(self), "processes": self.processes}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Resumes after that many batches."""
-        self.position = self.resume_at = state_dict["position"]
+        """Resumes after that many batches.
+
+        Raises:
+            InvalidInputError: they were drawn by another number of processes.
+        """
+        position, processes = state_dict["position"], state_dict.get("processes", self.processes)
+        if position and processes != self.processes:
+            raise InvalidInputError(
+                f"trainer.devices gives {self.processes} processes, but the checkpoint was written inside an epoch of "
+                f"{processes}: give that many."
+            )
+        self.position = self.resume_at = position
+
+    @property
+    def processes(self) -> int:
+        """How many processes share the episodes."""
+        return self.sampler.num_replicas if isinstance(self.sampler, DistributedSampler) else 1
