@@ -164,8 +164,8 @@ class HyperparameterMetrics(Callback):
         if monitor not in metrics:
             logged = ", ".join(metrics) or "nothing"
             raise InvalidInputError(
-                f"model is {type(pl_module).__name__}, whose validation_step logged {logged} but not {monitor}, by "
-                "which its best checkpoint is chosen: log that there, or give the class an attribute monitor."
+                f"model is {type(pl_module).__name__}, which logged {logged} but not {monitor}, by which its best "
+                "checkpoint is chosen: log that in validation_step, or give the class an attribute monitor."
             )
         loss = metrics[monitor].item()
         self.best = min(self.best, loss) if loss == loss else self.best

@@ -287,6 +287,7 @@ class LearnedOptimizer(WatchedOptimizer):
         return ((self._units.stepper(unit, self.state), self.state[unit.first], unit.params) for unit in stepped)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._all_units()  # follows what groups were given by hand
         return super().__getstate__() | {name: self.__dict__[name] for name in ("skipped_steps", "_units")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

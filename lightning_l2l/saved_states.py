@@ -65,8 +65,12 @@ def fitting(
             raise ValueError(f"loaded state dict has a state of each parameter, but rule {unit.rule} keeps one for all")
         if (found := loaded["state"].get(numbers[0])) is not None:
             shapes = [loaded.get("shapes", {}).get(number) for number in numbers]
-            # a rule that keeps nothing has begun all the same
-            states[unit.first] = adopted(unit, found, shapes, of, state) if found else {}
+            if found:
+                states[unit.first] = adopted(unit, found, shapes, of, state)
+            elif not of.stepper(unit, state).init(
+                flat(unit.params)
+            ):  # a rule that keeps nothing has begun all the same
+                states[unit.first] = {}
     kept = {key: value for key, value in loaded["state"].items() if key not in number_of.values()}
     named = [{**group, "rule": own["rule"]} for group, own in zip(theirs, groups, strict=True)]
     return {**loaded, "state": kept, "param_groups": named}, states

@@ -127,7 +127,6 @@ class Units:
         units = Units(self.bfloat16_state)
         units.rules, units.to_start = self.rules, self.to_start
         for group in groups:
-            group["rule"] = units.register(group["rule"])
             units._rule_of |= units.rules.assign(group)
         return units
 

@@ -93,7 +93,7 @@ def _wrong(text: str) -> str:
 
 def _is_no_number(text: str) -> bool:
     """Whether a text means NaN, or a whole number of more than 64 bits."""
-    return bool(NO_NUMBER.fullmatch(text)) or (bool(WHOLE.fullmatch(text)) and abs(int(text)) >= 2**63)
+    return bool(NO_NUMBER.fullmatch(text)) or (bool(WHOLE.fullmatch(text)) and not -(2**63) <= int(text) < 2**63)
 
 
 def _repeated(text: str) -> str:

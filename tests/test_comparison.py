@@ -262,15 +262,21 @@ def test_a_rule_whose_source_nobody_can_find_keeps_nothing():
 
 
 @pytest.mark.parametrize(
-    "form", ["from .helper import F", "from . import helper", "import mine_{n}.helper", "from mine_{n}.helper import F"]
+    "form",
+    [
+        *("from .helper import F", "from . import helper", "import mine_{n}.helper", "from mine_{n}.helper import F"),
+        *("from .inner import F", "from mine_{n} import inner"),
+    ],
 )
-def test_a_change_in_a_file_beside_a_baseline_makes_it_run_again(form, monkeypatch, tmp_path, request):
+def test_a_change_in_a_file_beside_a_baseline_makes_it_run_again(form, monkeypatch, tmp_path):
     name = f"mine_{abs(hash(form))}"
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").touch()
     helper = tmp_path / name / "helper.py"
     helper.write_text("F = 1\n")
+    (tmp_path / name / "inner").mkdir()
+    (tmp_path / name / "inner" / "__init__.py").write_text("from ..helper import F\n")
     rule = f"{form.replace('mine_{n}', name)}\nimport copy\nfrom lightning_l2l.rules import SGD\n"
     (tmp_path / name / "rule.py").write_text(f"{rule}class Mine(SGD):\n    pass\n")
     mine = Contestant("a", "baseline", importlib.import_module(f"{name}.rule").Mine())

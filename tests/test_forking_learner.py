@@ -123,4 +123,4 @@ def test_a_learner_has_its_own_defaults_and_weights():
 
 def test_a_learner_that_does_not_log_what_it_monitors_is_named(fails):
     sentence = fails("fit", *given("NoMetric"))
-    assert "model is NoMetric, whose validation_step logged" in sentence and "but not val/meta_loss" in sentence
+    assert "model is NoMetric, which logged" in sentence and "but not val/meta_loss" in sentence

@@ -74,16 +74,21 @@ def test_parameters_stepped_together_keep_the_finest_type():
     assert 0 < 1 - large.item() < 2e-9
 
 
-def test_a_copy_knows_a_rule_given_by_hand():
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_copy_knows_a_rule_given_by_hand(before):
     p = torch.ones(2, requires_grad=True)
     optimizer = LearnedOptimizer([p], "mnist")
+    p.grad = torch.ones(2)
+    for _ in range(before):
+        optimizer.step()
     optimizer.param_groups[0]["rule"] = "quadratic"
     other = copy.deepcopy(optimizer)
     q = other.param_groups[0]["params"][0]
-    p.grad, q.grad = torch.ones(2), torch.ones(2)
-    optimizer.step()
-    other.step()
-    assert torch.equal(p, q) and not torch.equal(p, torch.ones(2))
+    q.grad = torch.ones(2)
+    for _ in range(2):
+        optimizer.step()
+        other.step()
+        assert torch.equal(p, q) and not torch.equal(p, torch.ones(2))
 
 
 def test_a_group_that_is_gone_is_not_taken_for_a_new_one():

@@ -15,6 +15,7 @@ from lightning_l2l.extras import learn2learn
 from lightning_l2l.meta_gradients import Exact, FirstOrder, Linearized
 from lightning_l2l.rules import (
     SGD,
+    Adam,
     AdamController,
     CoordinatewiseLSTM,
     Grouped,
@@ -172,6 +173,16 @@ def test_a_rule_that_keeps_nothing_goes_on_where_it_was(make):
         p(torch.ones(2, 3)).square().mean().backward()
         one.step()
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), other.parameters(), strict=True))
+
+
+def test_a_state_that_was_only_looked_at_has_not_begun():
+    p, q = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    optimizer, other = (LearnedOptimizer([one], LearnedStart(Adam(0.1))) for one in (p, q))
+    assert optimizer.state[p] == {}
+    other.load_state_dict(optimizer.state_dict())
+    q.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match="call start"):
+        other.step()
 
 
 def test_a_state_of_the_controller_goes_on_where_it_was():

@@ -206,3 +206,4 @@ def test_variants_share_one_table_and_one_figure(tmp_path):
 
 def test_an_interval_of_losses_too_large_for_float64_is_nan():
     assert math.isnan(half_width([1e200, 0.0, 1.0])) and math.isnan(half_width([1e308, 1e308]))
+    assert math.isnan(half_width([1e154, -1e154, 1e154]))

@@ -174,6 +174,7 @@ def test_a_batch_draws_the_same_numbers_whatever_was_drawn_before(hook):
     numbers, trainer = RandomNumbers(), SimpleNamespace(global_rank=0)
     drawn = []
     for batch in (0, 0, 1):
+        numbers.setup(trainer, None, "test")  # again for each variant
         getattr(numbers, hook)(trainer, None, None, batch, 0)
         drawn.append(torch.rand(9))
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])

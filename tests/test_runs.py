@@ -80,3 +80,4 @@ def test_a_name_given_in_any_form_is_on_the_command_line(flag, apart):
     arguments = [flag, value] if apart else [f"{flag}={value}"]
     assert on_command_line("name", ["fit", *arguments, "--trainer.max_epochs", "3"])
     assert not on_command_line("version", ["fit", *arguments, "--trainer.max_epochs", "3"])
+    assert not on_command_line("version", ["fit", *arguments, "--comparison.results=version"])

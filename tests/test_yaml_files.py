@@ -74,6 +74,6 @@ def test_numbers_are_some(number):
 
 
 def test_the_largest_number_of_64_bits_is_one():
-    check_yaml(f"a: {2**63 - 1}", "a")
+    check_yaml(f"a: {2**63 - 1}\nb: {-(2**63)}", "a")
     with pytest.raises(InvalidInputError, match="within 64 bits"):
         check_yaml(f"a: {2**63}", "a")

@@ -26,4 +26,5 @@ def half_width(values: Sequence[float]) -> float | None:
         deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
     except OverflowError:
         return math.nan
-    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(n)
+    return half if math.isfinite(half) else math.nan

@@ -55,7 +55,7 @@ class Predictions(Callback):
         """Writes the files of a batch."""
         theta, losses = outputs
         loader: Any = trainer.predict_dataloaders
-        size = loader.episodes_per_item
+        size = getattr(loader, "episodes_per_item", 1)  # a fork's loader may be any
         count = len(loader.dataset) * size
         # items are distributed over processes in turn; the first ones repeat if they do not divide evenly
         places = [divmod(self.done + n, size) for n in range(len(theta))]

@@ -53,7 +53,7 @@ def source_of(*objects: object) -> str | None:
         files |= _with_imports(file for file in files if not file.is_relative_to(OWN))
         files |= {Path(inspect.getfile(one)) for one in (unroll, tuning)}
         digests = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
-    except (OSError, TypeError, SyntaxError):
+    except (OSError, TypeError, SyntaxError, IndexError):  # the last of an import that leaves all folders
         return None
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
@@ -73,7 +73,7 @@ def _with_imports(files: Iterable[Path]) -> set[Path]:
 def _imports(file: Path, source: bytes) -> frozenset[Path]:
     """The modules that a source file imports, anywhere in it: the package's and those that nobody installed.
 
-    Packages do not count, since they only gather their modules.
+    The package's own packages do not count, since they only gather their modules.
     """
     found: set[Path] = set()
     for node in ast.walk(ast.parse(source)):
@@ -83,18 +83,28 @@ def _imports(file: Path, source: bytes) -> frozenset[Path]:
             module = node.module or ""
             names = [module, *(f"{module}.{alias.name}".lstrip(".") for alias in node.names)]
             found |= _modules(names, [file.parents[node.level - 1]] if node.level else _own_roots())
-    return frozenset(path for path in found if path.is_relative_to(PACKAGE) or not _is_installed(path))
+    return frozenset(filter(_is_followed, found))
 
 
 def _modules(names: Iterable[str], roots: Iterable[Path]) -> set[Path]:
     """The files of modules, each in the first folder that has it."""
-    paths = {name: [root.joinpath(*name.split(".")).with_suffix(".py") for root in roots] for name in names if name}
-    return {path for found in paths.values() for path in found if path.is_file()}
+    found: set[Path] = set()
+    for name in filter(None, names):
+        places = [root.joinpath(*name.split(".")) for root in roots]
+        files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+        found.update(next(([file] for file in files if file.is_file()), []))
+    return found
 
 
 def _own_roots() -> list[Path]:
     """The folders in which absolute imports find modules that may be edited."""
     return [PACKAGE.parent, *(path for entry in sys.path if not _is_installed(path := Path(entry).absolute()))]
+
+
+def _is_followed(file: Path) -> bool:
+    if file.is_relative_to(PACKAGE):
+        return file.name != "__init__.py"
+    return not _is_installed(file)
 
 
 def _is_installed(path: Path) -> bool:

@@ -51,8 +51,8 @@ class EpisodeLoader(DataLoader):
         position, processes = state_dict["position"], state_dict.get("processes", self.processes)
         if position and processes != self.processes:
             raise InvalidInputError(
-                f"trainer.devices gives {self.processes} processes, but the checkpoint was written inside an epoch of "
-                f"{processes}: give that many."
+                f"trainer.devices gives {self.processes} in all, but the checkpoint was written inside an epoch that "
+                f"{processes} shared: give as many."
             )
         self.position = self.resume_at = position
 

@@ -213,7 +213,8 @@ def _rows_of(path: Path, tensors: dict[str, Tensor]) -> list[dict[str, str]]:
         return []
     with results.open() as file:
         rows = list(csv.DictReader(file))
-    if (tested := rows[0].get("weights")) and tested != digest(tensors):  # files of an earlier version do not say
+    tested = rows[0].get("weights") if rows else None  # files of an earlier version do not say
+    if tested and tested != digest(tensors):
         print(f"The last test in {results.parent} was of other weights: the card has no results.")
         return []
     return [row for row in rows if row["variant"] == rows[0]["variant"]]

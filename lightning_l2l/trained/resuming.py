@@ -1,4 +1,4 @@
-"""What holds when a run goes on from a checkpoint, or tests one: its data, its optimizers, and the callbacks' flags."""
+"""What holds when a run goes on from a checkpoint, or tests one: its data, optimizers, patience and random numbers."""
 
 import copy
 from contextlib import suppress
@@ -97,11 +97,11 @@ class RandomNumbers(Callback):
     """Seeds torch's generators for each batch, so that a resumed run draws the same numbers, as for dropout."""
 
     def __init__(self) -> None:
-        self.seed = 0
+        self.seed: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Notes the seed of the command."""
-        self.seed = torch.initial_seed()
+        """Notes the seed of the command, before any batch has set another."""
+        self.seed = torch.initial_seed() if self.seed is None else self.seed
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Seeds a meta-batch."""

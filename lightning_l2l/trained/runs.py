@@ -71,7 +71,9 @@ def continue_run(checkpoint: Path, logger: Namespace, arguments: Sequence[str]) 
 def on_command_line(key: str, arguments: Sequence[str]) -> bool:
     """Whether a flag sets this key of the logger."""
     flag = re.compile(rf"--trainer\.logger(\.init_args)?(\.{key}(=.*)?|=.*\b{key}\b.*)", re.DOTALL)
-    apart = [f"{one}={value}" for one, value in pairwise(arguments)]  # a flag and its value as two arguments
+    apart = [
+        f"{one}={value}" for one, value in pairwise(arguments) if "=" not in one
+    ]  # a flag and its value as two arguments
     return any(flag.fullmatch(argument) for argument in (*arguments, *apart))
 
 

@@ -183,7 +183,8 @@ class LastCheckpoint(RelocatableCheckpoint):
                 epochs[part]["processed"] += 1
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] += self.due == "epoch"
         for loader in loops["state_dict"].get("combined_loader", ()):  # limit_train_batches may end an epoch early
-            loader["position"] %= trainer.num_training_batches
+            if "position" in loader:  # an EpisodeLoader's
+                loader["position"] %= trainer.num_training_batches
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

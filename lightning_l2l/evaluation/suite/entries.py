@@ -56,7 +56,7 @@ class Entry:
         return np.array([at_best_validation(record[:, 2], record[:, 3]) for record in self.records[problem]])
 
     def seconds(self, problem: str) -> float:
-        """CPU seconds of a run, the median over seeds whose losses stayed finite; NaN if there are none."""
+        """CPU seconds of a run, the median over seeds that took all steps; NaN if none did."""
         seconds = self.records[problem][:, -1, 5]
         return float(np.median(whole)) if len(whole := seconds[np.isfinite(seconds)]) else float("nan")
 
