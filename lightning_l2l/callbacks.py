@@ -12,7 +12,7 @@ from lightning_l2l.errors import InvalidInputError, require_share
 from lightning_l2l.interrupts import Interrupt
 from lightning_l2l.learners.base import check, monitor_of
 from lightning_l2l.tensorboard import has_tensorboard
-from lightning_l2l.trained.resuming import FittingOptimizers, GivenFlags, RandomNumbers, SameData, SpentPatience
+from lightning_l2l.trained.resuming import FittingOptimizers, RandomNumbers, SameData, SpentPatience
 from lightning_l2l.trained.saving import BestCheckpoint, LastCheckpoint
 
 __all__ = [  # with those that configs name by this module
@@ -28,7 +28,7 @@ __all__ = [  # with those that configs name by this module
 
 def own_callbacks(progress: bool = True) -> list[Callback]:
     """Those of every run that have no settings; a progress bar among them, unless it is not wanted."""
-    resuming: list[Callback] = [SameData(), FittingOptimizers(), GivenFlags(), SpentPatience(), RandomNumbers()]
+    resuming: list[Callback] = [SameData(), FittingOptimizers(), SpentPatience(), RandomNumbers()]
     shown: list[Callback] = [MetaProgressBar()] if progress else []
     return [*resuming, LastCheckpoint(), Interrupt(), *shown, HyperparameterMetrics()]
 

@@ -43,6 +43,12 @@ def require_share(key: str, value: float) -> None:
         raise InvalidInputError(f"{key} is {value}: give 0 or more, and less than 1.")
 
 
+def require_suffix(key: str, path: Path, suffix: str) -> None:
+    """Raises ``InvalidInputError`` unless a file's name ends with a suffix."""
+    if path.suffix != suffix:
+        raise InvalidInputError(f"{key} is {path}: give it the ending {suffix}.")
+
+
 def require_inside(key: str, value: str) -> None:
     """Raises ``InvalidInputError`` unless a setting names a folder inside the run's."""
     if Path(value).is_absolute() or ".." in Path(value).parts:

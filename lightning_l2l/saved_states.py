@@ -67,10 +67,8 @@ def fitting(
             shapes = [loaded.get("shapes", {}).get(number) for number in numbers]
             if found:
                 states[unit.first] = adopted(unit, found, shapes, of, state)
-            elif not of.stepper(unit, state).init(
-                flat(unit.params)
-            ):  # a rule that keeps nothing has begun all the same
-                states[unit.first] = {}
+            elif not of.stepper(unit, state).init(flat(unit.params)):
+                states[unit.first] = {}  # a rule that keeps nothing has begun all the same
     kept = {key: value for key, value in loaded["state"].items() if key not in number_of.values()}
     named = [{**group, "rule": own["rule"]} for group, own in zip(theirs, groups, strict=True)]
     return {**loaded, "state": kept, "param_groups": named}, states

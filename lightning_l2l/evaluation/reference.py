@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lightning_l2l.episodes import Episodes
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import require_suffix
 from lightning_l2l.evaluation.tuning import RATE, with_settings
 from lightning_l2l.optimizees import Suite
 from lightning_l2l.rules import Adam
@@ -32,8 +32,7 @@ def write_reference(suite: Suite, output: Path, progress: Callable[[str], object
     Raises:
         InvalidInputError: the output has another suffix.
     """
-    if output.suffix != ".npz":
-        raise InvalidInputError(f"--output is {output}: give it the ending .npz.")
+    require_suffix("--output", output, ".npz")
     steps = np.unique(np.geomspace(1, suite.horizon, POINTS).round().astype(np.int64))
     losses = []
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_l2l.errors import InvalidInputError
+from lightning_l2l.errors import InvalidInputError, require_suffix
 from lightning_l2l.evaluation.markdown_table import markdown_table
 from lightning_l2l.evaluation.results import NUMBERS
 from lightning_l2l.parser import OneSentenceParser
@@ -81,7 +81,8 @@ def export(
         InvalidInputError: a checkpoint cannot be used, or does not fit the first, the output has another suffix, or the
             command has a quote without its other.
     """
-    _check(output, command)
+    require_suffix("--output", output, ".safetensors")
+    _check_quotes(command)
     checkpoint, tensors = _read(ckpt_path, "--ckpt_path")
     settings = checkpoint["hyper_parameters"]["rule"]
     others = average_with or []
@@ -97,9 +98,7 @@ def export(
     print(f"Written: {output}, {numbers:,} numbers, and its card {output.with_suffix('.md')}")
 
 
-def _check(output: Path, command: str) -> None:
-    if output.suffix != ".safetensors":
-        raise InvalidInputError(f"--output is {output}: give it the ending .safetensors.")
+def _check_quotes(command: str) -> None:
     try:
         shlex.split(command)
     except ValueError:

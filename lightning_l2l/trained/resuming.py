@@ -62,22 +62,18 @@ class SameData(Callback):
         checkpoint[KEPT] = self.own
 
 
-class GivenFlags(Callback):
-    """Lets the patience given to a resumed run win over the one that its checkpoint has kept."""
+class SpentPatience(Callback):
+    """Says when the patience of ``EarlyStopping`` is over, and ends a run at once that is resumed then.
+
+    The patience given to a resumed run, which may be more, wins over the one that its checkpoint has kept.
+    """
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Replaces it in the state of ``EarlyStopping``, before any callback loads its own."""
+        """Replaces the kept patience, before ``EarlyStopping`` loads its state."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             state = checkpoint["callbacks"].get(callback.state_key)
             if isinstance(callback, EarlyStopping) and isinstance(state, dict):
                 state["patience"] = callback.patience
-
-
-class SpentPatience(Callback):
-    """Says when the patience of ``EarlyStopping`` is over, and ends a run at once that is resumed then.
-
-    A flag may give it more patience.
-    """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compares the validations in vain with the patience."""

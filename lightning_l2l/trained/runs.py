@@ -71,9 +71,8 @@ def continue_run(checkpoint: Path, logger: Namespace, arguments: Sequence[str]) 
 def on_command_line(key: str, arguments: Sequence[str]) -> bool:
     """Whether a flag sets this key of the logger."""
     flag = re.compile(rf"--trainer\.logger(\.init_args)?(\.{key}(=.*)?|=.*\b{key}\b.*)", re.DOTALL)
-    apart = [
-        f"{one}={value}" for one, value in pairwise(arguments) if "=" not in one
-    ]  # a flag and its value as two arguments
+    # a flag and its value may be two arguments
+    apart = [f"{one}={value}" for one, value in pairwise(arguments) if "=" not in one]
     return any(flag.fullmatch(argument) for argument in (*arguments, *apart))
 
 

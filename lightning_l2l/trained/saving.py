@@ -53,9 +53,10 @@ class WholeCheckpoints(TorchCheckpointIO):
             self._check(part)
 
     def _check(self, file: Path) -> None:
+        if self.readable:
+            return
         try:
-            if not self.readable:
-                torch.load(file, map_location="cpu", weights_only=True)
+            torch.load(file, map_location="cpu", weights_only=True)
         except UnpicklingError as error:
             named = re.search(r"GLOBAL (\S+)", str(error))
             what = named[1] if named else "an object"
